@@ -1,0 +1,515 @@
+"""Text, lines and ids: tokenizers, snippets cut into lines that can take a thought, packing, corpora.
+
+A snippet is what is given (s_0) and L lines a_0 … a_{L-1}. Before each line the model either writes the expert's next token (<act>) or a comment
+at the same indentation (<think>), and after the comment a newline and that indentation again:
+
+    … :|\\n   | return| x                        <act>:    the decision is the token ` return`
+    … :|\\n   | #| the| sum|\\n   | return| x     <think>:  the decision is the token ` #`
+
+Both branches share `\\n   `, so the decision is one token, and so is the choice of form: ` #` where the tokenizer joins one blank to what follows it,
+`#` in column 0. A thought is inserted between tokens of the canonical encoding (that of the whole text), and only where the encoding
+of the text with a comment in it is again the ids put together: a probe comment before each line decides. Token ids are the record; nothing is
+decoded and encoded again.
+
+Tokenizers in the manner of Llama 3 and Qwen join a newline to the punctuation before it (`:\\n`). There s_0 ends one token earlier,
+before the `:\\n`, because a prefix of the text is not always a prefix of its ids.
+
+Letters: B rows, T tokens, L lines.
+"""
+import ast
+import base64
+import dataclasses
+import inspect
+import io
+import json
+import pathlib
+import random
+import sysconfig
+import tokenize
+import warnings
+
+import numpy as np
+import tiktoken
+import torch
+from tqdm import tqdm
+
+from config import UserError
+
+# GPT-2's pattern without English contractions, and with single digits: ` ?` joins one blank to the word, digit or punctuation after
+# it, a newline joins the blanks after it except the last.   Example: "if a:\n    b = 12" -> if| a|:|\n   | b| =| 1|2
+PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+PROMPT, CODE, THOUGHT = 0, 1, 2      # kinds of token; padding is -1
+
+
+# ---------------------------------------------------------------------------------------------------------------- tokenizers
+
+@dataclasses.dataclass
+class Tokenizer:
+    enc: tiktoken.Encoding
+    eos: int                 # id of the end-of-text token
+    thought_ids: list        # tokens whose text, leading blanks dropped, begins with '#' (and holds no newline): one of them starts a thought
+    stop_ids: list           # tokens that contain '\n' or '\r', and eos: they end a thought
+    nbytes: np.ndarray       # (V,) length of each token in bytes; 0 for special tokens. V is the size of the embedding
+    marks: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)     # cache of `mark`
+
+    def encode(self, text):
+        """Ids of text. Special tokens in it are ordinary text. Bytes that the vocabulary lacks are dropped (see gguf_tokenizer)."""
+        ids = self.enc.encode_ordinary(text)
+        return ids if self.enc.n_vocab == len(self.nbytes) else [i for i in ids if i < len(self.nbytes)]
+
+    def decode(self, ids):
+        """Text of ids. Special tokens are rendered as '', broken UTF-8 as U+FFFD."""
+        return self.enc.decode_bytes([i for i in ids if self.nbytes[i]]).decode("utf-8", errors="replace")
+
+    @property
+    def vocab_size(self):
+        """Size of the embedding."""
+        return len(self.nbytes)
+
+
+def make_tokenizer(enc, eos, vocab_size=None):
+    """A Tokenizer around a tiktoken encoding. eos: the id of its end-of-text token. vocab_size: the encoding's if None."""
+    nbytes = np.zeros(vocab_size or enc.n_vocab, dtype=np.int64)
+    thought, stop = [], [eos]
+    for token in enc.token_byte_values():
+        i = enc.encode_single_token(token)
+        if i >= len(nbytes):
+            continue
+        nbytes[i] = len(token)
+        if b"\n" in token or b"\r" in token:
+            stop.append(i)
+        elif token.lstrip(b" ").startswith(b"#"):
+            thought.append(i)
+    return Tokenizer(enc, eos, sorted(thought), sorted(set(stop)), nbytes)
+
+
+def encoding(ranks, pattern=PATTERN):
+    return tiktoken.Encoding("ra3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
+
+
+def train_tokenizer(texts, vocab_size, pattern=PATTERN):
+    """Byte-level BPE on `texts` -> Tokenizer with at most vocab_size ids, eos last. Deterministic.
+
+    The first merge is always ` #`, so that the decision to think is one token at any indentation.
+    Raises UserError if vocab_size has no room for the 256 bytes, ` #` and eos.
+    """
+    if vocab_size < 258:
+        raise UserError(f"vocab_size={vocab_size}: expected at least 258 (256 bytes, ' #' and the end of text)")
+    import regex
+    count = {}
+    for text in texts:
+        for word in regex.findall(pattern, text):
+            count[word] = count.get(word, 0) + 1
+    ranks = {bytes([i]): i for i in range(256)}
+    words = [([bytes([b]) for b in w.encode()], n) for w, n in sorted(count.items())]
+    pairs, where = {}, {}                                    # pair -> its count, pair -> the words that may hold it
+
+    def add(w, sign):
+        parts, n = words[w]
+        for pair in zip(parts, parts[1:]):
+            pairs[pair] = pairs.get(pair, 0) + sign * n
+            where.setdefault(pair, set()).add(w)
+
+    for w in range(len(words)):
+        add(w, 1)
+    best = (b" ", b"#")
+    while len(ranks) < vocab_size - 1:
+        ranks[best[0] + best[1]] = len(ranks)
+        for w in sorted(where.pop(best, ())):
+            add(w, -1)
+            parts, i = words[w][0], 0
+            while i < len(parts) - 1:
+                if (parts[i], parts[i + 1]) == best:
+                    parts[i:i + 2] = [best[0] + best[1]]
+                i += 1
+            add(w, 1)
+        pairs.pop(best, None)
+        # two pairs may spell the same token (a|bc, ab|c): the second has a rank already
+        best = max((p for p in pairs if pairs[p] > 1 and p[0] + p[1] not in ranks), key=lambda p: (pairs[p], p), default=None)
+        if best is None:
+            break
+    return make_tokenizer(encoding(ranks, pattern), len(ranks))
+
+
+def save_tokenizer(tok, path):
+    """Write the ranks of a trained tokenizer: a line a token, base64, a blank, the rank. eos is the id after the last."""
+    with open(path, "w", encoding="ascii") as f:
+        for token in tok.enc.token_byte_values():
+            rank = tok.enc.encode_single_token(token)
+            if rank != tok.eos:
+                f.write(f"{base64.b64encode(token).decode()} {rank}\n")
+
+
+def load_tokenizer(path):
+    """The Tokenizer that `save_tokenizer` wrote. Raises UserError if the file is missing or is something else."""
+    try:
+        with open(path, encoding="ascii") as f:
+            pairs = [line.split() for line in f]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+        if len(ranks) < 256 or sorted(ranks.values()) != list(range(len(ranks))):
+            raise ValueError
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: expected a tokenizer (a line a token: base64, blank, rank), found "
+                        f"{'no such file' if isinstance(e, FileNotFoundError) else 'something else'}; run --stage pretrain to make one") from None
+    return make_tokenizer(encoding(ranks), len(ranks))
+
+
+# How the tokenizers of GGUF files split text before merging. SmolLM2 splits off single digits first and GPT-2's pattern sees the rest
+# piece by piece: blanks before a digit are the end of their piece and stay whole, others leave their last one to the word after them.
+GGUF_PATTERNS = {
+    "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
+    "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+
+def gguf_tokenizer(path):
+    """The Tokenizer whose vocabulary is in a GGUF file (package `gguf`); eos is the text's end, `<|endoftext|>` where there is one.
+
+    tiktoken merges the pair whose *result* has the lowest id, byte-level BPE the pair that comes first in the list of merges: the same
+    where the results' ids rise along the list, which is checked. Bytes that the vocabulary lacks (SmolLM2: 13 that UTF-8 never has, some control
+    characters, the leads of unassigned planes) get ids above it, and `encode` drops them, as other implementations do.
+    Raises UserError for a file that holds no such vocabulary.
+    """
+    from model import open_gguf
+    meta = open_gguf(path)[0]
+    kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or pre not in GGUF_PATTERNS:
+        raise UserError(f"{path}: its tokenizer is {kind!r} ({pre!r}); expected byte-level BPE, one of {', '.join(GGUF_PATTERNS)}")
+    tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
+    shown = [b for b in range(256) if chr(b).isprintable() and not chr(b).isspace() and b != 0xAD]      # bytes that stand for themselves
+    byte = {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in shown)}
+    ranks = {bytes(byte[c] for c in t): i for i, t in enumerate(tokens) if types[i] == 1}               # 1: a normal token
+    special = {t: i for i, t in enumerate(tokens) if types[i] != 1}
+    made = [ranks.get(bytes(byte[c] for c in merge.replace(" ", "")), -1) for merge in meta["tokenizer.ggml.merges"]]
+    if any(a >= b for a, b in zip([-1] + made, made)):
+        raise UserError(f"{path}: the ids of its tokens do not rise along its list of merges; such a vocabulary cannot be read")
+    missing = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
+    ranks |= {b: len(tokens) + n for n, b in enumerate(missing)}
+    enc = tiktoken.Encoding(f"gguf-{pre}", pat_str=GGUF_PATTERNS[pre], mergeable_ranks=ranks, special_tokens=special)
+    return make_tokenizer(enc, special.get("<|endoftext|>", meta.get("tokenizer.ggml.eos_token_id")), len(tokens))
+
+
+# ---------------------------------------------------------------------------------------------------------------- snippets
+
+@dataclasses.dataclass
+class Snippet:
+    ids: list        # the canonical encoding of the text, then eos
+    prompt: int      # ids[:prompt] is s_0, what is given: it ends where a line ends, its newline not included
+    first: list      # (L,) index in ids of the first token of line t's content, where <act> or <think> is decided; ids[prompt:first[0]] is newline + indentation
+    sep: list        # (L,) ids of "\n" + indentation, which stand between a thought and line t: ids[:first[t]] + thought + sep[t] + ids[first[t]:]
+    name: str = ""
+
+    # Line t is ids[first[t]:first[t+1]]: content, newline, indentation of the next line. The last one runs to the end and includes eos.
+
+
+def statements(text):
+    """Character offsets at which statements (logical lines) begin, where only blanks stand before them on their line.
+
+    Example: "x = [1,\\n  2]; y = 3\\n\\nif x:\\n    z" -> [0, 21, 31].   Raises SyntaxError or tokenize.TokenError.
+    """
+    starts, fresh = [], True
+    at = [0] + [i + 1 for i, ch in enumerate(text) if ch == "\n"]        # offset of each physical line
+    skip = (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.ENCODING)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NEWLINE:
+            fresh = True
+        elif fresh and token.type not in skip:
+            fresh = False
+            line = at[token.start[0] - 1]
+            if not text[line:line + token.start[1]].strip(" \t"):
+                starts.append(line + token.start[1])
+    return starts
+
+
+def mark(tok, indent):
+    """How a comment is written after the indentation -> (first token of the comment, blanks it carries, ids of "\\n" + the rest), or None.
+
+    Example, GPT-2 style: 4 blanks -> (` #`, 1, [`\\n   `]);   no indentation -> (`#`, 0, [`\\n`])
+    """
+    if indent not in tok.marks:
+        *sep, last = tok.encode("\n" + indent + "#")
+        carry = int(tok.nbytes[last]) - 1
+        ok = carry in (0, 1) and last in tok.thought_ids
+        tok.marks[indent] = (last, carry, sep) if ok else None
+    return tok.marks[indent]
+
+
+def snippet(tok, text, prompt_chars, name=""):
+    """Cut a text without comments of its own into lines -> Snippet, or None if no line after text[:prompt_chars] can take a thought.
+
+    A line is a decision point if a comment before it leaves the encoding of everything else as it is; other lines belong to the line
+    before them, or to the prompt if no line comes before them. So do blank lines and the continuations of a statement.
+    Raises SyntaxError or tokenize.TokenError where the text is not Python, UnicodeEncodeError where it holds lone surrogates.
+    """
+    def offset(chars):
+        return chars if text.isascii() else len(text[:chars].encode())
+
+    raw = text.encode()
+    ids = tok.encode(text)
+    ends = np.cumsum(tok.nbytes[ids])
+    if len(ends) == 0 or ends[-1] != len(raw):                           # a byte that the vocabulary lacks
+        return None
+    index = {int(end): i + 1 for i, end in enumerate(ends)}              # byte offset -> index of the token that begins there
+    points = []                                                          # (index, first token of the comment, sep, byte offset, content's offset in chars)
+    for start in statements(text):
+        if start < prompt_chars:
+            continue
+        indent = text[text.rfind("\n", 0, start) + 1:start]
+        form = mark(tok, indent)
+        if form:
+            at = offset(start) - form[1]
+            if index.get(at, len(ids)) < len(ids):
+                points.append((index[at], form[0], form[2], at, start))
+
+    probe = tok.encode(" x")
+
+    def survives(some):
+        """Is the encoding of the text with a probe comment before each of these lines what we would put together?"""
+        out, chars, i, j = [], [], 0, 0
+        for first, hash_id, sep, at, _ in some:
+            inserted = [hash_id] + probe + sep
+            out += ids[i:first] + inserted
+            chars += [raw[j:at], tok.enc.decode_bytes(inserted)]
+            i, j = first, at
+        return tok.encode((b"".join(chars) + raw[j:]).decode()) == out + ids[i:]
+
+    if not survives(points):
+        points = [p for p in points if survives([p])]
+    if not points:
+        return None
+    given = offset(len(text[:points[0][4]].rstrip()))
+    prompt = int(np.searchsorted(ends, given, side="right"))             # tokens that end at or before it
+    return Snippet(ids + [tok.eos], prompt, [p[0] for p in points], [p[2] for p in points], name)
+
+
+def infuse(snip, thoughts):
+    """Write thoughts into a snippet -> (ids, kinds), two lists of equal length.
+
+    thoughts: {line: ids} or a list of L (ids, or None/[] for <act>). kinds: PROMPT, CODE or THOUGHT (a thought and the sep after it);
+    the ids whose kind is not THOUGHT are snip.ids exactly.
+    """
+    if not isinstance(thoughts, dict):
+        thoughts = dict(enumerate(thoughts))
+    ids, kinds, last = list(snip.ids[:snip.prompt]), [PROMPT] * snip.prompt, snip.prompt
+    for t, first in enumerate(snip.first):
+        if thoughts.get(t):
+            new = list(thoughts[t]) + snip.sep[t]
+            ids += snip.ids[last:first] + new
+            kinds += [CODE] * (first - last) + [THOUGHT] * len(new)
+            last = first
+    return ids + snip.ids[last:], kinds + [CODE] * (len(snip.ids) - last)
+
+
+def canonical(tok, ids):
+    """Are the ids (up to a final eos) what the tokenizer makes of their own text?"""
+    ids = list(ids)
+    if ids and ids[-1] == tok.eos:
+        ids.pop()
+    return tok.encode(tok.decode(ids)) == ids
+
+
+# ---------------------------------------------------------------------------------------------------------------- packing
+
+def pack(docs, length):
+    """Put documents into rows of `length` tokens, first fit, longest first; none is cut -> rows, each a list of indices into docs.
+
+    Example: documents of 5, 3, 4, 2 tokens, length 7 -> [[0, 3], [2, 1]].   Raises ValueError for a document longer than length.
+    """
+    sizes = [len(d) for d in docs]
+    if sizes and max(sizes) > length:
+        raise ValueError(f"document {int(np.argmax(sizes))} has {max(sizes)} tokens, more than a row of {length}")
+    rows, room = [], np.zeros(len(docs), dtype=np.int64)                 # room left in each row opened so far
+    for i in sorted(range(len(docs)), key=lambda i: (-sizes[i], i)):
+        fits = room[:len(rows)] >= sizes[i]
+        r = int(fits.argmax()) if fits.any() else len(rows)
+        if r == len(rows):
+            rows.append([])
+            room[r] = length
+        rows[r].append(i)
+        room[r] -= sizes[i]
+    return rows
+
+
+def batch_rows(docs, kinds, rows, length, pad):
+    """Tensors of packed rows: ids, pos, doc (B, length) int64 and kind (B, length) int8.
+
+    pos restarts at 0 in each document; doc numbers the documents of a row. Padding has ids=pad, pos 0, doc -1 and kind -1: it sees
+    only padding. kinds: a list like docs, or None (then kind is CODE everywhere but on padding).
+    """
+    ids = torch.full((len(rows), length), pad, dtype=torch.int64)                            # (B, T)
+    pos = torch.zeros(len(rows), length, dtype=torch.int64)
+    doc = torch.full((len(rows), length), -1, dtype=torch.int64)
+    kind = torch.full((len(rows), length), -1, dtype=torch.int8)
+    for b, row in enumerate(rows):
+        i = 0
+        for n, d in enumerate(row):
+            j = i + len(docs[d])
+            ids[b, i:j] = torch.as_tensor(docs[d])
+            pos[b, i:j] = torch.arange(j - i)
+            doc[b, i:j] = n
+            kind[b, i:j] = CODE if kinds is None else torch.as_tensor(kinds[d], dtype=torch.int8)
+            i = j
+    return ids, pos, doc, kind
+
+
+# ---------------------------------------------------------------------------------------------------------------- corpora
+
+SKIP = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "turtledemo", "__pycache__"}    # folders of the standard library
+DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def strip_comments(text):
+    """Python without its comments: lines that held only a comment vanish, blanks before a trailing comment go. Docstrings stay.
+
+    Example: "# a\n\nx = 1  # b\n" -> "\nx = 1\n".   Raises SyntaxError or tokenize.TokenError.
+    """
+    if "#" not in text:
+        return text
+    lines = text.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip() or None
+    return "\n".join(line for line in lines if line is not None)
+
+
+def meaning(node):
+    """What a function does, as text that is blind to the indentation of its docstrings."""
+    for sub in ast.walk(node):
+        if isinstance(sub, DEFS + (ast.ClassDef,)) and ast.get_docstring(sub, clean=False) is not None:
+            sub.body[0].value.value = inspect.cleandoc(sub.body[0].value.value)
+    return ast.dump(node)
+
+
+def functions(source):
+    """Functions of a module and methods of its classes -> (name, text, prompt_chars) each, dedented, without comments or final newline.
+
+    text[:prompt_chars] is what is given: decorators, signature and docstring, up to the end of a line. A function whose syntax tree would
+    change (a string whose lines lose indentation) is yielded with text None. Raises SyntaxError, ValueError or RecursionError
+    where `source` is not Python.
+    """
+    lines = source.split("\n")
+
+    def visit(body, prefix):
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                yield from visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, DEFS):
+                begin = min(n.lineno for n in [node] + node.decorator_list) - 1
+                text = lines[begin:node.end_lineno]
+                margin = text[0][:len(text[0]) - len(text[0].lstrip())]
+                text = "\n".join(line.removeprefix(margin) for line in text)
+                try:
+                    text = strip_comments(text).rstrip()
+                    new = ast.parse(text).body[0]
+                    same = meaning(node) == meaning(new)
+                except (SyntaxError, tokenize.TokenError):
+                    same = False
+                yield prefix + node.name, *((text, header(text, new)) if same else (None, 0))
+
+    def header(text, node):
+        rows = text.split("\n")
+        if ast.get_docstring(node, clean=False) is not None:
+            return len("\n".join(rows[:node.body[0].end_lineno]))
+        first = min(n.lineno for n in [node.body[0]] + getattr(node.body[0], "decorator_list", []))
+        return len("\n".join(rows[:max(first - 1, node.lineno)]).rstrip())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                      # invalid escapes in strings are not ours to report
+        yield from visit(ast.parse(source).body, "")
+
+
+def sources(spec, seed, shuffle):
+    """Sources of a corpus -> list of (name, function that returns the text). Raises UserError where there is none."""
+    def read(path):
+        raw = path.read_bytes()
+        try:
+            text = raw.decode(tokenize.detect_encoding(io.BytesIO(raw).readline)[0])
+        except SyntaxError as e:                             # a coding line with an unknown name
+            raise LookupError(str(e)) from None
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def field(line):
+        record = json.loads(line)
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise KeyError("text")
+        return record["text"].replace("\r\n", "\n").replace("\r", "\n")
+
+    expected = "expected 'stdlib', a folder of .py files, a .py file or a .jsonl file with a field 'text'"
+    path = pathlib.Path(sysconfig.get_path("stdlib") if spec == "stdlib" else spec).expanduser()
+    if path.is_dir():
+        skip = SKIP if spec == "stdlib" else {"__pycache__"}
+        files = [p for p in path.rglob("*.py") if not skip & set(p.relative_to(path).parts)]
+        found = [(str(p.relative_to(path)), lambda p=p: read(p)) for p in sorted(files) if p.is_file()]
+    elif path.suffix == ".py" and path.is_file():
+        found = [(path.name, lambda: read(path))]
+    elif path.suffix == ".jsonl" and path.is_file():
+        found = [(f"{path.name}:{n}", lambda line=line: field(line)) for n, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+    else:
+        raise UserError(f"corpus {spec!r}: {'not a kind of file known here' if path.exists() else 'no such file or folder'}; {expected}")
+    if not found:
+        raise UserError(f"corpus {spec!r}: nothing in it; {expected}")
+    if shuffle:
+        random.Random(seed).shuffle(found)
+    return found
+
+
+def corpus(spec, tok, max_tokens, min_lines=2, max_snippets=None, seed=0, progress=True):
+    """Snippets of the functions in `spec` -> (list of Snippet, counts). Same arguments, same files: same list.
+
+    spec        'stdlib' (the running Python's library, without its tests), a folder of .py files, a .py file, or a .jsonl file whose
+                lines hold source code in a field `text`.
+    max_tokens  longer snippets are left out (eos counts); min_lines: so are those with fewer lines that can take a thought.
+    max_snippets  a sample of that many, drawn with `seed`: files in random order until there are four times as many functions.
+    counts      files, functions, kept, and what was left out: undecodable, syntax_error, bad_json, rewritten (text would not
+                mean the same), duplicate (same text), too_long, too_short, no_line (no line can take a thought).
+    Raises UserError if nothing is left.
+    """
+    counts = dict.fromkeys(("files", "functions", "kept", "undecodable", "syntax_error", "bad_json", "rewritten", "duplicate",
+                            "too_long", "too_short", "no_line"), 0)
+    found, seen = [], set()
+    bar = dict(disable=not progress, delay=2, leave=False)
+    for name, read in tqdm(sources(spec, seed, max_snippets is not None), desc="reading", unit="file", **bar):
+        if max_snippets is not None and len(found) >= 4 * max_snippets:
+            break
+        counts["files"] += 1
+        try:
+            text = read()
+            text.encode()
+            for function, text, prompt in functions(text):
+                counts["functions"] += 1
+                if text is None:
+                    counts["rewritten"] += 1
+                elif text in seen:
+                    counts["duplicate"] += 1
+                else:
+                    seen.add(text)
+                    found.append((f"{name}:{function}", text, prompt))
+        except (json.JSONDecodeError, KeyError):
+            counts["bad_json"] += 1
+        except (UnicodeError, LookupError, OSError):
+            counts["undecodable"] += 1
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            counts["syntax_error"] += 1
+    if max_snippets is not None:
+        random.Random(seed).shuffle(found)
+    kept = []
+    for name, text, prompt in tqdm(found, desc="cutting into lines", unit="function", **bar):
+        if max_snippets is not None and len(kept) >= max_snippets:
+            break
+        if len(text) > max_tokens and len(tok.encode(text)) >= max_tokens:
+            counts["too_long"] += 1
+            continue
+        snip = snippet(tok, text, prompt, name)
+        if snip is None or len(snip.ids) > max_tokens or len(snip.first) < min_lines:
+            counts["no_line" if snip is None else "too_long" if len(snip.ids) > max_tokens else "too_short"] += 1
+        else:
+            kept.append(snip)
+    counts["kept"] = len(kept)
+    if not kept:
+        raise UserError(f"corpus {spec!r}: no function of {min_lines} or more lines and at most {max_tokens} tokens ({', '.join(f'{k} {n}' for k, n in counts.items() if n)}); "
+                        "give other code, or change max_tokens or min_lines")
+    return kept, counts

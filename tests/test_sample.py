@@ -1,0 +1,127 @@
+"""Sampling: equal to the naive loop, independent of the batch, scored as recorded."""
+import pytest
+import torch
+
+from model import ModelConfig, Transformer
+from sample import generate, pick
+
+torch.set_num_threads(1)
+V, EOS, NO_EOS = 29, 0, -1
+PROMPTS = [[5], [1, 2, 3, 4, 5, 6, 7], [9, 8, 7], [9, 8], [3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3], [2, 4]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    cfg = ModelConfig(vocab_size=V, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, max_len=40)
+    return Transformer(cfg).init_weights(1)
+
+
+def text(ids):
+    return "".join(chr(ord("a") + i) for i in ids)
+
+
+@torch.no_grad()
+def logprobs(model, ids):
+    """(T, V): row t is the distribution of token t + 1."""
+    return (model(torch.tensor([ids]))[0] @ model.head_weight.T).log_softmax(-1)
+
+
+def naive(model, prompt, max_new, eos):
+    new = []
+    while len(new) < max_new and (not new or new[-1] != eos):
+        new.append(logprobs(model, prompt + new)[-1].argmax().item())
+    return new
+
+
+def ids(completions):
+    return [[c.ids for c in row] for row in completions]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_greedy_is_the_naive_loop(model, batch):
+    eos = naive(model, PROMPTS[1], 8, NO_EOS)[5]
+    got = generate(model, PROMPTS, 12, eos, temperature=0, batch=batch)
+    assert ids(got) == [[naive(model, p, 12, eos)] for p in PROMPTS]
+
+
+def test_samples_do_not_depend_on_the_batch(model):
+    for top_p in (1.0, 0.8):
+        want = generate(model, PROMPTS, 15, EOS, n=5, seed=3, top_p=top_p)
+        for batch in (1, 2, 7, 16):
+            got = generate(model, PROMPTS, 15, EOS, n=5, seed=3, top_p=top_p, batch=batch)
+            assert ids(got) == ids(want)
+            for a, b in zip(sum(got, []), sum(want, [])):
+                assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+        alone = generate(model, [PROMPTS[4], PROMPTS[0]], 15, EOS, n=3, seed=3, seeds=[4, 0], top_p=top_p)
+        assert ids(alone) == [ids(want)[4][:3], ids(want)[0][:3]]
+
+
+def test_samples_differ_and_repeat(model):
+    a, b, c = (ids(generate(model, [PROMPTS[1]] * 2, 12, NO_EOS, n=4, seed=s)) for s in (0, 0, 1))
+    assert a == b != c
+    assert len({tuple(x) for x in a[0] + a[1]}) == 8
+
+
+@pytest.mark.parametrize("settings", [{}, dict(temperature=0.7), dict(top_p=0.6), dict(temperature=0)])
+def test_recorded_logprobs(model, settings):
+    for prompt, row in zip(PROMPTS, generate(model, PROMPTS, 12, EOS, n=3, batch=5, **settings)):
+        for c in row:
+            full = logprobs(model, prompt + c.ids)[len(prompt) - 1:-1]
+            assert c.logprobs == pytest.approx(full[range(len(c.ids)), c.ids].tolist(), abs=1e-4)
+
+
+def test_eos_ends_a_row(model):
+    rows = sum(generate(model, PROMPTS, 25, EOS, n=20), [])
+    assert {c.finished for c in rows} == {True, False}
+    for c in rows:
+        assert EOS not in c.ids[:-1]
+        assert c.finished == (c.ids[-1] == EOS) and (c.finished or len(c.ids) == 25)
+        assert len(c.ids) == len(c.logprobs)
+
+
+def test_stop_across_tokens(model):
+    free = generate(model, PROMPTS, 20, NO_EOS, n=6)
+    stops = [text(free[1][2].ids[4:7]), text(free[3][0].ids[9:11]), "never"]
+    for f, c in zip(sum(free, []), sum(generate(model, PROMPTS, 20, NO_EOS, n=6, stop=stops, decode=text), [])):
+        ends = [text(f.ids).find(s) + len(s) for s in stops if s in text(f.ids)]
+        assert c.ids == f.ids[:min(ends, default=20)]
+        assert c.finished == bool(ends)
+
+
+def test_room(model):
+    got = generate(model, [[1] * 39, [1] * 30, [1]], 15, NO_EOS, n=2)
+    assert [[len(c.ids) for c in row] for row in got] == [[1, 1], [10, 10], [15, 15]]
+    assert not any(c.finished for row in got for c in row)
+    assert generate(model, [], 5, EOS) == []
+
+
+def test_pick():
+    logits = torch.tensor([[0.1, 0.2, 0.0, 0.3, 0.4]]).log()
+    for u, token in ((0, 0), (0.09, 0), (0.11, 1), (0.29, 1), (0.31, 3), (0.61, 4), (1 - 2**-53, 4)):
+        assert pick(logits, [u], 1, 1)[0].item() == token
+    for u, token in ((0, 4), (0.57, 4), (0.58, 3), (1 - 2**-53, 3)):      # the nucleus of .6 is {4, 3}: .4 and .3 of .7
+        assert pick(logits, [u], 1, 0.6)[0].item() == token
+    assert pick(logits, [0.99], 1, 1e-9)[0].item() == pick(logits, [0.99], 0, 1)[0].item() == 4
+    assert pick(logits, [0.9], 2, 0.6)[1].exp().item() == pytest.approx(0.3)
+
+
+def test_frequencies(model):
+    want = logprobs(model, PROMPTS[2])[-1].exp()
+    first = torch.tensor([c.ids[0] for c in generate(model, [PROMPTS[2]], 1, EOS, n=4000, batch=512)[0]])
+    assert (torch.bincount(first, minlength=V) / 4000 - want).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(prompts=[[1], []]), "prompt 1 has 0 tokens"),
+    (dict(prompts=[[1] * 40]), "prompt 0 has 40 tokens"),
+    (dict(max_new=0), "max_new=0"), (dict(n=0), "n=0"), (dict(temperature=-1), "temperature=-1"), (dict(top_p=0), "top_p=0"),
+    (dict(seeds=[1]), "1 seeds for 6 prompts"), (dict(stop=["a"]), "decode"), (dict(stop=[""], decode=text), "must not be empty"),
+])
+def test_errors(model, change, words):
+    with pytest.raises(ValueError, match=words):
+        generate(model, **{"prompts": PROMPTS, "max_new": 4, "eos": EOS, **change})
+
+
+def test_amp_and_progress(model):
+    got = generate(model, PROMPTS, 6, NO_EOS, n=2, amp=True, progress=True)
+    assert all(len(c.ids) == 6 and max(c.logprobs) <= 0 for row in got for c in row)
