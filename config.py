@@ -1,2 +1,160 @@
+"""All settings: one dataclass, a comment a field, presets as plain dictionaries, overrides from the command line.
+
+    python train.py --stage em --preset tiny --c 0.1 --group 16
+
+Dashes and underscores are alike on the command line. The order is: defaults, then the preset, then what is given.
+"""
+import argparse
+import dataclasses
+import difflib
+
+
 class UserError(Exception):
     """A mistake in what the user gave. Its text is one line: what was given, what was expected, what to do."""
+
+
+def setting(default, text, choices=None):
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclasses.dataclass
+class Config:
+    # the run
+    preset: str = setting("tiny", "tiny: a small model on the built-in domain; smollm2: SmolLM2-135M on real Python", ("tiny", "smollm2"))
+    out: str = setting("", "folder of the run; default runs/PRESET-SEED")
+    name: str = setting("", "name of the result in the run's folder; default: the stage's (base, ntp, ra3)")
+    seed: int = setting(0, "seeds the initial weights, the corpora, the order of the data and every draw")
+    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    threads: int = setting(0, "CPU threads; 0: as many as there are cores")
+    resume: bool = setting(False, "go on where a killed run stopped; stages that are done are not repeated")
+    save_every: int = setting(20, "steps between checkpoints")
+    bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay in float32)")
+    rollout_bf16: bool = setting(False, "sample and score thoughts with a bfloat16 copy of the weights")
+
+    # the corpora
+    data: str = setting("domain", "expert code: domain (built-in), stdlib, a folder of .py files, a .py file, a .jsonl with a field text")
+    n_expert: int = setting(4000, "expert snippets, at most")
+    n_heldout: int = setting(128, "held-out expert snippets for the bound; never trained on")
+    max_tokens: int = setting(320, "longer snippets are left out")
+    min_lines: int = setting(2, "so are snippets with fewer lines that can take a thought")
+
+    # the small model (other presets bring their own)
+    n_layer: int = setting(4, "layers")
+    n_head: int = setting(2, "attention heads")
+    d_model: int = setting(128, "width")
+    d_ff: int = setting(384, "width of the feed-forward layers")
+    vocab_size: int = setting(512, "ids of the tokenizer that is trained on the built-in domain, at most")
+    max_len: int = setting(1024, "positions; a snippet with all its thoughts must fit")
+
+    # next-token training: pretrain, ntp, and the M-step
+    rows: int = setting(16, "packed rows a step")
+    block: int = setting(400, "tokens a packed row; none is longer, so at least max_tokens and room for thoughts")
+    pretrain_steps: int = setting(900, "steps of the base model")
+    pretrain_lr: float = setting(3e-3, "its peak learning rate")
+    notes_share: float = setting(0.2, "first share of the pretraining steps that sees worked notes only")
+    mstep_steps: int = setting(60, "M-steps an EM iteration; NTP takes iters times as many")
+    lr: float = setting(1e-3, "peak learning rate of NTP and of the M-step")
+    warmup: int = setting(20, "steps of linear warm-up; then constant, and linear decay over the last 40%%")
+    weight_decay: float = setting(0.1, "of AdamW, on matrices")
+    grad_clip: float = setting(1.0, "largest norm of a gradient")
+    match: str = setting("", "ntp: train for as many FLOPs as this model of the run's folder took (its E-steps included)")
+
+    # EM
+    iters: int = setting(2, "EM iterations")
+    estep: str = setting("reinforce", "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), none (the "
+                         "model's own, unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
+                         ("reinforce", "best-of-n", "none", "random", "oracle"))
+    estep_steps: int = setting(30, "policy-gradient steps an iteration")
+    snippets: int = setting(16, "snippets a step, B")
+    group: int = setting(8, "rollouts a snippet, G (also the N of best-of-n)")
+    c: float = setting(0.05, "penalty of a thought, nats; inf: nothing is ever thought, and the M-step is NTP")
+    think_max: int = setting(24, "longest thought, tokens, its # included")
+    credit: str = setting("prefix", "baseline of a decision: prefix (the likelihood without further thoughts) or group (the group's mean only)",
+                          ("prefix", "group"))
+    discount: float = setting(1.0, "discount of the return over lines")
+    normalise: bool = setting(True, "divide advantages by their deviation over the batch")
+    estep_lr: float = setting(5e-4, "learning rate of the policy gradient")
+    horizon: int = setting(0, "first lines that may take a thought; 0: all; 1: one latent a snippet (BRiTE)")
+    rate: float = setting(0.5, "probability of a thought before every line, with estep=random")
+
+    # evaluation
+    eval_tasks: int = setting(200, "held-out tasks of the built-in domain")
+    eval_split: str = setting("test", "their split: test, or val for tuning", ("test", "val"))
+    samples: int = setting(10, "programs sampled a task, for pass@k")
+    temperature: float = setting(0.8, "of these samples")
+    max_new: int = setting(320, "tokens a program, at most")
+    models: str = setting("base,ntp,ra3", "models of the run's folder that --stage eval evaluates")
+    elbo_samples: int = setting(8, "rollouts a held-out snippet for the bound")
+
+
+PRESETS = {
+    "tiny": {},
+    "smollm2": dict(data="stdlib", n_expert=4000, n_heldout=48, max_tokens=256, max_len=2048, rows=4, block=512, mstep_steps=10, lr=5e-5,
+                    warmup=3, save_every=2, iters=1, estep_steps=8, snippets=6, group=4, think_max=16, estep_lr=1e-5,
+                    rollout_bf16=True, max_new=512, samples=1, temperature=0.0, elbo_samples=2),
+}
+
+
+def convert(key, kind, text):
+    """The value of a setting from the command line. Raises UserError with the key, the text and what was expected."""
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError):
+        expected = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise UserError(f"--{key.replace('_', '-')} {text}: expected {expected}") from None
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with a mistake told in one line and the nearest setting named."""
+
+    def error(self, message):
+        if message.startswith("unrecognized arguments: "):
+            given = message.removeprefix("unrecognized arguments: ").split()[0]
+            known = [o for a in self._actions for o in a.option_strings]
+            near = difflib.get_close_matches(given.split("=")[0].replace("_", "-"), known, 1)
+            message = f"{given}: no such setting" + (f"; did you mean {near[0]}?" if near else "") + "; see --help"
+        raise UserError(message)
+
+
+def parse(argv, extra, description, epilog=""):
+    """Settings from the command line -> (Config, argparse.Namespace of the extra options).
+
+    extra: {option: add_argument's keywords} of the command itself. Raises UserError.
+    """
+    parser = Parser(description=description, epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option, keywords in extra.items():
+        parser.add_argument(option, **keywords)
+    group = parser.add_argument_group("settings (any of them overrides its preset)")
+    for f in dataclasses.fields(Config):
+        option = "--" + f.name.replace("_", "-")
+        flag = dict(nargs="?", const="true") if f.type is bool else {}
+        group.add_argument(option, metavar=f.type.__name__.upper(), help=f"{f.metadata['help']} (default {f.default!r})", **flag)
+    argv = ["--" + a[2:].split("=")[0].replace("_", "-") + a[len(a.split("=")[0]):] if a.startswith("--") else a for a in argv]
+    args = parser.parse_args(argv)
+    given = {f.name: convert(f.name, f.type, v) for f in dataclasses.fields(Config) if (v := vars(args).pop(f.name)) is not None}
+    return make(**given), args
+
+
+def make(preset="tiny", **given):
+    """A Config: defaults, then the preset, then what is given. Raises UserError for a value out of range."""
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
+    cfg = Config(**{"preset": preset, **PRESETS[preset], **given})
+    cfg.out = cfg.out or f"runs/{cfg.preset}-{cfg.seed}"
+    for f in dataclasses.fields(Config):
+        value, key = getattr(cfg, f.name), "--" + f.name.replace("_", "-")
+        if f.metadata["choices"] and value not in f.metadata["choices"]:
+            raise UserError(f"{key} {value}: expected one of {', '.join(f.metadata['choices'])}")
+        if f.type in (int, float) and not value >= 0:
+            raise UserError(f"{key} {value}: expected a number of at least 0")
+        if f.type is int and value == 0 and f.name in POSITIVE:
+            raise UserError(f"{key} 0: expected at least 1")
+    if cfg.block < cfg.max_tokens:
+        raise UserError(f"--block {cfg.block}: expected at least --max-tokens {cfg.max_tokens}, because no snippet is cut")
+    return cfg
+
+
+POSITIVE = {"save_every", "n_expert", "n_heldout", "max_tokens", "min_lines", "n_layer", "n_head", "d_model", "d_ff", "max_len", "rows",
+            "block", "iters", "snippets", "group", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}

@@ -55,20 +55,21 @@ def log1mexp(x):
 
 def log_prior(think, alpha, log_z):
     """log p(z_t): log alpha for <act>, log(1 - alpha) - log|Z| for any thought. think (...) bool -> (...) float."""
-    act = torch.full(think.shape, math.log(alpha) if alpha > 0 else -math.inf, dtype=torch.float64)
+    act = torch.full(think.shape, math.log(alpha) if alpha > 0 else -math.inf, dtype=torch.float64, device=think.device)
     thought = (math.log1p(-alpha) if alpha < 1 else -math.inf) - log_z
     return torch.where(think, torch.full_like(act, thought), act)
 
 
 def kl_exact(q_act, entropy, alpha, log_z):
     """Prop. 5.1. q_act (...) the probability of <act>; entropy (...) in nats of q over thoughts given <think>; log_z = log|Z|."""
-    bern = torch.special.xlogy(q_act, q_act / alpha) + torch.special.xlogy(1 - q_act, (1 - q_act) / (1 - alpha))
+    xlogy = torch.special.xlogy
+    bern = xlogy(q_act, q_act) - xlogy(q_act, alpha) + xlogy(1 - q_act, 1 - q_act) - xlogy(1 - q_act, 1 - alpha)
     return bern + (1 - q_act) * (log_z - entropy)
 
 
 def line_rewards(line_logp, think, c):
     """r_t = log pi(a_t | s_t, z_t) - c 1[z_t != <act>]. line_logp, think (..., L) -> (..., L). The bound is their sum."""
-    return line_logp - torch.where(think, c, 0.0)
+    return torch.where(think, line_logp - c, line_logp)
 
 
 def iw_bound(log_w, dim=0):

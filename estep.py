@@ -105,7 +105,7 @@ def decision_logp(model, hidden, rows, tok):
     """Log-probabilities of every token that begins a comment, at every line from `next` on. rows: [(row, start)], hidden (N, T, D) of
     the tokens from `start` on. -> list of arrays (lines left, H), H = len(tok.thought_ids)."""
     at = [(n, row.first[t] - 1 - start) for n, (row, start) in enumerate(rows) for t in range(row.next, len(row.first))]
-    n, j = torch.tensor(at, device=hidden.device).view(-1, 2).T
+    n, j = torch.tensor(at, dtype=torch.int64, device=hidden.device).view(-1, 2).T          # none where no line is left
     logp = token_logprobs(hidden[n, j].float(), model.head_weight.float(), torch.zeros_like(n), [[i] for i in tok.thought_ids])[1:].T
     return np.split(logp.double().cpu().numpy(), np.cumsum([len(row.first) - row.next for row, _ in rows])[:-1])
 
@@ -315,8 +315,9 @@ def policy_gradient(q, tok, rolls, A, amp=False, rows_at_once=64):
 
 # ---------------------------------------------------------------- what the bound says
 
-def summary(rolls, c):
-    """What the rollouts say of the bound and of the thoughts, as a dict of floats (every name is defined in the README)."""
+def summary(rolls, c, hard=None):
+    """What the rollouts say of the bound and of the thoughts, as a dict of floats (every name is defined in the README).
+    hard: for each of the B snippets the indices of its hard lines, where they are known."""
     think, valid = rolls.think, rolls.valid
     code = sum(len(r.snip.ids) - r.snip.first[0] for r in rolls.rows)                       # code tokens, over all rows
     logp = np.array([r.line_logp.sum() for r in rolls.rows])                                # (N,)
@@ -325,12 +326,19 @@ def summary(rolls, c):
     lengths = [len(ids) for r in rolls.rows for ids in r.thoughts.values()]
     by_group = reward.reshape(-1, rolls.G)
     best = np.logaddexp.reduce(by_group, axis=1) - np.log(rolls.G)
-    return {"elbo": float(reward.mean()), "elbo_no_think": float(np.mean([b.sum() for b in rolls.base_logp])),
-            f"elbo_{rolls.G}_samples": float(best.mean()), "ce_code": float(-logp.sum() / code),
-            "think_share": float(think.sum() / valid.sum()), "think_len": float(np.mean(lengths)) if lengths else 0.0,
-            "duration": float(np.mean([d for r in rolls.rows for d in durations(sorted(r.thoughts), len(r.first))] or [0.0])),
-            "gain": float(gains.mean()) if len(gains) else 0.0,
-            "gain_above_c": float((gains > c).mean()) if len(gains) else 0.0}
+    out = {"elbo": float(reward.mean()), "elbo_no_think": float(np.mean([b.sum() for b in rolls.base_logp])),
+           f"elbo_{rolls.G}_samples": float(best.mean()), "ce_code": float(-logp.sum() / code),
+           "think_share": float(think.sum() / valid.sum()), "think_len": float(np.mean(lengths)) if lengths else 0.0,
+           "duration": float(np.mean([d for r in rolls.rows for d in durations(sorted(r.thoughts), len(r.first))] or [0.0])),
+           "gain": float(gains.mean()) if len(gains) else 0.0,
+           "gain_above_c": float((gains > c).mean()) if len(gains) else 0.0}
+    if hard:
+        is_hard = np.zeros_like(valid)
+        for n in range(len(rolls.rows)):
+            is_hard[n, list(hard[n // rolls.G])] = True
+        out["think_hard"] = float(think[is_hard].mean())
+        out["think_easy"] = float(think[valid & ~is_hard].mean())
+    return out
 
 
 def durations(lines, n_lines):

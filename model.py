@@ -214,8 +214,12 @@ def count_params(model, embedding=True):
 
 def save_model(model, path, **extra):
     """Write config, weights and `extra` (plain values, tensors, lists and dicts of them) to path, whole or not at all."""
-    record = {"config": dataclasses.asdict(model.cfg), "weights": model.state_dict(), "extra": extra}
-    part = f"{path}.{os.getpid()}.part"                      # same folder, so that the rename is atomic
+    write_whole({"config": dataclasses.asdict(model.cfg), "weights": model.state_dict(), "extra": extra}, path)
+
+
+def write_whole(record, path):
+    """torch.save to path, whole or not at all: a temporary file in the same folder, flushed to the disk, then renamed."""
+    part = f"{path}.{os.getpid()}.part"
     try:
         with open(part, "wb") as f:
             torch.save(record, f)

@@ -1,11 +1,133 @@
-"""Next-token fine-tuning."""
+"""The M-step of RA3 (arXiv 2509.25810): write thoughts into the expert's code, and fine-tune on the result by next-token prediction.
+
+    z ~ q(. | s_0, a_0:T)  for the expert data,    J(pi) = sum_t  log pi(z_t | ...) + log pi(a_t | s_t, z_t)     comments and code both predicted
+
+What is given (s_0) is context and not predicted. Without thoughts this is J_NTP, plain next-token mid-training: the baseline runs the very
+same code with an empty set of thoughts, so c = inf gives the baseline bit for bit (tested).
+
+Departures from the paper
+1. A thought that would make the text encode differently (one that ends in a blank, say) is left out, so that infused ids are
+   always what the tokenizer makes of their text. How many is logged (`not_canonical`).
+2. A snippet that outgrows a packed row loses its last thoughts until it fits.
+
+Shapes: B packed rows, T tokens a row, M predicted tokens.
+"""
+import numpy as np
 import torch
+from tqdm import tqdm
 
-from data import PROMPT, batch_rows, pack
+from data import PROMPT, THOUGHT, batch_rows, canonical, infuse, pack
 from elbo import token_logprobs
+from estep import rollout
 
+
+# ---------------------------------------------------------------- infusion
+
+def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True):
+    """Sample thoughts for expert snippets and write them in -> (docs, kinds, stats).
+
+    cfg.estep says how: reinforce and none take one sample of q; best-of-n takes, of cfg.group rollouts, the one with the best sum_t r_t under pi;
+    random thinks before each line with probability cfg.rate. numbers: one int a snippet, seeds its draws with `seed`, a tuple of ints.
+    """
+    docs, kinds = [], []
+    stats = {"think": 0, "lines": 0, "thought_tokens": 0, "not_canonical": 0, "cut": 0, "forward_tokens": 0}
+    never = cfg.c == float("inf")
+    n = cfg.group if cfg.estep == "best-of-n" else 1
+    at_once = max(1, 256 // n)
+    bar = tqdm(range(0, len(snippets), at_once), desc="infuse", unit="batch", disable=not progress, delay=2, leave=False)
+    for start in bar:
+        part = snippets[start:start + at_once]
+        if never:
+            chosen = [{}] * len(part)
+        else:
+            rolls = rollout(q, pi if n > 1 else q, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon,
+                            rate=cfg.rate if cfg.estep == "random" else None, numbers=numbers[start:start + at_once])
+            stats["forward_tokens"] += rolls.forward_tokens
+            reward = [row.line_logp.sum() - cfg.c * len(row.thoughts) for row in rolls.rows]
+            chosen = [rolls.rows[b * n + int(np.argmax(reward[b * n:b * n + n]))].thoughts for b in range(len(part))]
+        for snip, thoughts in zip(part, chosen):
+            ids, kind = write(tok, snip, thoughts, cfg.block, stats)
+            docs.append(ids)
+            kinds.append(kind)
+    return docs, kinds, stats
+
+
+def write(tok, snip, thoughts, block, stats):
+    """One snippet with its thoughts -> (ids, kinds); counts in stats what had to be left out."""
+    kept = dict(thoughts)
+    ids, kinds = infuse(snip, kept)
+    if kept and not canonical(tok, ids):
+        kept = {t: z for t, z in kept.items() if canonical(tok, infuse(snip, {t: z})[0])}
+        ids, kinds = infuse(snip, kept)
+        if kept and not canonical(tok, ids):                 # thoughts that are fine alone and not together: does not happen by construction
+            kept = {}
+    stats["not_canonical"] += len(thoughts) - len(kept)
+    while len(infuse(snip, kept)[0]) > block:
+        kept.popitem()
+        stats["cut"] += 1
+    stats["think"] += len(kept)
+    stats["lines"] += len(snip.first)
+    stats["thought_tokens"] += sum(map(len, kept.values()))
+    return infuse(snip, kept)
+
+
+# ---------------------------------------------------------------- next-token training
 
 def ntp_loss(model, ids, pos, doc, kind, prompts=False):
-    inside = (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] > (PROMPT if not prompts else PROMPT - 1))      # (B, T-1)
-    hidden = model(ids, pos, doc)[:, :-1][inside]
-    return -token_logprobs(hidden, model.head_weight, ids[:, 1:][inside])[0], kind[:, 1:][inside]
+    """-log p of each predicted token of packed rows -> (loss (M,) with gradient, kind (M,)). ids, pos, doc, kind (B, T).
+
+    A token is predicted from the earlier tokens of its own document; the first of a document is not, nor is padding, nor what is given
+    (unless `prompts`). The end-of-text token is.
+    """
+    inside = (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] >= (PROMPT if prompts else PROMPT + 1))         # (B, T-1)
+    hidden = model(ids, pos, doc)[:, :-1][inside]                                                       # (M, D)
+    return -token_logprobs(hidden, model.head_weight, ids[:, 1:][inside])[0], kind[:, 1:][inside]       # (M,): J
+
+
+def packed_batch(docs, kinds, rows, block, pad, seed, step, cache={}):
+    """The batch of a step: a pure function of its arguments, so that a resumed run sees the same data. An epoch is every document once,
+    packed in a new order, short of the rows that do not fill a last batch. cache: the packing of the running epoch."""
+    def packing(epoch):
+        key = (id(docs), len(docs), rows, block, *seed, epoch)
+        if cache.get("key") != key:
+            rng = np.random.default_rng([*seed, epoch])
+            order = rng.permutation(len(docs))
+            packed = [[int(order[i]) for i in row] for row in pack([docs[i] for i in order], block)]
+            cache.update(key=key, rows=[packed[i] for i in rng.permutation(len(packed))])
+        return cache["rows"]
+
+    a_epoch = max(1, len(packing(0)) // rows)                # the same number in every epoch, up to the packing's luck
+    mine = packing(step // a_epoch)
+    at = step % a_epoch * rows
+    return batch_rows(docs, kinds, [mine[i % len(mine)] for i in range(at, at + rows)], block, pad)
+
+
+def learning_rate(step, steps, peak, warmup):
+    """Linear warm-up, constant, linear decay over the last 40% of the steps. Example: half-way through the decay -> peak / 2"""
+    return peak * min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1.0, 0.4 * steps))
+
+
+def adamw(model, lr, weight_decay):
+    """AdamW with decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
+                             lr=lr, betas=(0.9, 0.95), fused=True)
+
+
+def ntp_step(model, opt, batch, lr, cfg, prompts=False):
+    """One optimizer step on a batch of packed rows, the loss a mean over predicted tokens. Returns metrics; ce_* are nats a token."""
+    for group in opt.param_groups:
+        group["lr"] = lr
+    ids, pos, doc, kind = (x.to(model.device) for x in batch)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
+        loss, kinds = ntp_loss(model, ids, pos, doc, kind, prompts)
+    loss.mean().backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+    opt.step()
+    opt.zero_grad(set_to_none=True)
+    loss = loss.detach()
+    thought = kinds == THOUGHT
+    return {"loss": loss.mean().item(), "ce_code": loss[~thought].mean().item(),
+            "ce_thought": loss[thought].mean().item() if thought.any() else None,
+            "grad_norm": norm.item(), "lr": lr, "tokens": int((kind >= 0).sum())}

@@ -140,7 +140,7 @@ def prompt_text(name, stages, form):
 
 
 def solution_text(body):
-    return "".join(f"\n    {line}" for line in body) + "\n"
+    return "".join(f"\n    {line}" for line in body)
 
 
 def expert_task(seed, index, split, tests=False):
@@ -192,7 +192,7 @@ def base_text(rng, notes_only=False):
     kind = rng.random()
     if notes_only or kind < 0.15:                                   # worked notes, as a file of their own
         spelled = "\n".join(spell(*stage) for stage in stages)
-        return f'"""\n{spelled}\n"""', "".join(f"\n# {worked(*stage)}" for stage in stages) + "\n"
+        return f'"""\n{spelled}\n"""', "".join(f"\n# {worked(*stage)}" for stage in stages)
     if kind < 0.25:                                                 # other functions, some with a comment
         return other_function(rng)
     body, hard = body_lines(stages, [fold(chain)[-1] for _, chain, _ in stages], form)

@@ -1,0 +1,179 @@
+"""The bound against the sum over every latent, and token log-probabilities against the full softmax.
+
+The world of the enumeration: five tokens, two of which begin a comment; two lines; thoughts of at most two tokens. That makes 11
+latents a line and 121 latent sequences, all of which are visited.
+"""
+import itertools
+import math
+import types
+
+import pytest
+import torch
+
+from data import Snippet
+from elbo import iw_bound, kl_exact, line_rewards, log1mexp, log_prior, token_logprobs
+from model import ModelConfig, Transformer
+
+torch.set_num_threads(1)
+HASH, NEWLINE, V, THINK_MAX = (0, 4), 1, 5, 2
+TOK = types.SimpleNamespace(thought_ids=list(HASH), stop_ids=[NEWLINE])
+SNIP = Snippet(ids=[2, 3, 1, 3, 2, 1, 2, 3, 3], prompt=2, first=[3, 6], sep=[[NEWLINE], [NEWLINE]])
+WORDS = [i for i in range(V) if i != NEWLINE]
+LATENTS = [()] + [(h,) for h in HASH] + [(h, w) for h in HASH for w in WORDS]            # () is <act>; Z of them
+THINKS = torch.tensor([len(z) > 0 for z in LATENTS])                                     # (Z,)
+LOG_Z = math.log(len(LATENTS) - 1)
+
+
+def tiny_model(seed):
+    cfg = ModelConfig(vocab_size=V, n_layer=2, n_head=2, n_kv_head=1, d_model=16, d_ff=24, max_len=24)
+    return Transformer(cfg).init_weights(seed).double()
+
+
+def softmaxed(model, ids):
+    """log p(next token), (T, V): row t is the distribution of token t + 1."""
+    return (model(torch.tensor([ids]))[0] @ model.head_weight.T).log_softmax(-1)
+
+
+def with_thoughts(z0, z1):
+    """The snippet with latents z0, z1 written in -> ids, (begin, end) of each latent, (begin, end) of each line."""
+    ids, latents, lines = SNIP.ids[:3], [], []
+    for z, line in ((z0, SNIP.ids[3:6]), (z1, SNIP.ids[6:])):
+        latents.append((len(ids), len(ids) + len(z)))
+        ids = ids + list(z) + [NEWLINE] * bool(z)
+        lines.append((len(ids), len(ids) + len(line)))
+        ids = ids + line
+    return ids, latents, lines
+
+
+def log_pi(model):
+    """log pi(a_t | s_t, z_t), summed by hand, of every latent sequence: (Z, Z, 2), indexed by z_0, z_1, t."""
+    out = torch.zeros(len(LATENTS), len(LATENTS), 2, dtype=torch.float64)
+    for (i, z0), (j, z1) in itertools.product(enumerate(LATENTS), repeat=2):
+        ids, _, lines = with_thoughts(z0, z1)
+        logp = softmaxed(model, ids).detach()
+        for t, (a, b) in enumerate(lines):
+            out[i, j, t] = sum(logp[k - 1, ids[k]] for k in range(a, b)) - (1 - logp[a - 1, list(HASH)].exp().sum()).log()
+    return out
+
+
+def random_q(seed):
+    """Logits of an arbitrary q: (Z,) of z_0 and (Z, Z) of z_1 given z_0."""
+    gen = torch.Generator().manual_seed(seed)
+    return [(2 * torch.randn(shape, generator=gen, dtype=torch.float64)).requires_grad_() for shape in ((len(LATENTS),), (len(LATENTS),) * 2)]
+
+
+def exact_elbo(logpi, logq0, logq1, alpha):
+    """sum_z q(z) [ sum_t log pi(a_t | s_t, z_t) - KL_t ], the KL of each step in closed form (Prop. 5.1)."""
+    def kl(logq):
+        thought = logq[..., 1:] - logq[..., 1:].logsumexp(-1, keepdim=True)              # q(. | <think>)
+        return kl_exact(logq[..., 0].exp(), -(thought.exp() * thought).sum(-1), alpha, LOG_Z)
+    return ((logq0[:, None] + logq1).exp() * (logpi.sum(-1) - kl(logq0) - kl(logq1)[:, None])).sum()
+
+
+@pytest.fixture(scope="module")
+def logpi():
+    return log_pi(tiny_model(0))
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.6, 0.95])
+@pytest.mark.parametrize("seed", range(3))
+def test_bound(logpi, alpha, seed):
+    """ELBO <= log p(x) = log sum_z p(z) pi(x | z); the gap is KL(q || posterior); it closes at the posterior."""
+    prior = log_prior(THINKS, alpha, LOG_Z)                                              # (Z,)
+    joint = prior[:, None] + prior + logpi.sum(-1)                                       # (Z, Z) log p(x, z)
+    log_px, posterior = joint.logsumexp((0, 1)), joint - joint.logsumexp((0, 1))
+    logq0, logq1 = (x.detach().log_softmax(-1) for x in random_q(seed))
+    bound = exact_elbo(logpi, logq0, logq1, alpha)
+    logq = logq0[:, None] + logq1
+    gap = (logq.exp() * (logq - posterior)).sum()
+    assert gap > 0.01 and bound < log_px
+    assert (log_px - bound - gap).abs() < 1e-9
+
+    best0 = posterior.logsumexp(1)                                                       # q(z_0), q(z_1 | z_0) of the posterior
+    assert (exact_elbo(logpi, best0, posterior - best0[:, None], alpha) - log_px).abs() < 1e-9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_k_sample_bound(logpi, seed):
+    """E log 1/K sum w over all K-tuples of latent sequences: the ELBO at K = 1, grows with K, stays below log p(x)."""
+    alpha = 0.6
+    prior = log_prior(THINKS, alpha, LOG_Z)
+    logq0, logq1 = (x.detach().log_softmax(-1) for x in random_q(seed))
+    logq = (logq0[:, None] + logq1).flatten()                                            # (Z*Z,)
+    joint = (prior[:, None] + prior + logpi.sum(-1)).flatten()
+    log_w, expected = joint - logq, []
+    for K in (1, 2, 3):
+        shapes = [[-1 if i == k else 1 for i in range(K)] for k in range(K)]
+        w = torch.stack(torch.broadcast_tensors(*[log_w.view(s) for s in shapes]))       # (K, Z*Z, ..., Z*Z)
+        p = sum(logq.view(s) for s in shapes).exp()
+        expected.append(float((p * iw_bound(w)).sum()))
+    assert expected[0] == pytest.approx(float(exact_elbo(logpi, logq0, logq1, alpha)), abs=1e-9)
+    log_px = joint.logsumexp(0)
+    assert expected[0] + 1e-3 < expected[1] < expected[2] - 1e-4 < float(log_px)
+    assert torch.allclose(iw_bound(log_px.expand(3, 7)), log_px.expand(7), rtol=0, atol=1e-12)       # q the posterior: w = p(x) whatever K
+    assert float(iw_bound(log_w + logq + math.log(len(logq)))) == pytest.approx(float(log_px), abs=1e-9)     # every z once, q uniform
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
+def test_prior_sums_to_one(alpha):
+    """The prior over <act> and all thoughts has mass one, alpha of it on <act>."""
+    p = log_prior(THINKS, alpha, LOG_Z).exp()
+    assert float(p.sum()) == pytest.approx(1, abs=1e-12) and float(p[0]) == pytest.approx(alpha, abs=1e-12)
+
+
+def test_kl_exact():
+    """Prop. 5.1 against sum_z q log(q / p); its limits: q = p, and alpha = 1 (never thinking is free, thinking costs infinitely much)."""
+    gen = torch.Generator().manual_seed(0)
+    logq = (3 * torch.randn(50, len(LATENTS), generator=gen, dtype=torch.float64)).log_softmax(-1)
+    thought = logq[:, 1:] - logq[:, 1:].logsumexp(-1, keepdim=True)
+    entropy = -(thought.exp() * thought).sum(-1)
+    for alpha in (0.05, 0.5, 0.99):
+        want = (logq.exp() * (logq - log_prior(THINKS, alpha, LOG_Z))).sum(-1)
+        assert torch.allclose(kl_exact(logq[:, 0].exp(), entropy, alpha, LOG_Z), want, rtol=0, atol=1e-12)
+        assert float(kl_exact(torch.tensor(alpha), torch.tensor(LOG_Z), alpha, LOG_Z)) == pytest.approx(0, abs=1e-6)
+    assert kl_exact(torch.tensor([1.0, 0.9]), torch.tensor(0.0), 1.0, LOG_Z).tolist() == [0, math.inf]
+
+
+def test_line_rewards():
+    """The penalty is paid by the lines with a thought only."""
+    r = line_rewards(torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[True, False, True]]), 0.25)
+    assert r.tolist() == [[-1.25, -2.0, -3.25]]
+
+
+# ---------------------------------------------------------------- log-probabilities of tokens
+
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_token_logprobs(chunk):
+    """Values and gradients equal those of one log_softmax over all logits, in float64, for targets and for sets of tokens."""
+    gen = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 8, generator=gen, dtype=torch.float64) for n in (10, 30))
+    targets, sets = torch.randint(30, (10,), generator=gen), ([4], [0, 7, 29], list(range(30)))
+    mix = torch.randn(4, 10, generator=gen, dtype=torch.float64)
+
+    def full(hidden, weight):
+        logp = (hidden @ weight.T).log_softmax(-1)
+        return torch.stack([logp[range(10), targets]] + [logp[:, s].exp().sum(-1).log() for s in sets])
+
+    results = []
+    for f, dtype in ((full, torch.float64), (lambda h, w: token_logprobs(h, w, targets, sets, chunk=chunk), torch.float32)):
+        h, w = (x.detach().to(dtype, copy=True).requires_grad_() for x in (hidden, weight))
+        out = f(h, w)
+        (out * mix.to(dtype)).sum().backward()
+        results.append((out.detach(), h.grad, w.grad))
+    for want, got in zip(*results):
+        assert got.dtype == torch.float32 and torch.allclose(got.double(), want, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(token_logprobs(hidden, weight, targets, sets, chunk=chunk).double(), results[0][0], atol=1e-5)
+        assert token_logprobs(hidden[:0], weight, targets[:0], sets).shape == (4, 0)
+
+
+def test_log1mexp():
+    """log(1 - exp(x)) in float32 against math in float64, from 1e-6 below 0 to -inf; its gradient is finite at both ends."""
+    x = torch.tensor([-1e-6, -1e-3, -0.1, -math.log(2), -1.0, -10.0, -60.0])
+    want = [math.log(-math.expm1(v)) if v > -1 else math.log1p(-math.exp(v)) for v in x.tolist()]
+    assert torch.allclose(log1mexp(x), torch.tensor(want), rtol=1e-5, atol=0)
+    assert float(log1mexp(torch.tensor(math.log(0.25)))) == pytest.approx(math.log(0.75), rel=1e-6)
+    ends = torch.tensor([0.0, -1e-9, -200.0, -math.inf], requires_grad=True)
+    out = log1mexp(ends)
+    out.sum().backward()
+    assert torch.isfinite(out).all() and torch.isfinite(ends.grad).all()

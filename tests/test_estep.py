@@ -1,0 +1,372 @@
+"""The E-step: gradients against enumeration, rollouts against token-by-token sampling, and its limits."""
+import heapq
+import inspect
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import tasks
+from estep import (ACT, END, FIRST, TOKEN, Rollouts, Row, advantages, draw_uniforms, durations, event_logprobs, policy_gradient,
+                   rollout, summary)
+from model import ModelConfig, Transformer
+from test_elbo import HASH, LATENTS, NEWLINE, SNIP, THINK_MAX as TINY_MAX, TOK, log_pi, random_q, softmaxed, tiny_model, with_thoughts
+
+torch.set_num_threads(1)
+G, THINK_MAX, C = 4, 6, 0.3
+
+
+# ---------------------------------------------------------------- the gradient, by enumeration (the world of test_elbo.py)
+
+PAIRS = list(itertools.product(range(len(LATENTS)), repeat=2))                           # every (z_0, z_1): 121
+
+
+@pytest.fixture(scope="module")
+def enumerated():
+    """log pi of the lines, whether they think, and by definition what each thought gains: (121, 2) each."""
+    logpi = log_pi(tiny_model(0)).numpy()                                                # (Z, Z, 2)
+    line_logp = logpi.reshape(-1, 2)
+    think = np.array(PAIRS) > 0
+    gain = np.array([[logpi[i, 0].sum() - logpi[0, 0].sum(), logpi[i, j, 1] - logpi[i, 0, 1]] for i, j in PAIRS])
+    return line_logp, gain, think
+
+
+def gradient(objective, parameters):
+    return torch.autograd.grad(objective, parameters, retain_graph=True)
+
+
+@pytest.mark.parametrize("credit", ["group", "prefix"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_expected_gradient(enumerated, credit, size):
+    """The score-function estimator, averaged over all groups of 1 or 2 rollouts, equals autograd's gradient of J(q) = sum_z q(z) sum_t r_t."""
+    line_logp, gain, think = enumerated
+    tables = random_q(5)
+    logq = [x.log_softmax(-1) for x in tables]
+    i, j = torch.tensor(PAIRS).T
+    steps = torch.stack([logq[0][i], logq[1][i, j]], 1)                               # (121, 2) log q(z_t | z_<t)
+    reward = torch.tensor((line_logp - C * think).sum(1))
+    J = (steps.sum(1).exp() * reward).sum()
+
+    groups = np.array(list(itertools.product(range(len(PAIRS)), repeat=size)))           # (121^G, G)
+    n = groups.flatten()
+    A = advantages(line_logp[n], gain[n], think[n], np.ones_like(think[n]), size, C, credit, discount=1.0, normalise=False)
+    per_row = (torch.tensor(A) * steps[n]).sum(1).view(-1, size).mean(1)                 # of a group: 1/G sum_g sum_t A_t log q
+    weight = steps.sum(1).detach()[groups].sum(1).exp()                                  # probability of the group
+    for got, want in zip(gradient((weight * per_row).sum(), tables), gradient(J, tables)):
+        assert want.abs().max() > 1e-3 and (got - want).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("credit", ["group", "prefix"])
+def test_expected_policy_gradient(enumerated, credit):
+    """policy_gradient over every latent sequence of the token model q, weighted by q(z), equals autograd's gradient of the enumerated
+    J, in which log q is summed token by token from a plain softmax. And q's probabilities of all latents sum to one."""
+    line_logp, gain, think = enumerated
+    q = tiny_model(1)
+    rows, events, logq = [], [], []
+    for n, (i, j) in enumerate(PAIRS):
+        z = LATENTS[i], LATENTS[j]
+        ids, latents, _ = with_thoughts(*z)
+        logp, total = softmaxed(q, ids), 0.0
+        for t, (a, b) in enumerate(latents):
+            if a == b:
+                events.append((n, a, ACT, t, ids[a]))
+                total = total + (1 - logp[a - 1, list(HASH)].exp().sum()).log()
+                continue
+            for k in range(a, b):
+                events.append((n, k, FIRST if k == a else TOKEN, t, ids[k]))
+                total = total + logp[k - 1, ids[k]]
+            if b - a < TINY_MAX:
+                events.append((n, b, END, t, NEWLINE))
+                total = total + logp[b - 1, NEWLINE]
+        logq.append(total)
+        rows.append(Row(SNIP, 0, None, ids, None, None, {t: list(x) for t, x in enumerate(z) if x}, None))
+    logq = torch.stack(logq)                                                             # (121,)
+    assert float(logq.detach().logsumexp(0)) == pytest.approx(0, abs=1e-9)
+    want = gradient((logq.exp() * torch.tensor((line_logp - C * think).sum(1))).sum(), list(q.parameters()))
+
+    rolls = Rollouts(rows, 1, [], np.array(events), np.zeros(len(events)), 0)
+    A = advantages(line_logp, gain, think, np.ones_like(think), 1, C, credit, normalise=False)
+    policy_gradient(q, TOK, rolls, A * logq.detach().exp().numpy()[:, None] * len(rows), rows_at_once=50)
+    scale = max(float(g.abs().max()) for g in want)
+    for p, g in zip(q.parameters(), want):
+        assert (p.grad + g).abs().max() < 1e-5 * scale
+
+
+def test_rollouts_in_the_enumerated_world(enumerated):
+    """A rollout's log q, line likelihoods and gains are the entries of the enumerated tables for the latents that it drew."""
+    line_logp, gain, _ = enumerated
+    q, pi = tiny_model(1), tiny_model(0)
+    rolls = rollout(q, pi, TOK, [SNIP], 64, TINY_MAX, (0,))
+    seen = set()
+    for n, row in enumerate(rolls.rows):
+        z = tuple(tuple(row.thoughts.get(t, ())) for t in range(2))
+        at = PAIRS.index((LATENTS.index(z[0]), LATENTS.index(z[1])))
+        seen.add(at)
+        assert row.ids == with_thoughts(*z)[0]
+        assert np.allclose(row.line_logp, line_logp[at], atol=1e-5) and np.allclose(row.gain, gain[at], atol=1e-5)
+    assert len(seen) > 15
+
+
+# ---------------------------------------------------------------- token-by-token sampling, written a second time
+
+@pytest.fixture(scope="module")
+def tok():
+    rng = random.Random(0)
+    return data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)] + [inspect.getsource(heapq)], 400)
+
+
+@pytest.fixture(scope="module")
+def snips(tok):
+    """Four functions of the built-in domain, three of the standard library, and code in column 0; 2 to 11 lines."""
+    found = [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in (tasks.expert_task(0, i, "train") for i in (0, 1, 4, 7))]
+    found += [data.snippet(tok, text, chars, name) for name, text, chars in data.functions(inspect.getsource(heapq))
+              if name in ("heappush", "heappop", "_siftdown")]
+    return found + [data.snippet(tok, "x = [1]\nfor i in x:\n    y = i\nz = x\n", 7)]
+
+
+def thinker(tok, seed):
+    """A random Transformer that thinks before about one line in three and ends a thought with about every fourth token. Coordinate 0 of
+    the residual stream is the same for every token, so that column 0 of the head acts as a bias."""
+    cfg = ModelConfig(vocab_size=tok.vocab_size, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, max_len=512, tied=False)
+    model = Transformer(cfg).init_weights(seed)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.q.weight *= 5                                                          # attend to some tokens, not to all alike
+            block.o.weight[0] = block.down.weight[0] = 0
+        model.embed.weight[:, 0] = 1.5
+        model.head.weight[:, 0] = 0
+        model.head.weight[tok.thought_ids, 0] = 2.5
+        model.head.weight[tok.stop_ids, 0] = 2.2
+    return model
+
+
+@pytest.fixture(scope="module")
+def models(tok):
+    return thinker(tok, 1), thinker(tok, 2)
+
+
+@torch.no_grad()
+def distributions(model, ids):
+    """(T, V) float64: row t is the distribution of token t + 1."""
+    return (model(torch.tensor([ids]))[0] @ model.head_weight.T).double().softmax(-1).numpy()
+
+
+def inverse_cdf(p, u):
+    return int(np.flatnonzero(np.cumsum(p) > u * p.sum())[0])
+
+
+def score(pi, tok, snip, thoughts):
+    """log pi(a_t | s_t, z_t) of all lines with these thoughts in the context: the line's tokens, the first given that it is no '#'."""
+    ids, spans = list(snip.ids[:snip.first[0]]), []
+    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
+        ids += thoughts[t] + snip.sep[t] if t in thoughts else []
+        spans.append((len(ids), len(ids) + b - a))
+        ids += snip.ids[a:b]
+    p = distributions(pi, ids)
+    return np.array([sum(np.log(p[k - 1, ids[k]]) for k in range(a, b)) - np.log(1 - p[a - 1, tok.thought_ids].sum()) for a, b in spans])
+
+
+def sequential(q, tok, snip, uniforms, think_max, rate=None, horizon=0):
+    """Sample the latents of one snippet, forwarding the whole prefix for every token -> ids, thoughts, log q of each event."""
+    ids, thoughts, logq = list(snip.ids[:snip.first[0]]), {}, []
+    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
+        if not horizon or t < horizon:
+            p = distributions(q, ids)[-1]
+            begin = p[tok.thought_ids]
+            if uniforms[0][t] < (begin.sum() if rate is None else rate):
+                k = inverse_cdf(begin, uniforms[1][t, 0])
+                thought = thoughts[t] = [tok.thought_ids[k]]
+                logq.append(np.log(begin[k]))
+                while len(thought) < think_max:
+                    p = distributions(q, ids + thought)[-1]
+                    token = inverse_cdf(p, uniforms[1][t, len(thought)])
+                    if token in tok.stop_ids:
+                        logq.append(np.log(p[tok.stop_ids].sum()))
+                        break
+                    logq.append(np.log(p[token]))
+                    thought.append(token)
+                ids += thought + snip.sep[t]
+            else:
+                logq.append(np.log(1 - begin.sum()))
+        ids += snip.ids[a:b]
+    return ids, thoughts, logq
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"rate": 0.5}, {"rate": 1.0}, {"horizon": 2}, {"think_max": 1}], ids=str)
+def test_rollouts_are_sequential_sampling(tok, snips, models, same, settings):
+    """Thoughts, ids, log q, the lines' likelihoods and the gains of `rollout` against the slow sampler with the same uniforms."""
+    q, pi = models[0], models[0] if same else models[1]
+    settings = {"think_max": THINK_MAX, **settings}
+    rolls = rollout(q, pi, tok, snips, 3, seed=(3, 1), **settings)
+    for n, row in enumerate(rolls.rows):
+        b, g = divmod(n, 3)
+        snip, L = snips[b], len(snips[b].first)
+        uniforms = draw_uniforms((3, 1), b, g, L, settings["think_max"])
+        ids, thoughts, logq = sequential(q, tok, snip, uniforms, **settings)
+        assert (row.snip, row.group, row.thoughts, row.ids) == (snip, b, thoughts, ids)
+        mine = rolls.events[:, 0] == n
+        assert np.allclose(rolls.logq[mine], logq, rtol=0, atol=1e-4)
+        assert np.allclose(row.line_logp, score(pi, tok, snip, thoughts), rtol=0, atol=1e-3)
+        for t in range(L):
+            till = [{s: z for s, z in thoughts.items() if s < end} for end in (t, t + 1)]
+            without, gained = (score(pi, tok, snip, z)[t:].sum() for z in till) if t in thoughts else (0, 0)
+            assert row.gain[t] == pytest.approx(gained - without, abs=1e-3)
+    assert rolls.think.sum() > 10 and np.abs(rolls.lines(lambda r: r.gain)).max() > 0.5  # the test sees what it should
+
+
+@pytest.fixture(scope="module")
+def rolls(tok, snips, models):
+    return rollout(*models, tok, snips, G, THINK_MAX, (7,))
+
+
+def test_events(tok, rolls):
+    """The record of events: the token that stands at its index, in the order of the row, and one decision a line."""
+    lengths = [len(z) for r in rolls.rows for z in r.thoughts.values()]
+    assert len(set(lengths)) > 3 and max(lengths) == THINK_MAX                           # some end by themselves, some are cut
+    for n, row in enumerate(rolls.rows):
+        mine = rolls.events[rolls.events[:, 0] == n]
+        kinds = mine[:, 2]
+        assert (np.diff(mine[:, 1]) > 0).all() and mine[np.isin(kinds, (ACT, FIRST)), 3].tolist() == list(range(len(row.first)))
+        assert all(row.ids[j] == token for _, j, kind, _, token in mine if kind != END)
+        assert all(token in tok.stop_ids for *_, kind, _, token in mine if kind == END)
+        for t, z in row.thoughts.items():
+            assert mine[(mine[:, 3] == t) & (kinds != END), 4].tolist() == z
+            assert ((mine[:, 3] == t) & (kinds == END)).sum() == (len(z) < THINK_MAX)
+
+
+def test_sampled_is_scored(tok, models, rolls):
+    """log q recomputed from the finished rows equals what the sampler recorded, so the first importance ratio is 1; padding changes nothing."""
+    q = models[0]
+    with torch.no_grad():
+        scored = event_logprobs(q, tok, [r.ids for r in rolls.rows], rolls.events).double().numpy()
+    assert np.abs(scored - rolls.logq).max() < 1e-4
+    for n in (0, len(rolls.rows) - 1):
+        mine = rolls.events[:, 0] == n
+        with torch.no_grad():
+            alone = event_logprobs(q, tok, [rolls.rows[n].ids], rolls.events[mine] * [0, 1, 1, 1, 1]).numpy()
+        assert np.abs(alone - scored[mine]).max() < 1e-5
+    q.zero_grad()
+    A = rolls.valid * 1.0
+    loss, tokens, gap = policy_gradient(q, tok, rolls, A, rows_at_once=5)
+    assert gap < 1e-4 and tokens == sum(len(r.ids) for r in rolls.rows)
+    assert loss == pytest.approx(-rolls.logq.sum() / len(rolls.rows), rel=1e-5)
+    q.zero_grad()
+
+
+def test_rollouts_do_not_depend_on_the_batch(tok, snips, models, rolls):
+    """A snippet alone, with its number, gets the rollouts it had among the others."""
+    for i in (0, 4, len(snips) - 1):
+        alone = rollout(*models, tok, [snips[i]], G, THINK_MAX, (7,), numbers=[i])
+        batch = rolls.rows[G * i:G * i + G]
+        assert [(r.ids, r.thoughts) for r in alone.rows] == [(r.ids, r.thoughts) for r in batch]
+        for a, b in zip(alone.rows, batch):
+            assert np.allclose(a.line_logp, b.line_logp, atol=1e-3) and np.allclose(a.gain, b.gain, atol=1e-3)
+        assert np.allclose(alone.logq, rolls.logq[rolls.events[:, 0] // G == i], atol=1e-4)
+    other = rollout(*models, tok, snips[:1], G, THINK_MAX, (8,))
+    assert [r.ids for r in other.rows] != [r.ids for r in rolls.rows[:G]] and len({tuple(r.ids) for r in other.rows}) > 1
+
+
+def test_thoughts_are_inserted(snips, rolls):
+    """A row's ids are data.infuse of its thoughts; without the tokens of kind THOUGHT they are the snippet's."""
+    for row in rolls.rows:
+        ids, kinds = data.infuse(row.snip, row.thoughts)
+        assert ids == row.ids
+        assert [i for i, kind in zip(row.ids, kinds) if kind != data.THOUGHT] == row.snip.ids
+        assert [row.ids[f] for f in row.first] == [row.snip.ids[f] for f in row.snip.first]
+
+
+# ---------------------------------------------------------------- limits
+
+def test_never_thinking(tok, snips, models):
+    """rate = 0: the expert's code, its plain likelihood, no gain, and one forward of q and of pi a snippet."""
+    q, pi = models
+    rolls = rollout(q, pi, tok, snips, 2, THINK_MAX, (0,), rate=0)
+    assert rolls.forward_tokens == 2 * sum(len(s.ids) for s in snips)
+    assert not rolls.think.any() and (rolls.events[:, 2] == ACT).all() and len(rolls.logq) == rolls.valid.sum()
+    for row in rolls.rows:
+        assert row.ids == row.snip.ids and not row.gain.any()
+        assert (row.line_logp == rolls.base_logp[row.group]).all()
+        assert np.allclose(row.line_logp, score(pi, tok, row.snip, {}), atol=1e-3)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_always_thinking(tok, snips, models, same):
+    """rate = 1: a thought before every line, also where all rows have their last line behind a thought."""
+    rolls = rollout(models[0], models[not same], tok, snips[:1] + snips[-1:], 2, THINK_MAX, (0,), rate=1)
+    assert (rolls.think == rolls.valid).all() and not (rolls.events[:, 2] == ACT).any()
+
+
+def test_too_long_a_snippet(tok, snips, models):
+    """What may outgrow the positions of the model is refused before anything is sampled."""
+    with pytest.raises(ValueError, match="max_len is 512"):
+        rollout(*models, tok, snips[:1], 1, 50, (0,))
+
+
+@pytest.mark.parametrize("credit", ["group", "prefix"])
+def test_horizon_one_is_brite(tok, snips, models, credit):
+    """horizon = 1 against the single-step estimator: one latent z a snippet, its reward the likelihood of the whole code less c, the
+    baseline the mean of the group's others, the loss -advantage * log q(z), averaged over the rollouts."""
+    q, pi = models
+    rolls = rollout(q, pi, tok, snips, G, THINK_MAX, (1,), horizon=1)
+    z = [row.thoughts.get(0, []) for row in rolls.rows]
+    assert all(set(row.thoughts) <= {0} for row in rolls.rows) and 0 < sum(map(bool, z)) < len(z)
+
+    reward = np.array([score(pi, tok, row.snip, row.thoughts).sum() - C * bool(x) for row, x in zip(rolls.rows, z)])
+    loss = 0.0
+    for n, (row, x) in enumerate(zip(rolls.rows, z)):
+        others = [m for m in range(len(z)) if m // G == n // G and m != n]
+        at = row.snip.first[0]
+        logp = (q(torch.tensor([row.snip.ids[:at] + x]))[0] @ q.head_weight.T).log_softmax(-1)[at - 1:]      # (len(x) + 1, V)
+        logq = sum(logp[k, token] for k, token in enumerate(x)) if x else torch.log1p(-logp[0].exp()[tok.thought_ids].sum())
+        if 0 < len(x) < THINK_MAX:
+            logq = logq + logp[-1, tok.stop_ids].logsumexp(0)
+        loss = loss - (reward[n] - reward[others].mean()) * logq / len(z)
+    want = gradient(loss, list(q.parameters()))
+
+    q.zero_grad()
+    A = advantages(rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain), rolls.think, rolls.valid, G, C, credit, normalise=False)
+    got_loss, _, _ = policy_gradient(q, tok, rolls, A)
+    assert got_loss == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-4)
+    scale = max(float(g.abs().max()) for g in want)
+    for p, g in zip(q.parameters(), want):
+        assert (p.grad - g).abs().max() < 1e-5 * max(scale, 1)
+    q.zero_grad()
+
+
+# ---------------------------------------------------------------- by hand
+
+def hand_made():
+    """Two rollouts of a snippet of three lines, 6 tokens of code; the second thinks before lines 0 and 2."""
+    snip = data.Snippet(list(range(8)), 1, [2, 4, 6], [[9]] * 3)
+    plain = Row(snip, 0, None, snip.ids, snip.first, np.array([-1.0, -2.0, -3.0]), {}, np.zeros(3))
+    other = Row(snip, 0, None, None, [5, 7, 11], np.array([-1.0, -1.0, -1.0]), {0: [5, 5], 2: [5]}, np.array([2.5, 0.0, 0.5]))
+    return Rollouts([plain, other], 2, [np.array([-1.0, -2.0, -3.0])], np.zeros((0, 5), int), np.zeros(0), 0)
+
+
+def test_summary():
+    """Every entry of the summary, worked out by hand: c = 0.75, rewards -6 and -3 - 2 c = -4.5."""
+    assert durations([1, 4], 6) == [3, 2] and durations([0], 3) == [3] and durations([], 3) == []
+    got = summary(hand_made(), 0.75)
+    assert got == pytest.approx({
+        "elbo": -5.25, "elbo_no_think": -6.0, "elbo_2_samples": np.log((np.exp(-6) + np.exp(-4.5)) / 2), "ce_code": 9 / 12,
+        "think_share": 2 / 6, "think_len": 1.5, "duration": 1.5, "gain": 1.5, "gain_above_c": 0.5})
+
+
+def test_advantages():
+    """Both credits, with a discount, on the same two rollouts; padding gets none, and the scale is the deviation over the batch."""
+    rolls = hand_made()
+    args = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain), rolls.think
+    full = rolls.valid
+    # returns of the rollouts: group, discount 1/2: [-2.75, -3.5, -3], [-2.6875, -1.875, -1.75]; prefix: zeros, [1.6875, -0.125, -0.25]
+    A = advantages(*args, full, 2, 0.75, "group", 0.5, normalise=False)
+    assert A.tolist() == [[-0.0625, -1.625, -1.25], [0.0625, 1.625, 1.25]]
+    A = advantages(*args, full, 2, 0.75, "prefix", 0.5, normalise=False)
+    assert A.tolist() == [[-1.6875, 0.125, 0.25], [1.6875, -0.125, -0.25]]
+    scaled = advantages(*args, full, 2, 0.75, "prefix", 0.5)
+    assert np.allclose(scaled, A / A.std(), rtol=1e-5)
+    part = advantages(*args, full & [True, True, False], 2, 0.75, "prefix", 0.5, normalise=False)
+    assert part.tolist() == [[-1.6875, 0.125, 0], [1.6875, -0.125, 0]]

@@ -1,0 +1,455 @@
+"""RA3 (arXiv 2509.25810) from a base model to a table of results: stages, checkpoints, the command line.
+
+    python train.py --stage em                                          the built-in domain, from nothing, in minutes on a laptop
+    python train.py --stage em --preset smollm2 --data stdlib           SmolLM2-135M on the functions of Python's standard library
+
+    pretrain   train the base model (built-in domain), or load it (other presets)            -> base.pt
+    ntp        next-token mid-training on the expert's code, the baseline                    -> ntp.pt
+    em         RA3: E-step and M-step, repeated; makes base.pt and ntp.pt first if they are missing, evaluates all three at the end -> ra3.pt
+    eval       evaluate the models of the run's folder                                       -> results.json
+    all        the same as em
+
+The run's folder holds settings.json, tokenizer.txt, checkpoints by name, metrics.jsonl (a line a step), results.json and samples-NAME.jsonl.
+Every batch and every draw is a function of (seed, stage, iteration, step), so a checkpoint needs weights, optimizer and position only:
+a killed run goes on with --resume as if nothing had happened, bit for bit on the CPU.
+
+FLOPs are counted as 2 P a token forward and 6 P a token trained, P = parameters without the embedding, plus the head.
+"""
+import copy
+import dataclasses
+import json
+import os
+import random
+import sys
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import data
+import mstep
+import tasks
+from config import UserError, parse
+from estep import advantages, policy_gradient, rollout, summary
+from evaluate import bound, device_of, for_rollouts, score, solve
+from model import ModelConfig, Transformer, count_params, load_gguf, load_model, save_model, smollm2_path, write_whole
+
+PRETRAIN, NTP, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(6)          # first word of every seed after the run's
+MODEL_FIELDS = ("n_layer", "n_head", "d_model", "d_ff", "vocab_size", "max_len", "pretrain_steps", "pretrain_lr", "notes_share", "rows",
+                "block", "seed")
+TUNE_FIELDS = ("data", "n_expert", "max_tokens", "min_lines", "rows", "block", "mstep_steps", "lr", "warmup", "weight_decay", "iters", "match", "seed")
+
+
+class Run:
+    """A run's folder, its corpora and its models."""
+
+    def __init__(self, cfg):
+        self.cfg, self.out, self.device = cfg, cfg.out, device_of(cfg)
+        self.started = time.time()
+        if os.path.exists(self.out) and not os.path.isdir(self.out):
+            raise UserError(f"--out {self.out}: expected a folder, found a file; give another path")
+        self.prepare()
+        os.makedirs(self.out, exist_ok=True)
+        with open(self.path("settings.json"), "w") as f:
+            json.dump(dataclasses.asdict(cfg), f, indent=1)
+
+    def path(self, name):
+        return os.path.join(self.out, name)
+
+    def prepare(self):
+        """Tokenizer, expert and held-out snippets. Nothing is written before all of it is known to be right."""
+        cfg = self.cfg
+        if cfg.preset == "tiny":
+            if os.path.exists(self.path("tokenizer.txt")):
+                self.tok = data.load_tokenizer(self.path("tokenizer.txt"))
+            else:
+                rng = random.Random("tokenizer")
+                self.tok = data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(2000)], cfg.vocab_size)
+        else:
+            self.tok = data.gguf_tokenizer(smollm2_path())
+        self.hard = self.expert_hard = None
+        if cfg.data == "domain":
+            def cut(split, n):
+                found = [tasks.expert_task(cfg.seed, i, split) for i in range(n)]
+                return found, [data.snippet(self.tok, t.prompt + t.solution, len(t.prompt), t.name) for t in found]
+            self.expert_tasks, self.expert = cut("train", cfg.n_expert)
+            held, self.heldout = cut(cfg.eval_split, cfg.n_heldout)
+            self.hard, self.expert_hard = [t.hard for t in held], [t.hard for t in self.expert_tasks]
+        else:
+            snippets, counts = data.corpus(cfg.data, self.tok, cfg.max_tokens, cfg.min_lines, cfg.n_expert + cfg.n_heldout, cfg.seed)
+            n = min(cfg.n_heldout, max(1, len(snippets) // 10))
+            if len(snippets) < 2:
+                raise UserError(f"--data {cfg.data}: {len(snippets)} usable function; expected at least 2, one to train on and one to hold out")
+            self.expert, self.heldout = snippets[n:], snippets[:n]
+            print(f"corpus {cfg.data}: {len(self.expert)} snippets to train on, {n} held out; "
+                  + ", ".join(f"{k} {v}" for k, v in counts.items() if v))
+
+    # ------------------------------------------------------------ checkpoints and metrics
+
+    def settings_of(self, fields):
+        return {k: getattr(self.cfg, k) for k in fields}
+
+    def load(self, name, like=None):
+        """(model, extra) of the run's folder. Raises UserError if it is missing, or of another shape than `like`."""
+        if not os.path.exists(self.path(f"{name}.pt")):
+            raise UserError(f"{self.path(name + '.pt')}: no such model; run the stage that makes it first, or give --out")
+        model, extra = load_model(self.path(f"{name}.pt"), like)
+        return model.to(self.device), extra
+
+    def save(self, name, model, **extra):
+        save_model(model, self.path(f"{name}.pt"), **extra, seconds=time.time() - self.started)
+        if os.path.exists(self.path(f"{name}.state")):
+            os.remove(self.path(f"{name}.state"))
+
+    def restore(self, name):
+        """The state of an unfinished stage, or None: what was saved last, if --resume is given."""
+        path = self.path(f"{name}.state")
+        state = torch.load(path, map_location=self.device, weights_only=True) if self.cfg.resume and os.path.exists(path) else None
+        if state and state["settings"] != stage_settings(self.cfg):
+            other = [f"{k}={v!r}" for k, v in state["settings"].items() if v != getattr(self.cfg, k)]
+            raise UserError(f"{path}: the unfinished run was made with {', '.join(other)}; give the same settings with --resume, or leave it out to start over")
+        self.keep_metrics(name, state["lines"] if state else 0)
+        return state
+
+    def keep_metrics(self, name, n):
+        """Keep the first n metrics lines of a model, and all of other models."""
+        self.lines, path = n, self.path("metrics.jsonl")
+        if os.path.exists(path):
+            kept, seen = [], 0
+            for line in open(path):
+                try:
+                    mine = json.loads(line)["model"] == name
+                except (ValueError, KeyError):
+                    continue                                 # half a line of a killed run
+                seen += mine
+                if not mine or seen <= n:
+                    kept.append(line)
+            with open(path + ".part", "w") as f:
+                f.writelines(kept)
+            os.replace(path + ".part", path)
+
+    def log(self, name, **metrics):
+        with open(self.path("metrics.jsonl"), "a") as f:
+            f.write(json.dumps({"model": name, **metrics}) + "\n")
+        self.lines += 1
+
+    def save_state(self, name, **state):
+        write_whole({**state, "settings": stage_settings(self.cfg), "lines": self.lines}, self.path(f"{name}.state"))
+
+
+def stage_settings(cfg):
+    """All settings that decide what a stage computes."""
+    free = {"resume", "out", "save_every", "threads", "device", "models"}
+    return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in free}
+
+
+def work_size(model):
+    """P of the FLOP count: parameters without the embedding, plus the head."""
+    return count_params(model, embedding=False) + (model.head_weight.numel() if model.cfg.tied else 0)
+
+
+def steps_bar(run, desc, start, steps):
+    return tqdm(range(start, steps), desc=desc, initial=start, total=steps, unit="step", mininterval=0.5)
+
+
+# ---------------------------------------------------------------- stages
+
+def pretrain(run):
+    """The base model: trained on the built-in domain's base corpus, or the preset's own. Nothing to do if base.pt is there."""
+    cfg = run.cfg
+    if cfg.preset != "tiny":
+        if not os.path.exists(run.path("base.pt")):
+            run.save("base", load_gguf(smollm2_path())[0], flops=0.0, settings={})
+        return
+    shape = ModelConfig(run.tok.vocab_size, cfg.n_layer, cfg.n_head, cfg.n_head, cfg.d_model, cfg.d_ff, cfg.max_len)
+    if os.path.exists(run.path("base.pt")):
+        made = run.load("base", shape)[1]["settings"]
+        other = [f"{k}={made[k]!r} and not {getattr(cfg, k)!r}" for k in made if made[k] != getattr(cfg, k)]
+        if other:
+            raise UserError(f"{run.path('base.pt')}: made with {', '.join(other)}; give the same settings, another --out, or delete it")
+        return
+    data.save_tokenizer(run.tok, run.path("tokenizer.txt"))
+    model = Transformer(shape).init_weights(cfg.seed).to(run.device)
+    opt = mstep.adamw(model, cfg.pretrain_lr, cfg.weight_decay)
+    state, start, flops = run.restore("base"), 0, 0.0
+    if state:
+        model.load_state_dict(state["weights"])
+        opt.load_state_dict(state["opt"])
+        start, flops = state["step"], state["flops"]
+    bar = steps_bar(run, "pretrain", start, cfg.pretrain_steps)
+    for step in bar:
+        began = time.time()
+        rng, docs = random.Random(f"{cfg.seed}/{PRETRAIN}/{step}"), []
+        while sum(map(len, docs)) < 0.9 * cfg.rows * cfg.block:
+            text = "".join(tasks.base_text(rng, notes_only=step < cfg.notes_share * cfg.pretrain_steps))
+            docs.append(run.tok.encode(text) + [run.tok.eos])
+        batch = data.batch_rows(docs, None, data.pack(docs, cfg.block), cfg.block, run.tok.eos)
+        lr = mstep.learning_rate(step, cfg.pretrain_steps, cfg.pretrain_lr, 50)
+        m = mstep.ntp_step(model, opt, batch, lr, cfg, prompts=True)
+        flops += 6 * work_size(model) * m["tokens"]
+        m["tokens_per_s"] = m["tokens"] / (time.time() - began)
+        run.log("base", phase="pretrain", step=step, **m)
+        bar.set_postfix(loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}")
+        if (step + 1) % (5 * cfg.save_every) == 0:
+            run.save_state("base", weights=model.state_dict(), opt=opt.state_dict(), step=step + 1, flops=flops)
+    run.save("base", model, flops=flops, settings=run.settings_of(MODEL_FIELDS))
+
+
+def expert_part(run, iteration, steps):
+    """Indices of the expert snippets of one M-step: enough for one epoch of its tokens, if there are so many."""
+    need = steps * run.cfg.rows * run.cfg.block
+    order = np.random.default_rng([run.cfg.seed, MSTEP, iteration]).permutation(len(run.expert))
+    total = np.cumsum([len(run.expert[i].ids) for i in order])
+    return order[:int(np.searchsorted(total, need)) + 1]
+
+
+def fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops, keep=lambda: {}):
+    """The M-step: `steps` of next-token training on docs. state: where to go on, or None; keep(): what else its checkpoints hold.
+    Returns the FLOPs so far."""
+    cfg = run.cfg
+    opt, start = mstep.adamw(model, cfg.lr, cfg.weight_decay), 0
+    if state:
+        model.load_state_dict(state["weights"])
+        opt.load_state_dict(state["opt"])
+        start, flops = state["step"], state["flops"]
+    bar = steps_bar(run, f"{name}: M-step {iteration + 1}", start, steps)
+    for step in bar:
+        began = time.time()
+        batch = mstep.packed_batch(docs, kinds, cfg.rows, cfg.block, run.tok.eos, (cfg.seed, MSTEP, iteration, 1), step)
+        m = mstep.ntp_step(model, opt, batch, mstep.learning_rate(step, steps, cfg.lr, cfg.warmup), cfg)
+        flops += 6 * work_size(model) * m["tokens"]
+        m["tokens_per_s"] = m["tokens"] / (time.time() - began)
+        run.log(name, phase="mstep", iteration=iteration, step=step, flops=flops, **m)
+        bar.set_postfix(loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}")
+        if (step + 1) % cfg.save_every == 0 and step + 1 < steps:
+            run.save_state(name, phase="mstep", iteration=iteration, step=step + 1, flops=flops, weights=model.state_dict(),
+                           opt=opt.state_dict(), **keep())
+    return flops
+
+
+def ntp(run):
+    """The baseline: the M-steps of EM with nothing written in. With --match, for as many FLOPs as another model took."""
+    cfg, name = run.cfg, run.cfg.name if run.cfg.name and run.cfg.name != "ra3" else "ntp"
+    iters, steps = cfg.iters, cfg.mstep_steps
+    model, _ = run.load("base")
+    if cfg.match:
+        a_step = 6 * work_size(model) * cfg.rows * cfg.block
+        iters, steps = 1, round(run.load(cfg.match)[1]["flops"] / a_step)
+        name = cfg.name or f"ntp-as-{cfg.match}"
+    state, flops = run.restore(name), 0.0
+    for iteration in range(state["iteration"] if state else 0, iters):
+        docs = [run.expert[i].ids for i in expert_part(run, iteration, steps)]
+        kinds = [[data.PROMPT] * run.expert[i].prompt + [data.CODE] * (len(run.expert[i].ids) - run.expert[i].prompt)
+                 for i in expert_part(run, iteration, steps)]
+        flops = fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops)
+        state = None
+        if iteration + 1 < iters:
+            run.save_state(name, phase="mstep", iteration=iteration + 1, step=0, flops=flops, weights=model.state_dict(),
+                           opt=mstep.adamw(model, cfg.lr, cfg.weight_decay).state_dict())
+    run.save(name, model, flops=flops, settings=run.settings_of(TUNE_FIELDS))
+
+
+def diagnose(run, pi):
+    """What the model's own thoughts are worth before the E-step, printed: the rule of thumb is that a gain below c dies out."""
+    cfg = run.cfg
+    m = for_rollouts(pi, cfg)
+    some = run.expert[:32]
+    rolls = rollout(m, m, run.tok, some, 4, cfg.think_max, (cfg.seed, DIAGNOSE), horizon=cfg.horizon)
+    s = summary(rolls, cfg.c)
+    words = {}
+    for row in rolls.rows:
+        for t, ids in row.thoughts.items():
+            word = run.tok.decode(ids[1:3]).strip().split(" ")[0] or "(empty)"
+            words.setdefault(word, []).append(row.gain[t])
+    top = sorted(words.items(), key=lambda kv: -len(kv[1]))[:6]
+    tqdm.write(f"thoughts of the model as it is: before {s['think_share']:.1%} of lines, gain {s['gain']:+.2f} nats each, {s['gain_above_c']:.0%} of them above c = {cfg.c:g}; "
+               "by first word: " + ", ".join(f"{w!r} {np.mean(g):+.2f} ({len(g)})" for w, g in top))
+    if s["gain"] < cfg.c:
+        tqdm.write(f"warning: the mean gain is below c = {cfg.c:g}: the bound is served best by thinking less, and thinking may die out")
+    return {k: s[k] for k in ("think_share", "gain", "gain_above_c", "elbo", "elbo_no_think")}
+
+
+def em(run):
+    """RA3: per iteration an E-step (learn q with pi frozen), then an M-step (write q's thoughts in, fine-tune pi)."""
+    cfg, name = run.cfg, run.cfg.name or "ra3"
+    pi, _ = run.load("base")
+    state, flops, first, seconds = run.restore(name), 0.0, 0, 0.0
+    if state:
+        first, flops, seconds = state["iteration"], state["flops"], state["seconds"]
+        pi.load_state_dict(state["weights"])
+    began = time.time() - seconds
+    for iteration in range(first, cfg.iters):
+        if not (state and state["phase"] == "mstep"):
+            q = copy.deepcopy(pi)
+            if cfg.estep == "reinforce" and cfg.c < float("inf"):
+                flops = learn_q(run, name, q, pi, iteration, state, flops, lambda: time.time() - began)
+            chosen = expert_part(run, iteration, cfg.mstep_steps)
+            docs, kinds, stats = infused(run, q, pi, chosen, iteration)
+            flops += 2 * work_size(pi) * stats["forward_tokens"]
+            run.log(name, phase="infuse", iteration=iteration, flops=flops, think_share=stats["think"] / max(1, stats["lines"]),
+                    think_len=stats["thought_tokens"] / max(1, stats["think"]), not_canonical=stats["not_canonical"], cut=stats["cut"])
+            state = {"step": 0, "flops": flops, "weights": pi.state_dict(), "opt": mstep.adamw(pi, cfg.lr, cfg.weight_decay).state_dict()}
+            run.save_state(name, phase="mstep", iteration=iteration, docs=docs, kinds=kinds, seconds=time.time() - began, **state)
+        else:
+            docs, kinds = state["docs"], state["kinds"]
+        flops = fine_tune(run, name, pi, docs, kinds, iteration, cfg.mstep_steps, state, flops,
+                          lambda: {"docs": docs, "kinds": kinds, "seconds": time.time() - began})
+        state = None
+        said = bound(pi, run.tok, run.heldout, cfg, run.hard)
+        run.log(name, phase="heldout", iteration=iteration, flops=flops, **said)
+        tqdm.write(f"after EM iteration {iteration + 1}: held-out ELBO {said['elbo']:.2f} (never thinking: {said['elbo_no_think']:.2f}), "
+                   f"thoughts before {said['think_share']:.1%} of lines, gain {said['gain']:+.2f} nats each")
+        if iteration + 1 < cfg.iters:
+            run.save_state(name, phase="estep", iteration=iteration + 1, step=0, flops=flops, weights=pi.state_dict(), seconds=time.time() - began)
+    run.save(name, pi, flops=flops, settings=stage_settings(cfg), em_seconds=time.time() - began)
+
+
+def learn_q(run, name, q, pi, iteration, state, flops, seconds):
+    """The E-step by policy gradient. Changes q in place; returns the FLOPs so far."""
+    cfg = run.cfg
+    opt, start = torch.optim.AdamW(q.parameters(), lr=cfg.estep_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True), 0
+    if state and state["step"]:
+        q.load_state_dict(state["q"])
+        opt.load_state_dict(state["opt"])
+        start = state["step"]
+    else:
+        run.log(name, phase="diagnose", iteration=iteration, **diagnose(run, pi))
+    pi_fixed = for_rollouts(pi, cfg)
+    bar = steps_bar(run, f"{name}: E-step {iteration + 1}", start, cfg.estep_steps)
+    for step in bar:
+        began = time.time()
+        mine = np.random.default_rng([cfg.seed, ESTEP, iteration, step]).choice(len(run.expert), min(cfg.snippets, len(run.expert)), replace=False)
+        rolls = rollout(for_rollouts(q, cfg), pi_fixed, run.tok, [run.expert[i] for i in mine], cfg.group, cfg.think_max,
+                        (cfg.seed, ESTEP, iteration, step), horizon=cfg.horizon, numbers=mine.tolist())
+        sampled = time.time()
+        logp, gain = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain)
+        A = advantages(logp, gain, rolls.think, rolls.valid, cfg.group, cfg.c, cfg.credit, cfg.discount, cfg.normalise)
+        loss, trained, gap = policy_gradient(q, run.tok, rolls, A, cfg.bf16)
+        norm = torch.nn.utils.clip_grad_norm_(q.parameters(), cfg.grad_clip).item()
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        flops += work_size(q) * (2 * rolls.forward_tokens + 6 * trained)
+        s = summary(rolls, cfg.c, run.expert_hard and [run.expert_hard[i] for i in mine])
+        tokens = rolls.forward_tokens + trained
+        run.log(name, phase="estep", iteration=iteration, step=step, flops=flops, reward=s["elbo"], loss=loss, grad_norm=norm, logq_gap=gap,
+                rollout_s=sampled - began, update_s=time.time() - sampled, tokens=tokens, tokens_per_s=tokens / (time.time() - began),
+                **{k: s[k] for k in s if k not in ("elbo", "ce_code")})
+        bar.set_postfix(reward=f"{s['elbo']:.2f}", think=f"{s['think_share']:.2f}", gain=f"{s['gain']:+.2f}",
+                        tok_s=f"{tokens / (time.time() - began):.0f}")
+        if (step + 1) % cfg.save_every == 0:
+            run.save_state(name, phase="estep", iteration=iteration, step=step + 1, flops=flops, q=q.state_dict(), opt=opt.state_dict(),
+                           weights=pi.state_dict(), seconds=seconds())
+    return flops
+
+
+def infused(run, q, pi, chosen, iteration):
+    """Documents with thoughts written in: those of cfg.estep."""
+    cfg = run.cfg
+    some = [run.expert[i] for i in chosen]
+    if cfg.estep != "oracle":
+        return mstep.infuse_corpus(for_rollouts(q, cfg), for_rollouts(pi, cfg), run.tok, some, cfg, (cfg.seed, INFUSE, iteration), chosen.tolist())
+    if cfg.data != "domain":
+        raise UserError(f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}")
+    stats = dict.fromkeys(("think", "lines", "thought_tokens", "not_canonical", "cut", "forward_tokens"), 0)
+    pairs = [mstep.write(run.tok, run.expert[i], {t: run.tok.encode(f" # {note}") for t, note in run.expert_tasks[i].notes}, cfg.block, stats)
+             for i in chosen]
+    return [p[0] for p in pairs], [p[1] for p in pairs], stats
+
+
+def evaluate(run):
+    """Evaluate models of the run's folder, print a table, merge the figures into results.json."""
+    cfg = run.cfg
+    names = [n for n in dict.fromkeys(cfg.models.split(",") + [cfg.name]) if n]
+    missing = [n for n in names if not os.path.exists(run.path(f"{n}.pt"))]
+    if missing:
+        raise UserError(f"--models {cfg.models}: {run.out} holds no {', '.join(n + '.pt' for n in missing)}; run --stage em first, or name other models")
+    problems = tasks.domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split) if cfg.data == "domain" else []
+    results, shown = {}, {}
+    for name in names:
+        model, extra = run.load(name)
+        said = {"pass@1": None, "pass@5": None}
+        if problems:
+            for key, n, temperature in (("", cfg.samples, cfg.temperature), ("greedy", 1, 0.0)):
+                rows = solve(for_rollouts(model, cfg), run.tok, problems, n, temperature, cfg.max_new, cfg.seed, desc=f"{name}: {key or 'sampling'}")
+                said.update({"greedy": score(rows, 1)["pass@1"]} if key else score(rows, n))
+            shown[name] = rows                               # the greedy ones
+            with open(run.path(f"samples-{name}.jsonl"), "w") as f:
+                f.writelines(json.dumps(row) + "\n" for row in rows)
+        said.update(bound(model, run.tok, run.heldout, cfg, run.hard), flops=extra["flops"])
+        results[name] = said
+    path = run.path("results.json")
+    try:
+        kept = json.load(open(path))
+    except (OSError, ValueError):
+        kept = {}
+    with open(path + ".part", "w") as f:
+        json.dump({**kept, **results}, f, indent=1)
+    os.replace(path + ".part", path)
+    print_table(results)
+    print_programs(run, problems, shown.get(names[-1], []))
+
+
+COLUMNS = (("pass@1", "pass@1", "{:.3f}"), ("pass@5", "pass@5", "{:.3f}"), ("greedy", "greedy", "{:.3f}"), ("CE of code", "ce_code", "{:.4f}"),
+           ("ELBO", "elbo", "{:.3f}"), ("never thinking", "elbo_no_think", "{:.3f}"), ("lines with a thought", "think_share", "{:.1%}"),
+           ("hard", "think_hard", "{:.1%}"), ("easy", "think_easy", "{:.1%}"), ("gain", "gain", "{:+.2f}"), ("length", "think_len", "{:.1f}"),
+           ("lasts", "duration", "{:.1f}"), ("TFLOP", "flops", "{:.0f}"))
+
+
+def print_table(results):
+    """A line a model; ELBO in nats a snippet, CE in nats a token, gain in nats a thought, length in tokens, duration in lines."""
+    table = [["", *(title for title, _, _ in COLUMNS)]]
+    for name, said in results.items():
+        value = {**said, "flops": said["flops"] / 1e12}
+        table.append([name] + [form.format(value[key]) if value.get(key) is not None else "-" for _, key, form in COLUMNS])
+    width = [max(map(len, column)) for column in zip(*table)]
+    print("\n" + "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, width)) for line in table))
+
+
+def print_programs(run, problems, rows):
+    """Two held-out programs of a model with their thoughts; if there are no problems, two held-out snippets with sampled thoughts."""
+    for task, row in list(zip(problems, rows))[:2]:
+        print(f"\n--- {task.name}: {row['verdict']}\n{task.prompt}{row['completion']}")
+    if not problems:
+        model, _ = run.load(run.cfg.name or run.cfg.models.split(",")[-1])
+        m = for_rollouts(model, run.cfg)
+        for row in rollout(m, m, run.tok, run.heldout[:2], 1, run.cfg.think_max, (run.cfg.seed, 78), horizon=run.cfg.horizon).rows:
+            print(f"\n--- {row.snip.name}\n{run.tok.decode(row.ids)}")
+
+
+def current(run, name, fields):
+    """Is there a finished model of that name, made with these settings?"""
+    if not os.path.exists(run.path(f"{name}.pt")):
+        return False
+    made = run.load(name)[1]["settings"]
+    return all(made.get(k) == getattr(run.cfg, k) for k in fields)
+
+
+def main(argv):
+    stages = ("pretrain", "ntp", "em", "eval", "all")
+    cfg, args = parse(argv, {"--stage": dict(default="em", choices=stages, help="what to do (default em)")}, __doc__)
+    torch.set_num_threads(cfg.threads or os.cpu_count())
+    run = Run(cfg)
+    if args.stage in ("pretrain", "em", "all"):
+        pretrain(run)
+    if args.stage == "ntp" or args.stage in ("em", "all") and not current(run, "ntp", TUNE_FIELDS):
+        ntp(run)
+    if args.stage in ("em", "all"):
+        name = cfg.name or "ra3"
+        unfinished = os.path.exists(run.path(f"{name}.state"))
+        if not (cfg.resume and not unfinished and current(run, name, stage_settings(cfg))):
+            em(run)
+    if args.stage in ("eval", "em", "all"):
+        evaluate(run)
+    print(f"\n{time.time() - run.started:.0f} s; everything is in {run.out}/")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as e:
+        print(f"train.py: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(130)
