@@ -45,6 +45,20 @@ def token_logprobs(hidden, weight, targets, sets=(), chunk=1024):
     return torch.cat(parts, 1) if parts else hidden.new_zeros(1 + len(sets), 0, dtype=torch.float32)
 
 
+def _chunk_kl(hidden, weight, other, other_weight):
+    logq = (hidden @ weight.T).float().log_softmax(-1)                                # (n, V)
+    logp = (other @ other_weight.T).float().log_softmax(-1)                           # (n, V)
+    return (logq.exp() * (logq - logp)).sum(-1)                                       # (n,)
+
+
+def token_kl(hidden, weight, other, other_weight, chunk=1024):
+    """KL(q || p) of the next-token distributions at N states, in nats: (N,). hidden, other (N, D), weights (V, D) of q and of p. The
+    gradient goes to q; logits are recomputed on the way back, like those of token_logprobs."""
+    parts = [checkpoint(_chunk_kl, h, weight, o, other_weight, use_reentrant=False)
+             for h, o in zip(hidden.split(chunk), other.split(chunk))]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
 def log1mexp(x):
     """log(1 - exp(x)) for x < 0, to full precision. Example: log1mexp(log .25) -> log .75"""
     x = x.clamp(max=-1e-7)

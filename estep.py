@@ -22,8 +22,8 @@ The randomness is drawn beforehand, so the result is that of token-by-token samp
 
 Departures from the paper
 1. The comment stands at the indentation of its line (../README). 2. log pi of a line is conditional on the decision (elbo.py, departure 1).
-3. The group's mean leaves the rollout itself out, which keeps the gradient unbiased; advantages are divided by their deviation over
-the *batch* (a scale; never by the group's deviation, which blows up groups that hardly differ). 4. The credit by prefix is ours.
+3. The group's mean leaves the rollout itself out, which keeps the gradient unbiased; a thought's tokens are compared with other thoughts
+only; advantages are divided by their deviation over the *batch* (a scale; never by the group's, which blows up groups that hardly differ). 4. The credit by prefix is ours.
 5. `estep=best-of-n` optimises the same bound without a gradient: of G rollouts of the frozen model keep the one with the best sum r_t.
 6. `horizon=1`: one latent a snippet, before its first line: BRiTE.
 
@@ -34,7 +34,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from elbo import line_rewards, log1mexp, token_logprobs
+from elbo import line_rewards, log1mexp, token_kl, token_logprobs
 from sample import pick
 
 ACT, FIRST, TOKEN, END = range(4)             # events: <act>; the first token of a thought; a further one; its end
@@ -254,46 +254,58 @@ def think(q, tok, rows, numbers, cache, think_max, events, logq, amp):
 # ---------------------------------------------------------------- advantages and the update
 
 def advantages(line_logp, gain, think, valid, G, c, credit="prefix", discount=1.0, normalise=True):
-    """A_t of every decision, (N, L) float64. line_logp, gain (N, L) nats; think, valid (N, L) bool; rows of a group are adjacent.
+    """A_t of every decision and of every thought's content: (2, N, L) float64. line_logp, gain (N, L) nats; think, valid (N, L) bool; the
+    rows of a group are adjacent.
 
-    See the module's docstring for the two credits. G = 1 has no others to compare with: their mean is then 0.
+    Return Q_t: see the module's docstring for the two credits. A decision is compared with the mean Q_t of the *other* rollouts of its
+    snippet. The tokens after the `#` are chosen when the decision is made already, so they are compared with other
+    thoughts only: the other rollouts of the snippet that think before this line, or, if there is none, the thoughts of all
+    other rollouts of the batch. No baseline holds anything of the rollout itself, so none biases the gradient.
     """
     r = line_rewards(torch.as_tensor(line_logp), torch.as_tensor(think), c).numpy() if credit == "group" else gain - c * think
-    A = np.zeros_like(r)
-    run = np.zeros(len(r))
-    for t in reversed(range(r.shape[1])):                                  # A_t = sum_{s>=t} discount^{s-t} r_s
+    Q, run = np.zeros_like(r), np.zeros(len(r))
+    for t in reversed(range(r.shape[1])):                                  # Q_t = sum_{s>=t} discount^{s-t} r_s
         run = r[:, t] + discount * run
-        A[:, t] = run
-    if G > 1:
-        grouped = A.reshape(-1, G, A.shape[1])                             # (B, G, L)
-        others = (grouped.sum(1, keepdims=True) - grouped) / (G - 1)
-        A = (grouped - others).reshape(A.shape)
-    A = np.where(valid, A, 0.0)
-    return A / (A[valid].std() + 1e-6) if normalise else A
+        Q[:, t] = run
+    grouped, thinks = Q.reshape(-1, G, Q.shape[1]), think.reshape(-1, G, Q.shape[1])        # (B, G, L)
+    decision = grouped - (grouped.sum(1, keepdims=True) - grouped) / max(1, G - 1)
+    total = (Q * think).sum()                                              # over all thoughts of the batch
+    elsewhere = (total - (Q * think).sum(1)) / np.maximum(1, think.sum() - think.sum(1))    # (N,): mean Q of other rollouts' thoughts
+    n = (thinks.sum(1, keepdims=True) - thinks)                            # other thinking rollouts at this line
+    others = ((grouped * thinks).sum(1, keepdims=True) - grouped * thinks) / np.maximum(1, n)
+    content = grouped - np.where(n > 0, others, elsewhere.reshape(-1, G, 1))
+    A = np.stack([np.where(valid, decision.reshape(Q.shape), 0.0), np.where(think, content.reshape(Q.shape), 0.0)])
+    return A / (A[0][valid].std() + 1e-6) if normalise else A
 
 
-def event_logprobs(q, tok, rows, events, amp=False):
-    """log q of each event, recomputed with gradient from the finished rows: (M,), in the order of `events`.
-
-    rows: N lists of ids; events (M, 5) as in Rollouts. <act> is log(1 - P(a comment begins)), the end of a thought the log of the mass
-    of all tokens that end it.
-    """
+def hidden_before(model, rows, events, amp=False):
+    """The states that predict each event: (M, D). rows: N lists of ids; events (M, 5) as in Rollouts."""
     T = max(len(ids) for ids in rows)
     ids = torch.zeros(len(rows), T, dtype=torch.int64)                                      # (N, T)
     for n, row in enumerate(rows):
         ids[n, :len(row)] = torch.tensor(row)
-    events = torch.as_tensor(events, device=q.device)
-    n, j, kind, _, token = events.T
+    n, j = torch.as_tensor(events[:, 0], device=model.device), torch.as_tensor(events[:, 1], device=model.device)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
+        return model(ids.to(model.device))[n, j - 1]
+
+
+def event_logprobs(q, tok, hidden, events, amp=False):
+    """log q of each event from the states that predict it, with gradient: (M,). <act> is log(1 - P(a comment begins)), the end of a
+    thought the log of the mass of all tokens that end it. hidden (M, D); events (M, 5)."""
+    _, _, kind, _, token = torch.as_tensor(events, device=q.device).T
     with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
-        hidden = q(ids.to(q.device))[n, j - 1]                                              # (M, D)
         logp, begin, end = token_logprobs(hidden, q.head_weight, token, (tok.thought_ids, tok.stop_ids))
     return torch.where(kind == ACT, log1mexp(begin), torch.where(kind == END, end, logp))
 
 
-def policy_gradient(q, tok, rolls, A, amp=False, rows_at_once=64):
-    """Accumulate the gradient of  -1/N sum_n sum_t A_t log q(z_t | s_t, z_<t)  in q's parameters. A (N, L).
-    Returns (loss, trained tokens, largest |log q now - log q recorded|)."""
-    loss, tokens, gap = 0.0, 0, 0.0
+def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, rows_at_once=64):
+    """Accumulate in q's parameters the gradient of
+
+        -1/N sum_n sum_t A_t log q(z_t | s_t, z_<t)  +  kl/N sum over the thoughts' tokens of KL( q(. | ...) || pi(. | ...) )
+
+    A (2, N, L) as from `advantages`. Returns (loss, mean KL a token, trained tokens, largest |log q now - log q recorded|).
+    """
+    loss, total_kl, tokens, gap, contents = 0.0, 0.0, 0, 0.0, 0
     order = sorted(range(len(rolls.rows)), key=lambda n: len(rolls.rows[n].ids))            # rows of one length together
     for start in range(0, len(order), rows_at_once):
         chosen = order[start:start + rows_at_once]
@@ -302,15 +314,26 @@ def policy_gradient(q, tok, rolls, A, amp=False, rows_at_once=64):
         if not mine.any():
             continue
         events = rolls.events[mine].copy()
-        weight = torch.as_tensor(A[events[:, 0], events[:, 3]], dtype=torch.float32, device=q.device)
+        content = events[:, 2] >= TOKEN
+        weight = torch.as_tensor(A[content.astype(int), events[:, 0], events[:, 3]], dtype=torch.float32, device=q.device)
         events[:, 0] = [where[n] for n in events[:, 0]]
-        logp = event_logprobs(q, tok, [rolls.rows[n].ids for n in chosen], events, amp)     # (m,)
+        ids = [rolls.rows[n].ids for n in chosen]
+        hidden = hidden_before(q, ids, events, amp)                                         # (m, D)
+        logp = event_logprobs(q, tok, hidden, events, amp)                                  # (m,)
         part = -(weight * logp).sum() / len(rolls.rows)                                     # gradient
+        if kl and content.any():
+            with torch.no_grad():
+                other = hidden_before(pi, ids, events[content], amp)
+            with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
+                away = token_kl(hidden[torch.as_tensor(content)], q.head_weight, other, pi.head_weight)
+            part = part + kl * away.sum() / len(rolls.rows)
+            total_kl += float(away.detach().sum())
+            contents += int(content.sum())
         part.backward()
         loss += float(part.detach())
-        tokens += sum(len(rolls.rows[n].ids) for n in chosen)
+        tokens += sum(len(row) for row in ids)
         gap = max(gap, float((logp.detach().cpu().double() - torch.as_tensor(rolls.logq[mine])).abs().max()))
-    return loss, tokens, gap
+    return loss, total_kl / max(1, contents), tokens, gap
 
 
 # ---------------------------------------------------------------- what the bound says

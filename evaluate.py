@@ -95,19 +95,20 @@ def score(rows, n, ks=(1, 5)):
 
 def bound(model, tok, snippets, cfg, hard=None):
     """The bound of a model on held-out snippets, with itself as q -> dict of floats (names defined in the README).
-    hard: for each snippet the indices of its hard lines, if known."""
-    m = for_rollouts(model, cfg)
+    hard: for each snippet the indices of its hard lines, if known. At c = inf nothing is ever thought."""
+    m, never = for_rollouts(model, cfg), cfg.c == float("inf")
     G, at_once = cfg.elbo_samples, max(1, 128 // cfg.elbo_samples)
     parts = []
     for start in tqdm(range(0, len(snippets), at_once), desc="bound", unit="batch", delay=2, leave=False):
         part = snippets[start:start + at_once]
-        rolls = rollout(m, m, tok, part, G, cfg.think_max, (cfg.seed, 77), numbers=list(range(start, start + len(part))), horizon=cfg.horizon)
+        rolls = rollout(m, m, tok, part, G, cfg.think_max, (cfg.seed, 77), numbers=list(range(start, start + len(part))), horizon=cfg.horizon,
+                        rate=0.0 if never else None)
         parts.append(rolls)
     whole = parts[0]
     for rolls in parts[1:]:
         whole.rows += rolls.rows
         whole.base_logp += rolls.base_logp
-    return summary(whole, cfg.c, hard)
+    return summary(whole, 0.0 if never else cfg.c, hard)         # inf times no thoughts
 
 
 def main(argv):

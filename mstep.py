@@ -86,15 +86,18 @@ def ntp_loss(model, ids, pos, doc, kind, prompts=False):
 
 def packed_batch(docs, kinds, rows, block, pad, seed, step, cache={}):
     """The batch of a step: a pure function of its arguments, so that a resumed run sees the same data. An epoch is every document once,
-    packed in a new order, short of the rows that do not fill a last batch. cache: the packing of the running epoch."""
+    packed in a new order, short of the rows that do not fill a last batch. cache: the packings of the last documents."""
+    if cache.get("docs") is not docs or cache["key"] != (rows, block, *seed):
+        cache.clear()
+        cache.update(docs=docs, key=(rows, block, *seed))
+
     def packing(epoch):
-        key = (id(docs), len(docs), rows, block, *seed, epoch)
-        if cache.get("key") != key:
+        if epoch not in cache:
             rng = np.random.default_rng([*seed, epoch])
             order = rng.permutation(len(docs))
             packed = [[int(order[i]) for i in row] for row in pack([docs[i] for i in order], block)]
-            cache.update(key=key, rows=[packed[i] for i in rng.permutation(len(packed))])
-        return cache["rows"]
+            cache[epoch] = [packed[i] for i in rng.permutation(len(packed))]
+        return cache[epoch]
 
     a_epoch = max(1, len(packing(0)) // rows)                # the same number in every epoch, up to the packing's luck
     mine = packing(step // a_epoch)

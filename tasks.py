@@ -2,24 +2,23 @@
 
 **The built-in domain** shows in minutes what thinking before a line does. A task is a small pipeline over a list of digits:
 
-    def bend(xs):                                            def bend(xs):
-        \"\"\"                                                      \"\"\" ... \"\"\"
-        shift: a 8 b *9 c +3 d -4                                ys = []
-        drop: e 2 f +4 g *7 h +1                                 for x in xs:
-        \"\"\"                                                          ys.append((x + 1) % 10)      <- hard
-                                                                 xs = ys
-                                                                 xs = [x for x in xs if x != 3]  <- hard
+    def bend(xs):                                                xs = list(xs)
+        \"\"\"                                                      ys = []
+        shift: a 8 b flip c tri d up                             for x in xs:
+        drop: e 2 f neg g dec h jump                                 ys.append((x + 6) % 10)      <- hard
+        return xs                                                xs = ys
+        \"\"\"                                                      xs = [x for x in xs if x != 2]  <- hard
                                                                  return xs
 
-Every stage is given as a chain of labelled steps on a digit, all modulo 10: start at 8, times 9, plus 3, minus 4 makes 1. The expert
-writes the folded constant and no comment. Most lines are boilerplate that the docstring's words determine; the two or three lines with a
-folded constant are *hard*: a small network cannot fold three steps in one pass, but it can restate them one by one in
+Every stage is given as a chain of labelled steps on a digit (`STEPS`, all bijections): start at 8, flip it to 1, triple it to 3, up to 6. The
+expert writes the folded constant and no comment. Most lines are boilerplate that the docstring's words determine; the two or three lines with
+a folded constant are *hard*: a small network cannot fold three steps in one pass, but it can restate them one by one in
 a comment, one hop a token,
 
-        # shift: a 8 b *9 = 2 c +3 = 5 d -4 = 1
+        # shift: a 8 b flip 1 c tri 3 d up 6
 
-and then copy the last digit. A step is a bijection of the digits, so a guess is right one time in ten, and a program with three hard
-lines one time in a thousand: the reward of the whole program is sparse, the reward of a line is not.
+and then copy the last digit. A guess is right one time in ten, and a program with three hard lines one time in a thousand: the reward
+of the whole program is sparse, the reward of a line is not.
 
 **The base corpus** (what "pre-training" sees) is broad: worked notes, such functions with comments before some lines, and other
 functions. The comments are useful (a worked chain before its line), misplaced (a worked chain before some other line), wrong (a chain
@@ -50,15 +49,15 @@ class Task:
 
 # ---------------------------------------------------------------- chains of steps
 
-def apply_step(value, op, digit):
-    """One step modulo 10. Example: (8, "*", 9) -> 2"""
-    return (value * digit if op == "*" else value + digit if op == "+" else value - digit) % 10
+STEPS = {"inc": [(x + 1) % 10 for x in range(10)], "dec": [(x - 1) % 10 for x in range(10)], "up": [(x + 3) % 10 for x in range(10)],
+         "down": [(x - 3) % 10 for x in range(10)], "jump": [(x + 5) % 10 for x in range(10)], "tri": [x * 3 % 10 for x in range(10)],
+         "sept": [x * 7 % 10 for x in range(10)], "neg": [-x % 10 for x in range(10)], "flip": [9 - x for x in range(10)],
+         "swap": [x ^ 1 for x in range(10)]}      # name -> what it makes of each digit, a bijection
 
 
 def random_chain(rng, n_steps=3):
-    """A start digit and n steps, each a bijection of the digits. Example: (8, (("*", 9), ("+", 3)))"""
-    ops = [("*", 3), ("*", 7), ("*", 9)] * 3 + [(s, d) for s in "+-" for d in range(1, 10)]
-    return rng.randrange(10), tuple(rng.choice(ops) for _ in range(n_steps))
+    """A start digit and n steps. Example: (8, ("flip", "tri", "up"))"""
+    return rng.randrange(10), tuple(rng.choices(sorted(STEPS), k=n_steps))
 
 
 def split_of(chain):
@@ -68,20 +67,16 @@ def split_of(chain):
 
 
 def fold(chain):
-    """The values after the start and after each step. Example: (8, (("*", 9), ("+", 3))) -> [8, 2, 5]"""
+    """The values after the start and after each step. Example: (8, ("flip", "tri")) -> [8, 1, 3]"""
     values = [chain[0]]
-    for op, digit in chain[1]:
-        values.append(apply_step(values[-1], op, digit))
+    for step in chain[1]:
+        values.append(STEPS[step][values[-1]])
     return values
 
 
-def spell(verb, chain, labels, values=None):
-    """The chain as text, with its intermediate values if they are given (a worked note).
-    Example: "shift: a 8 b *9 c +3", or with values "shift: a 8 b *9 = 2 c +3 = 5" """
-    text = f"{verb}: {labels[0]} {chain[0]}"
-    for i, (op, digit) in enumerate(chain[1], start=1):
-        text += f" {labels[i]} {op}{digit}" + (f" = {values[i]}" if values else "")
-    return text
+def spell(verb, chain, labels):
+    """The chain as a line of a docstring. Example: "shift: a 8 b flip c tri" """
+    return f"{verb}: {labels[0]} {chain[0]}" + "".join(f" {label} {step}" for label, step in zip(labels[1:], chain[1]))
 
 
 # ---------------------------------------------------------------- functions
@@ -94,9 +89,9 @@ STAGES = {
     "append": ["last = {k}", "xs.append(last)"],
     "cut": ["top = {k}", "xs = [min(x, top) for x in xs]"],
     "mark": ["for i, x in enumerate(xs):", "    if x == {k}:", "        xs[i] = -1"],
-    "count": ["n = xs.count({k})", "xs.append(n)"],
+    "count": ["n = sum(x == {k} for x in xs)", "xs.append(n)"],
     "scale": ["ys = []", "for x in xs:", "    ys.append(x * 10 + {k})", "xs = ys"],
-    "front": ["ys = [{k}]", "ys.extend(xs)", "xs = ys"],
+    "front": ["head = {k}", "xs = [head] + xs"],
 }
 RETURNS = ["return xs", "return xs[::-1]", "return tuple(xs)"]
 NAMES = ["bend", "fuse", "glide", "mend", "pack", "quell", "roam", "spin", "turn", "veer", "warp", "yield_all"]
@@ -124,14 +119,16 @@ def body_lines(stages, constants, form):
 
 
 def worked(verb, chain, labels, slip=None):
-    """The worked note of a chain. `slip`, a random.Random, puts one wrong value in, and carries it on."""
+    """The chain worked out, one step after the other. `slip`, a random.Random, puts one wrong value in, and carries it on.
+    Example: "shift: a 8 b flip 1 c tri 3" """
     values = fold(chain)
     if slip:
         at = slip.randrange(1, len(values))
         values[at] = (values[at] + slip.randrange(1, 10)) % 10
         for i in range(at + 1, len(values)):
-            values[i] = apply_step(values[i - 1], *chain[1][i - 1])
-    return spell(verb, chain, labels, values)
+            values[i] = STEPS[chain[1][i - 1]][values[i - 1]]
+    steps = "".join(f" {label} {step} {value}" for label, step, value in zip(labels[1:], chain[1], values[1:]))
+    return f"{verb}: {labels[0]} {values[0]}{steps}"
 
 
 def prompt_text(name, stages, form):

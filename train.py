@@ -50,15 +50,18 @@ class Run:
         if os.path.exists(self.out) and not os.path.isdir(self.out):
             raise UserError(f"--out {self.out}: expected a folder, found a file; give another path")
         self.prepare()
+
+    def begin(self):
+        """Make the folder and note the settings, once all that was given is known to be right (`check`)."""
         os.makedirs(self.out, exist_ok=True)
         with open(self.path("settings.json"), "w") as f:
-            json.dump(dataclasses.asdict(cfg), f, indent=1)
+            json.dump(dataclasses.asdict(self.cfg), f, indent=1)
 
     def path(self, name):
         return os.path.join(self.out, name)
 
     def prepare(self):
-        """Tokenizer, expert and held-out snippets. Nothing is written before all of it is known to be right."""
+        """Tokenizer, expert and held-out snippets. Nothing is written."""
         cfg = self.cfg
         if cfg.preset == "tiny":
             if os.path.exists(self.path("tokenizer.txt")):
@@ -84,6 +87,12 @@ class Run:
             self.expert, self.heldout = snippets[n:], snippets[:n]
             print(f"corpus {cfg.data}: {len(self.expert)} snippets to train on, {n} held out; "
                   + ", ".join(f"{k} {v}" for k, v in counts.items() if v))
+        longest = max(len(s.ids) for s in self.expert)
+        most = max(len(s.ids) + sum(cfg.think_max + len(sep) for sep in s.sep) + 1 for s in self.expert + self.heldout)
+        if longest > cfg.block:
+            raise UserError(f"--block {cfg.block}: the longest snippet has {longest} tokens, and none is cut; expected at least that")
+        if most > cfg.max_len:
+            raise UserError(f"--max-len {cfg.max_len}: a snippet may grow to {most} tokens with its thoughts; expected at least that, or a smaller --think-max or --max-tokens")
 
     # ------------------------------------------------------------ checkpoints and metrics
 
@@ -102,13 +111,18 @@ class Run:
         if os.path.exists(self.path(f"{name}.state")):
             os.remove(self.path(f"{name}.state"))
 
-    def restore(self, name):
-        """The state of an unfinished stage, or None: what was saved last, if --resume is given."""
+    def unfinished(self, name, **how):
+        """The state of an unfinished stage, or None: what was saved last, if --resume is given. Raises UserError if its settings were others."""
         path = self.path(f"{name}.state")
-        state = torch.load(path, map_location=self.device, weights_only=True) if self.cfg.resume and os.path.exists(path) else None
+        state = torch.load(path, map_location=self.device, weights_only=True, **how) if self.cfg.resume and os.path.exists(path) else None
         if state and state["settings"] != stage_settings(self.cfg):
             other = [f"{k}={v!r}" for k, v in state["settings"].items() if v != getattr(self.cfg, k)]
             raise UserError(f"{path}: the unfinished run was made with {', '.join(other)}; give the same settings with --resume, or leave it out to start over")
+        return state
+
+    def restore(self, name):
+        """The state of an unfinished stage, or None; the metrics that it had written by then are kept, later ones dropped."""
+        state = self.unfinished(name)
         self.keep_metrics(name, state["lines"] if state else 0)
         return state
 
@@ -153,6 +167,61 @@ def steps_bar(run, desc, start, steps):
     return tqdm(range(start, steps), desc=desc, initial=start, total=steps, unit="step", mininterval=0.5)
 
 
+# ---------------------------------------------------------------- before anything is written
+
+def base_shape(run):
+    """The ModelConfig of the built-in domain's base model."""
+    cfg = run.cfg
+    if cfg.d_model % (2 * cfg.n_head):
+        raise UserError(f"--d-model {cfg.d_model}: expected a multiple of twice --n-head {cfg.n_head}")
+    return ModelConfig(run.tok.vocab_size, cfg.n_layer, cfg.n_head, cfg.n_head, cfg.d_model, cfg.d_ff, cfg.max_len)
+
+
+def check(run, stage):
+    """Is all that the stage needs there, and made with the same settings? Raises UserError."""
+    cfg, name, em_too = run.cfg, run.cfg.name or "ra3", stage in ("em", "all")
+    makes = {"base", "ntp", name} if em_too else set()
+    needs = [n for n in names_to_evaluate(cfg, stage) if n not in makes] if em_too or stage == "eval" else ["base", cfg.match or "base"] * (stage == "ntp")
+    missing = [n for n in dict.fromkeys(needs) if not os.path.exists(run.path(f"{n}.pt"))]
+    if missing:
+        given = f"--models {cfg.models}" if stage != "ntp" else f"--match {cfg.match}" if cfg.match else "--stage ntp"
+        raise UserError(f"{given}: {run.out} holds no {', '.join(n + '.pt' for n in missing)}; run the stage that makes it first, or give another --out or name")
+    if em_too and cfg.estep == "oracle" and cfg.data != "domain":
+        raise UserError(f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}")
+    if cfg.preset == "tiny" and stage in ("pretrain", "em", "all"):
+        shape = base_shape(run)
+        if os.path.exists(run.path("base.pt")):
+            made = run.load("base", shape)[1]["settings"]
+            other = [f"{k}={made[k]!r} and not {getattr(cfg, k)!r}" for k in made if made[k] != getattr(cfg, k)]
+            if other:
+                raise UserError(f"{run.path('base.pt')}: made with {', '.join(other)}; give the same settings, another --out, or delete it")
+        else:
+            run.unfinished("base", mmap=True)
+    if em_too:
+        run.unfinished(name, mmap=True)
+        if not current(run, "ntp", TUNE_FIELDS):
+            run.unfinished("ntp", mmap=True)
+
+
+def current(run, name, fields):
+    """Is there a finished model of that name, made with these settings?"""
+    if not os.path.exists(run.path(f"{name}.pt")):
+        return False
+    made = run.load(name)[1]["settings"]
+    return all(made.get(k) == getattr(run.cfg, k) for k in fields)
+
+
+def done(run, name, fields):
+    """With --resume: is there nothing left to do?"""
+    return run.cfg.resume and not os.path.exists(run.path(f"{name}.state")) and current(run, name, fields)
+
+
+def names_to_evaluate(cfg, stage):
+    """--models, and the stage's own: after --stage em --name NAME it takes the place of ra3."""
+    names = [cfg.name if n == "ra3" and cfg.name and stage != "eval" else n for n in cfg.models.split(",")] + [cfg.name]
+    return [n for n in dict.fromkeys(names) if n]
+
+
 # ---------------------------------------------------------------- stages
 
 def pretrain(run):
@@ -162,15 +231,10 @@ def pretrain(run):
         if not os.path.exists(run.path("base.pt")):
             run.save("base", load_gguf(smollm2_path())[0], flops=0.0, settings={})
         return
-    shape = ModelConfig(run.tok.vocab_size, cfg.n_layer, cfg.n_head, cfg.n_head, cfg.d_model, cfg.d_ff, cfg.max_len)
     if os.path.exists(run.path("base.pt")):
-        made = run.load("base", shape)[1]["settings"]
-        other = [f"{k}={made[k]!r} and not {getattr(cfg, k)!r}" for k in made if made[k] != getattr(cfg, k)]
-        if other:
-            raise UserError(f"{run.path('base.pt')}: made with {', '.join(other)}; give the same settings, another --out, or delete it")
         return
     data.save_tokenizer(run.tok, run.path("tokenizer.txt"))
-    model = Transformer(shape).init_weights(cfg.seed).to(run.device)
+    model = Transformer(base_shape(run)).init_weights(cfg.seed).to(run.device)
     opt = mstep.adamw(model, cfg.pretrain_lr, cfg.weight_decay)
     state, start, flops = run.restore("base"), 0, 0.0
     if state:
@@ -183,7 +247,8 @@ def pretrain(run):
         rng, docs = random.Random(f"{cfg.seed}/{PRETRAIN}/{step}"), []
         while sum(map(len, docs)) < 0.9 * cfg.rows * cfg.block:
             text = "".join(tasks.base_text(rng, notes_only=step < cfg.notes_share * cfg.pretrain_steps))
-            docs.append(run.tok.encode(text) + [run.tok.eos])
+            ids = run.tok.encode(text) + [run.tok.eos]
+            docs += [ids] * (len(ids) <= cfg.block)
         batch = data.batch_rows(docs, None, data.pack(docs, cfg.block), cfg.block, run.tok.eos)
         lr = mstep.learning_rate(step, cfg.pretrain_steps, cfg.pretrain_lr, 50)
         m = mstep.ntp_step(model, opt, batch, lr, cfg, prompts=True)
@@ -228,15 +293,13 @@ def fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops, kee
     return flops
 
 
-def ntp(run):
-    """The baseline: the M-steps of EM with nothing written in. With --match, for as many FLOPs as another model took."""
-    cfg, name = run.cfg, run.cfg.name if run.cfg.name and run.cfg.name != "ra3" else "ntp"
-    iters, steps = cfg.iters, cfg.mstep_steps
+def ntp(run, name, match=""):
+    """The baseline: the M-steps of EM with nothing written in. match: for as many FLOPs as that model took."""
+    cfg, iters, steps = run.cfg, run.cfg.iters, run.cfg.mstep_steps
     model, _ = run.load("base")
-    if cfg.match:
+    if match:
         a_step = 6 * work_size(model) * cfg.rows * cfg.block
-        iters, steps = 1, round(run.load(cfg.match)[1]["flops"] / a_step)
-        name = cfg.name or f"ntp-as-{cfg.match}"
+        iters, steps = 1, round(run.load(match)[1]["flops"] / a_step)
     state, flops = run.restore(name), 0.0
     for iteration in range(state["iteration"] if state else 0, iters):
         docs = [run.expert[i].ids for i in expert_part(run, iteration, steps)]
@@ -325,14 +388,14 @@ def learn_q(run, name, q, pi, iteration, state, flops, seconds):
         sampled = time.time()
         logp, gain = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain)
         A = advantages(logp, gain, rolls.think, rolls.valid, cfg.group, cfg.c, cfg.credit, cfg.discount, cfg.normalise)
-        loss, trained, gap = policy_gradient(q, run.tok, rolls, A, cfg.bf16)
+        loss, away, trained, gap = policy_gradient(q, pi, run.tok, rolls, A, cfg.kl, cfg.bf16)
         norm = torch.nn.utils.clip_grad_norm_(q.parameters(), cfg.grad_clip).item()
         opt.step()
         opt.zero_grad(set_to_none=True)
-        flops += work_size(q) * (2 * rolls.forward_tokens + 6 * trained)
+        flops += work_size(q) * (2 * rolls.forward_tokens + (6 + 2 * (cfg.kl > 0)) * trained)
         s = summary(rolls, cfg.c, run.expert_hard and [run.expert_hard[i] for i in mine])
         tokens = rolls.forward_tokens + trained
-        run.log(name, phase="estep", iteration=iteration, step=step, flops=flops, reward=s["elbo"], loss=loss, grad_norm=norm, logq_gap=gap,
+        run.log(name, phase="estep", iteration=iteration, step=step, flops=flops, reward=s["elbo"], loss=loss, kl=away, grad_norm=norm, logq_gap=gap,
                 rollout_s=sampled - began, update_s=time.time() - sampled, tokens=tokens, tokens_per_s=tokens / (time.time() - began),
                 **{k: s[k] for k in s if k not in ("elbo", "ce_code")})
         bar.set_postfix(reward=f"{s['elbo']:.2f}", think=f"{s['think_share']:.2f}", gain=f"{s['gain']:+.2f}",
@@ -349,21 +412,15 @@ def infused(run, q, pi, chosen, iteration):
     some = [run.expert[i] for i in chosen]
     if cfg.estep != "oracle":
         return mstep.infuse_corpus(for_rollouts(q, cfg), for_rollouts(pi, cfg), run.tok, some, cfg, (cfg.seed, INFUSE, iteration), chosen.tolist())
-    if cfg.data != "domain":
-        raise UserError(f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}")
     stats = dict.fromkeys(("think", "lines", "thought_tokens", "not_canonical", "cut", "forward_tokens"), 0)
     pairs = [mstep.write(run.tok, run.expert[i], {t: run.tok.encode(f" # {note}") for t, note in run.expert_tasks[i].notes}, cfg.block, stats)
              for i in chosen]
     return [p[0] for p in pairs], [p[1] for p in pairs], stats
 
 
-def evaluate(run):
+def evaluate(run, names):
     """Evaluate models of the run's folder, print a table, merge the figures into results.json."""
     cfg = run.cfg
-    names = [n for n in dict.fromkeys(cfg.models.split(",") + [cfg.name]) if n]
-    missing = [n for n in names if not os.path.exists(run.path(f"{n}.pt"))]
-    if missing:
-        raise UserError(f"--models {cfg.models}: {run.out} holds no {', '.join(n + '.pt' for n in missing)}; run --stage em first, or name other models")
     problems = tasks.domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split) if cfg.data == "domain" else []
     results, shown = {}, {}
     for name in names:
@@ -417,30 +474,27 @@ def print_programs(run, problems, rows):
             print(f"\n--- {row.snip.name}\n{run.tok.decode(row.ids)}")
 
 
-def current(run, name, fields):
-    """Is there a finished model of that name, made with these settings?"""
-    if not os.path.exists(run.path(f"{name}.pt")):
-        return False
-    made = run.load(name)[1]["settings"]
-    return all(made.get(k) == getattr(run.cfg, k) for k in fields)
-
-
 def main(argv):
     stages = ("pretrain", "ntp", "em", "eval", "all")
     cfg, args = parse(argv, {"--stage": dict(default="em", choices=stages, help="what to do (default em)")}, __doc__)
     torch.set_num_threads(cfg.threads or os.cpu_count())
     run = Run(cfg)
+    check(run, args.stage)
+    if args.stage != "eval":
+        run.begin()
     if args.stage in ("pretrain", "em", "all"):
         pretrain(run)
-    if args.stage == "ntp" or args.stage in ("em", "all") and not current(run, "ntp", TUNE_FIELDS):
-        ntp(run)
+    if args.stage == "ntp":
+        name = cfg.name or (f"ntp-as-{cfg.match}" if cfg.match else "ntp")
+        if not done(run, name, TUNE_FIELDS):
+            ntp(run, name, cfg.match)
+    if args.stage in ("em", "all") and not current(run, "ntp", TUNE_FIELDS):
+        ntp(run, "ntp")
     if args.stage in ("em", "all"):
-        name = cfg.name or "ra3"
-        unfinished = os.path.exists(run.path(f"{name}.state"))
-        if not (cfg.resume and not unfinished and current(run, name, stage_settings(cfg))):
+        if not done(run, cfg.name or "ra3", stage_settings(cfg)):
             em(run)
     if args.stage in ("eval", "em", "all"):
-        evaluate(run)
+        evaluate(run, names_to_evaluate(cfg, args.stage))
     print(f"\n{time.time() - run.started:.0f} s; everything is in {run.out}/")
 
 

@@ -10,8 +10,8 @@ import torch
 
 import data
 import tasks
-from estep import (ACT, END, FIRST, TOKEN, Rollouts, Row, advantages, draw_uniforms, durations, event_logprobs, policy_gradient,
-                   rollout, summary)
+from estep import (ACT, END, FIRST, TOKEN, Rollouts, Row, advantages, draw_uniforms, durations, event_logprobs, hidden_before,
+                   policy_gradient, rollout, summary)
 from model import ModelConfig, Transformer
 from test_elbo import HASH, LATENTS, NEWLINE, SNIP, THINK_MAX as TINY_MAX, TOK, log_pi, random_q, softmaxed, tiny_model, with_thoughts
 
@@ -39,23 +39,27 @@ def gradient(objective, parameters):
 
 
 @pytest.mark.parametrize("credit", ["group", "prefix"])
-@pytest.mark.parametrize("size", [1, 2])
-def test_expected_gradient(enumerated, credit, size):
-    """The score-function estimator, averaged over all groups of 1 or 2 rollouts, equals autograd's gradient of J(q) = sum_z q(z) sum_t r_t."""
+@pytest.mark.parametrize("rows, size", [(1, 1), (2, 2), (2, 1)])
+def test_expected_gradient(enumerated, credit, rows, size):
+    """The score-function estimator, averaged over all batches of one rollout, one group of two, or two groups of one, equals autograd's
+    gradient of J(q) = sum_z q(z) sum_t r_t. A decision and the content of a thought have their own advantages."""
     line_logp, gain, think = enumerated
     tables = random_q(5)
     logq = [x.log_softmax(-1) for x in tables]
     i, j = torch.tensor(PAIRS).T
     steps = torch.stack([logq[0][i], logq[1][i, j]], 1)                               # (121, 2) log q(z_t | z_<t)
+    act = torch.stack([logq[0][0].expand(len(PAIRS)), logq[1][i, 0]], 1)              # (121, 2) log q(<act> | z_<t)
+    decision = torch.where(torch.tensor(think), torch.log1p(-act.exp()), act)
+    content = steps - decision                                                        # log q(z_t | z_<t, <think>); 0 for <act>
     reward = torch.tensor((line_logp - C * think).sum(1))
     J = (steps.sum(1).exp() * reward).sum()
 
-    groups = np.array(list(itertools.product(range(len(PAIRS)), repeat=size)))           # (121^G, G)
-    n = groups.flatten()
-    A = advantages(line_logp[n], gain[n], think[n], np.ones_like(think[n]), size, C, credit, discount=1.0, normalise=False)
-    per_row = (torch.tensor(A) * steps[n]).sum(1).view(-1, size).mean(1)                 # of a group: 1/G sum_g sum_t A_t log q
-    weight = steps.sum(1).detach()[groups].sum(1).exp()                                  # probability of the group
-    for got, want in zip(gradient((weight * per_row).sum(), tables), gradient(J, tables)):
+    batches = np.array(list(itertools.product(range(len(PAIRS)), repeat=rows)))          # (121^rows, rows)
+    A = np.stack([advantages(line_logp[n], gain[n], think[n], np.ones_like(think[n]), size, C, credit, normalise=False) for n in batches], 1)
+    A = torch.tensor(A)                                                                  # (2, 121^rows, rows, 2)
+    per_batch = (A[0] * decision[batches] + A[1] * content[batches]).sum(2).mean(1)      # 1/N sum_n sum_t A_t log q
+    weight = steps.sum(1).detach()[batches].sum(1).exp()                                 # probability of the batch
+    for got, want in zip(gradient((weight * per_batch).sum(), tables), gradient(J, tables)):
         assert want.abs().max() > 1e-3 and (got - want).abs().max() < 1e-9
 
 
@@ -88,8 +92,9 @@ def test_expected_policy_gradient(enumerated, credit):
     want = gradient((logq.exp() * torch.tensor((line_logp - C * think).sum(1))).sum(), list(q.parameters()))
 
     rolls = Rollouts(rows, 1, [], np.array(events), np.zeros(len(events)), 0)
-    A = advantages(line_logp, gain, think, np.ones_like(think), 1, C, credit, normalise=False)
-    policy_gradient(q, TOK, rolls, A * logq.detach().exp().numpy()[:, None] * len(rows), rows_at_once=50)
+    A = np.concatenate([advantages(line_logp[n:n + 1], gain[n:n + 1], think[n:n + 1], np.ones((1, 2), bool), 1, C, credit, normalise=False)
+                        for n in range(len(rows))], 1)                                   # (2, 121, 2): each alone, no baseline
+    policy_gradient(q, q, TOK, rolls, A * logq.detach().exp().numpy()[:, None] * len(rows), rows_at_once=50)
     scale = max(float(g.abs().max()) for g in want)
     for p, g in zip(q.parameters(), want):
         assert (p.grad + g).abs().max() < 1e-5 * scale
@@ -201,9 +206,9 @@ def test_rollouts_are_sequential_sampling(tok, snips, models, same, settings):
     """Thoughts, ids, log q, the lines' likelihoods and the gains of `rollout` against the slow sampler with the same uniforms."""
     q, pi = models[0], models[0] if same else models[1]
     settings = {"think_max": THINK_MAX, **settings}
-    rolls = rollout(q, pi, tok, snips, 3, seed=(3, 1), **settings)
+    rolls = rollout(q, pi, tok, snips, 5, seed=(3, 1), **settings)
     for n, row in enumerate(rolls.rows):
-        b, g = divmod(n, 3)
+        b, g = divmod(n, 5)
         snip, L = snips[b], len(snips[b].first)
         uniforms = draw_uniforms((3, 1), b, g, L, settings["think_max"])
         ids, thoughts, logq = sequential(q, tok, snip, uniforms, **settings)
@@ -242,16 +247,17 @@ def test_sampled_is_scored(tok, models, rolls):
     """log q recomputed from the finished rows equals what the sampler recorded, so the first importance ratio is 1; padding changes nothing."""
     q = models[0]
     with torch.no_grad():
-        scored = event_logprobs(q, tok, [r.ids for r in rolls.rows], rolls.events).double().numpy()
+        scored = event_logprobs(q, tok, hidden_before(q, [r.ids for r in rolls.rows], rolls.events), rolls.events).double().numpy()
     assert np.abs(scored - rolls.logq).max() < 1e-4
     for n in (0, len(rolls.rows) - 1):
         mine = rolls.events[:, 0] == n
         with torch.no_grad():
-            alone = event_logprobs(q, tok, [rolls.rows[n].ids], rolls.events[mine] * [0, 1, 1, 1, 1]).numpy()
+            events = rolls.events[mine] * [0, 1, 1, 1, 1]
+            alone = event_logprobs(q, tok, hidden_before(q, [rolls.rows[n].ids], events), events).numpy()
         assert np.abs(alone - scored[mine]).max() < 1e-5
     q.zero_grad()
-    A = rolls.valid * 1.0
-    loss, tokens, gap = policy_gradient(q, tok, rolls, A, rows_at_once=5)
+    A = np.stack([rolls.valid * 1.0] * 2)
+    loss, _, tokens, gap = policy_gradient(q, q, tok, rolls, A, rows_at_once=5)
     assert gap < 1e-4 and tokens == sum(len(r.ids) for r in rolls.rows)
     assert loss == pytest.approx(-rolls.logq.sum() / len(rolls.rows), rel=1e-5)
     q.zero_grad()
@@ -308,28 +314,33 @@ def test_too_long_a_snippet(tok, snips, models):
 
 @pytest.mark.parametrize("credit", ["group", "prefix"])
 def test_horizon_one_is_brite(tok, snips, models, credit):
-    """horizon = 1 against the single-step estimator: one latent z a snippet, its reward the likelihood of the whole code less c, the
-    baseline the mean of the group's others, the loss -advantage * log q(z), averaged over the rollouts."""
+    """horizon = 1 against the single-step estimator: one latent z a snippet, its reward the likelihood of the whole code less c. The
+    baseline of the decision is the mean of the group's others, that of what is thought the mean of the others that think (of the
+    group, or else of the batch); the loss is -advantage * log q, averaged over the rollouts."""
     q, pi = models
     rolls = rollout(q, pi, tok, snips, G, THINK_MAX, (1,), horizon=1)
     z = [row.thoughts.get(0, []) for row in rolls.rows]
     assert all(set(row.thoughts) <= {0} for row in rolls.rows) and 0 < sum(map(bool, z)) < len(z)
 
     reward = np.array([score(pi, tok, row.snip, row.thoughts).sum() - C * bool(x) for row, x in zip(rolls.rows, z)])
+    if credit == "prefix":                                           # the same for all rollouts of a snippet, so no other estimator in the mean
+        reward -= [rolls.base_logp[row.group].sum() for row in rolls.rows]
     loss = 0.0
     for n, (row, x) in enumerate(zip(rolls.rows, z)):
         others = [m for m in range(len(z)) if m // G == n // G and m != n]
+        thinkers = [m for m in others if z[m]] or [m for m in range(len(z)) if z[m] and m != n]
         at = row.snip.first[0]
         logp = (q(torch.tensor([row.snip.ids[:at] + x]))[0] @ q.head_weight.T).log_softmax(-1)[at - 1:]      # (len(x) + 1, V)
-        logq = sum(logp[k, token] for k, token in enumerate(x)) if x else torch.log1p(-logp[0].exp()[tok.thought_ids].sum())
+        first = logp[0, x[0]] if x else torch.log1p(-logp[0].exp()[tok.thought_ids].sum())
+        rest = sum(logp[k, token] for k, token in enumerate(x) if k)
         if 0 < len(x) < THINK_MAX:
-            logq = logq + logp[-1, tok.stop_ids].logsumexp(0)
-        loss = loss - (reward[n] - reward[others].mean()) * logq / len(z)
+            rest = rest + logp[-1, tok.stop_ids].logsumexp(0)
+        loss = loss - ((reward[n] - reward[others].mean()) * first + (reward[n] - reward[thinkers].mean()) * rest) / len(z)
     want = gradient(loss, list(q.parameters()))
 
     q.zero_grad()
     A = advantages(rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain), rolls.think, rolls.valid, G, C, credit, normalise=False)
-    got_loss, _, _ = policy_gradient(q, tok, rolls, A)
+    got_loss, *_ = policy_gradient(q, q, tok, rolls, A)
     assert got_loss == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-4)
     scale = max(float(g.abs().max()) for g in want)
     for p, g in zip(q.parameters(), want):
@@ -361,12 +372,37 @@ def test_advantages():
     rolls = hand_made()
     args = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain), rolls.think
     full = rolls.valid
-    # returns of the rollouts: group, discount 1/2: [-2.75, -3.5, -3], [-2.6875, -1.875, -1.75]; prefix: zeros, [1.6875, -0.125, -0.25]
+    # returns of the rollouts: group, discount 1/2: [-2.75, -3.5, -3], [-2.6875, -1.875, -1.75]; prefix: zeros, [1.6875, -0.125, -0.25].
+    # Only the second thinks, so its thoughts have no others to be compared with.
     A = advantages(*args, full, 2, 0.75, "group", 0.5, normalise=False)
-    assert A.tolist() == [[-0.0625, -1.625, -1.25], [0.0625, 1.625, 1.25]]
+    assert A.tolist() == [[[-0.0625, -1.625, -1.25], [0.0625, 1.625, 1.25]], [[0, 0, 0], [-2.6875, 0, -1.75]]]
     A = advantages(*args, full, 2, 0.75, "prefix", 0.5, normalise=False)
-    assert A.tolist() == [[-1.6875, 0.125, 0.25], [1.6875, -0.125, -0.25]]
+    assert A.tolist() == [[[-1.6875, 0.125, 0.25], [1.6875, -0.125, -0.25]], [[0, 0, 0], [1.6875, 0, -0.25]]]
     scaled = advantages(*args, full, 2, 0.75, "prefix", 0.5)
-    assert np.allclose(scaled, A / A.std(), rtol=1e-5)
+    assert np.allclose(scaled, A / A[0].std(), rtol=1e-5)
     part = advantages(*args, full & [True, True, False], 2, 0.75, "prefix", 0.5, normalise=False)
-    assert part.tolist() == [[-1.6875, 0.125, 0], [1.6875, -0.125, 0]]
+    assert part[0].tolist() == [[-1.6875, 0.125, 0], [1.6875, -0.125, 0]]
+    # two groups of two: thoughts at line 0 by rows 1 (Q = 1), 2 (Q = 3) and 3 (Q = 2); row 1 is compared with the other group's
+    gain = np.array([[0.0], [1.0], [3.0], [2.0]])
+    A = advantages(np.zeros((4, 1)), gain, gain > 0, gain >= 0, 2, 0.0, normalise=False)
+    assert A[:, :, 0].tolist() == [[-1, 1, 1, -1], [0, 1 - 2.5, 1, -1]]
+
+
+def test_kl_of_thoughts(tok, models, rolls):
+    """The KL term: its value against the distributions, its gradient against a weighted sum of its own, and none for q = pi."""
+    q, pi = models
+    content = rolls.events[rolls.events[:, 2] >= TOKEN]
+    want = 0.0
+    for n, j, *_ in content:
+        logq, logp = ((m(torch.tensor([rolls.rows[n].ids[:j]]))[0, -1] @ m.head_weight.T).log_softmax(-1) for m in (q, pi))
+        want = want + (logq.exp() * (logq - logp.detach())).sum()
+    grads = gradient(want / len(rolls.rows), list(q.parameters()))
+    q.zero_grad()
+    nothing = np.zeros((2, *rolls.valid.shape))
+    loss, mean, *_ = policy_gradient(q, pi, tok, rolls, nothing, kl=1.0)
+    assert mean == pytest.approx(float(want.detach()) / len(content), rel=1e-4) and loss == pytest.approx(float(want.detach()) / len(rolls.rows), rel=1e-4)
+    scale = max(float(g.abs().max()) for g in grads)
+    for p, g in zip(q.parameters(), grads):
+        assert (p.grad - g).abs().max() < 1e-4 * scale
+    assert policy_gradient(q, q, tok, rolls, nothing, kl=1.0)[1] == pytest.approx(0, abs=1e-6)
+    q.zero_grad()

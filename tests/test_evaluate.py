@@ -1,0 +1,85 @@
+"""Evaluation: pass@k, scores, stop sequences, and the bound of a model on held-out code."""
+import math
+import random
+import types
+
+import pytest
+import torch
+
+import config
+import data
+import evaluate
+import tasks
+from estep import rollout, summary
+from sample import Completion
+from test_estep import thinker
+
+torch.set_num_threads(1)
+
+
+def test_pass_at_k():
+    """Against 1 - C(n - c, k) / C(n, k) in exact binomials, for every n up to 10."""
+    for n in range(1, 11):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                assert evaluate.pass_at_k(n, c, k) == pytest.approx(1 - math.comb(n - c, k) / math.comb(n, k), abs=1e-12)
+    assert evaluate.pass_at_k(5, 2, 1) == pytest.approx(0.4) and evaluate.pass_at_k(200, 1, 100) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="pass@5 needs at least 5 samples a problem; there are 4"):
+        evaluate.pass_at_k(4, 1, 5)
+
+
+def test_score():
+    """Two problems of five samples, three and none passed, against the mean of the two estimates; a k above n is left out."""
+    rows = [{"verdict": "passed" if i in (0, 2, 4) else "wrong_answer"} for i in range(10)]
+    assert evaluate.score(rows, 5, (1, 2, 5, 10)) == {"pass@1": pytest.approx(0.3), "pass@2": pytest.approx((1 - 1 / 10) / 2), "pass@5": 0.5}
+    assert evaluate.score(rows, 1) == {"pass@1": pytest.approx(0.3)}
+
+
+BYTES = types.SimpleNamespace(eos=256, encode=lambda text: list(text.encode()), decode=lambda ids: bytes(i for i in ids if i < 256).decode())
+
+
+def test_stop_sequences(monkeypatch):
+    """Completions cut by hand at the first stop sequence, against those that are returned and graded, in order, n a task."""
+    written = ["\n    return 1\ndef g():\n    pass\nclass A: pass", "\n    return 1", "\nclass A:\n  x = 1\ndef g(): pass", "\n    # def in a comment\n    return 1\nprint(1)"]
+    wanted = ["\n    return 1", "\n    return 1", "", "\n    # def in a comment\n    return 1"]
+    monkeypatch.setattr(evaluate, "generate", lambda model, prompts, *a, n, **k: [
+        [Completion(BYTES.encode(written[2 * i + j]) + [BYTES.eos], [], True) for j in range(n)] for i in range(len(prompts))])
+    problems = [tasks.Task(name, f"def {name}():", "", f"assert {name}() == 1", name) for name in ("f", "h")]
+    model = types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100))
+    rows = evaluate.solve(model, BYTES, problems, 2, 0.8, 50, 0, tasks.HUMANEVAL_STOPS)
+    assert [r["completion"] for r in rows] == wanted and [r["task_id"] for r in rows] == ["f", "f", "h", "h"]
+    assert [r["verdict"] for r in rows] == ["passed", "passed", "syntax_error", "passed"]
+    with pytest.raises(config.UserError, match="f: its prompt has 8 tokens; the model's max_len is 8"):
+        evaluate.solve(types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=8)), BYTES, problems, 1, 0.8, 50, 0)
+
+
+@pytest.fixture(scope="module")
+def world():
+    rng = random.Random(1)
+    tok = data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(100)], 400)
+    found = [tasks.expert_task(0, i, "val") for i in range(5)]
+    return tok, thinker(tok, 3), [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found], [t.hard for t in found]
+
+
+@pytest.mark.parametrize("samples", [2, 60, 200])            # all snippets at once, two at a time, one by one
+def test_bound(world, samples):
+    """The bound of five snippets against the summary of a single call of `rollout`, however many snippets go at once."""
+    tok, model, snips, hard = world
+    cfg = config.make(elbo_samples=samples, think_max=4, seed=3)
+    got = evaluate.bound(model, tok, snips, cfg, hard)
+    want = summary(rollout(model, model, tok, snips, samples, 4, (3, 77)), cfg.c, hard)
+    assert got.keys() == want.keys() and want["think_share"] > 0.1
+    assert all(got[k] == pytest.approx(want[k], rel=1e-4, abs=1e-4) for k in want)
+
+
+def test_bound_at_infinite_c(world):
+    """At c = inf nothing is thought: the bound is the likelihood without thoughts, and a number."""
+    tok, model, snips, hard = world
+    got = evaluate.bound(model, tok, snips, config.make(elbo_samples=2, c=float("inf")), hard)
+    assert got["elbo"] == pytest.approx(got["elbo_no_think"]) and got["think_share"] == 0 and all(math.isfinite(v) for v in got.values())
+
+
+def test_open_model_needs_weights():
+    """The small preset has no weights of its own: the mistake names what to give."""
+    with pytest.raises(config.UserError, match="--preset tiny has no weights of its own: give --checkpoint"):
+        evaluate.open_model(config.make())

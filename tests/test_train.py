@@ -1,0 +1,254 @@
+"""Runs end to end at the smallest size: exact resume, limits, results, and mistakes on the command line."""
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import train
+from config import Config, UserError
+
+HERE = pathlib.Path(train.__file__).parent
+TINY = ("--threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 --max-len 4096 --pretrain-steps 60 --notes-share 0.8 --rows 2 "
+        "--n-expert 24 --n-heldout 4 --estep-steps 4 --snippets 4 --group 2 --think-max 6 --mstep-steps 6 --iters 2 --eval-tasks 2 --samples 5 "
+        "--max-new 20 --elbo-samples 2").split()
+
+
+def run(out, *more):
+    train.main([*TINY, "--out", str(out), *more])
+
+
+def metrics(out):
+    """The lines of a run's metrics, without what a clock says."""
+    lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_s") and not k.endswith("_s")} for line in lines]
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["weights"]
+
+
+def same_weights(a, b):
+    a, b = weights(a), weights(b)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def listing(folder):
+    """What lies under a folder, with a checksum of each file."""
+    return {str(p.relative_to(folder)): p.is_file() and hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One uninterrupted run from nothing: pretrain, ntp, two EM iterations, evaluation."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run(out, "--save-every", "1000")
+    return out
+
+
+# ---------------------------------------------------------------- exact resume
+
+KILLED = """
+import sys, time, train
+log = train.Run.log
+def stall(run, name, **m):
+    log(run, name, **m)
+    if m["step"] == 23:
+        print("there", flush=True)
+        time.sleep(600)
+train.Run.log = stall
+train.main(sys.argv[1:])
+"""
+STOPS = [("ntp", "mstep", 0, 4), ("ntp", "mstep", 1, 3), ("ra3", "diagnose", 0, None), ("ra3", "estep", 0, 2), ("ra3", "infuse", 0, None),
+         ("ra3", "mstep", 0, 0), ("ra3", "mstep", 0, 3), ("ra3", "heldout", 0, None), ("ra3", "estep", 1, 3), ("ra3", "mstep", 1, 5)]
+
+
+class Stop(Exception):
+    pass
+
+
+def test_resume_is_exact(whole, tmp_path, monkeypatch):
+    """A run that is killed in pretraining (SIGKILL, with half a line written), and after its resumes stopped in each phase of ntp and of
+    both EM iterations, against the uninterrupted run: all weights bit for bit, all metrics but times, all results."""
+    out = tmp_path / "run"
+    argv = ["--save-every", "2"]
+    with subprocess.Popen([sys.executable, "-c", KILLED, *TINY, "--out", str(out), *argv], cwd=HERE, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL) as child:
+        assert child.stdout.readline() == b"there\n"
+        child.send_signal(signal.SIGKILL)
+    assert (out / "base.state").exists() and not (out / "base.pt").exists()
+    with open(out / "metrics.jsonl", "a") as f:
+        f.write('{"model": "base", "ph')
+
+    log = train.Run.log
+    for stop in STOPS:
+        def log_and_stop(self, name, **m):
+            log(self, name, **m)
+            if (name, m["phase"], m.get("iteration"), m.get("step")) == stop:
+                raise Stop
+        monkeypatch.setattr(train.Run, "log", log_and_stop)
+        with pytest.raises(Stop):
+            run(out, *argv, "--resume")
+        if stop[1:3] == ("estep", 0):                        # resumed with other settings: refused, nothing changed
+            before = listing(out)
+            for other in ("--estep-lr", "--mstep-steps"):
+                with pytest.raises(UserError, match=f"{other[2:].replace('-', '_')}=.*same settings"):
+                    run(out, *argv, "--resume", other, "1")
+            assert listing(out) == before
+    monkeypatch.setattr(train.Run, "log", log)
+    run(out, *argv, "--resume")
+
+    for name in ("base", "ntp", "ra3"):
+        assert same_weights(whole / f"{name}.pt", out / f"{name}.pt"), name
+    assert metrics(out) == metrics(whole)
+    assert json.load(open(out / "results.json")) == json.load(open(whole / "results.json"))
+    assert not list(out.glob("*.state")) + list(out.glob("*.part"))
+
+    done = {p: p.stat().st_mtime_ns for p in out.glob("*.pt")}         # once more: nothing is left to do
+    run(out, *argv, "--resume")
+    assert {p: p.stat().st_mtime_ns for p in out.glob("*.pt")} == done
+
+
+def test_the_run_thinks(whole):
+    """The comparison above would be empty if nothing were thought: thoughts are found, trained on, and change the weights."""
+    lines = [line for line in metrics(whole) if line["model"] == "ra3"]
+    assert all(line["think_share"] > 0 for line in lines if line["phase"] in ("infuse", "estep"))
+    assert any(line.get("ce_thought") for line in lines) and not same_weights(whole / "ra3.pt", whole / "ntp.pt")
+    assert any(line["grad_norm"] > 0 for line in lines if line["phase"] == "estep")
+
+
+# ---------------------------------------------------------------- limits and results
+
+def copied(whole, tmp_path):
+    out = tmp_path / "copy"
+    out.mkdir()
+    for name in ("base.pt", "ntp.pt", "tokenizer.txt", "metrics.jsonl"):
+        shutil.copy(whole / name, out)
+    return out
+
+
+def test_infinite_c_is_ntp(whole, tmp_path):
+    """RA3 at c = inf against NTP: the same weights bit for bit, the same losses, no thought; its results are numbers. A name of its own
+    keeps it apart from ra3 and ntp."""
+    out = copied(whole, tmp_path)
+    run(out, "--c", "inf", "--name", "no-thoughts", "--models", "ntp")
+    assert same_weights(out / "no-thoughts.pt", whole / "ntp.pt") and same_weights(out / "ntp.pt", whole / "ntp.pt") and not (out / "ra3.pt").exists()
+    lines = {name: [line["loss"] for line in metrics(out) if line["model"] == name and line["phase"] == "mstep"] for name in ("ntp", "no-thoughts")}
+    assert lines["ntp"] == lines["no-thoughts"] and len(lines["ntp"]) == 12
+    results = json.load(open(out / "results.json"))
+    assert set(results) == {"ntp", "no-thoughts"}
+    assert all(abs(v) < float("inf") for said in results.values() for v in said.values())
+
+
+def test_results(whole):
+    """The figures of the three models are in results.json, and the programs they wrote beside it."""
+    results = json.load(open(whole / "results.json"))
+    assert list(results) == ["base", "ntp", "ra3"]
+    for name, said in results.items():
+        assert {"pass@1", "pass@5", "greedy", "ce_code", "elbo", "elbo_no_think", "think_share", "think_len", "duration", "flops"} <= set(said)
+        assert all(isinstance(v, float) for v in said.values()) and 0 <= said["pass@1"] <= said["pass@5"] <= 1
+        assert len(open(whole / f"samples-{name}.jsonl").readlines()) == 2
+    assert results["ra3"]["flops"] > results["ntp"]["flops"] > 0
+
+
+def test_ntp_of_equal_compute(whole, tmp_path):
+    """--match: the FLOPs of the baseline against those of the model it matches, to within the padding of its rows and a step."""
+    out = copied(whole, tmp_path)
+    shutil.copy(whole / "ra3.pt", out)
+    run(out, "--stage", "ntp", "--match", "ra3", "--block", "400")
+    flops = {name: torch.load(out / f"{name}.pt", weights_only=True)["extra"]["flops"] for name in ("ra3", "ntp-as-ra3")}
+    assert 0.6 < flops["ntp-as-ra3"] / flops["ra3"] < 1.1
+
+
+def test_every_metric_is_defined(whole):
+    """The keys of metrics.jsonl and results.json against the names that the README defines."""
+    if not (HERE / "README.md").exists():
+        pytest.skip("there is no README.md yet")
+    defined = set(re.findall(r"`([^`\s]+)`", (HERE / "README.md").read_text()))
+    keys = {k for line in open(whole / "metrics.jsonl") for k in json.loads(line)} | set(json.load(open(whole / "results.json"))["ra3"])
+    keys = {re.sub(r"elbo_\d+_samples", "elbo_G_samples", k) for k in keys}
+    assert keys <= defined, sorted(keys - defined)
+
+
+# ---------------------------------------------------------------- mistakes
+
+def test_help_lists_every_setting(capsys, monkeypatch):
+    """--help against the fields of Config: each with its text and its default."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "--stage" in said
+    for f in dataclasses.fields(Config):
+        text = f.metadata["help"].replace("%%", "%")
+        assert f"--{f.name.replace('_', '-')} " in said and f"{text} (default {f.default!r})" in said, f.name
+
+
+MISTAKES = {                                                 # what is given -> what the answer names
+    "--gruop 4": "--gruop.*--group",
+    "--group four": "--group four.*whole number",
+    "--c much": "--c much.*a number",
+    "--c nan": "--c nan.*at least 0",
+    "--resume maybe": "--resume maybe.*true or false",
+    "--estep best": "--estep best.*best-of-n",
+    "--preset huge": "--preset huge.*tiny",
+    "--stage train": "--stage.*train.*pretrain",
+    "--group 0": "--group 0.*at least 1",
+    "--block 90": "--block 90.*--max-tokens",
+    "--block 60 --max-tokens 60": "--block 60.*longest snippet",
+    "--max-len 100": "--max-len 100.*--think-max",
+    "--d-model 33": "--d-model 33.*--n-head 2",
+    "--vocab-size 10": "vocab_size=10.*258",
+    "--device warp": "--device warp.*cpu",
+    "--data nowhere": "nowhere.*no such file",
+    "--data {tmp}/empty.py": "empty.py.*no function",
+    "--data stdlib --estep oracle": "--estep oracle.*stdlib",
+    "--stage eval": "new.*base.pt, ntp.pt, ra3.pt",
+    "--stage ntp": "new.*base.pt",
+    "--models base,bse": "--models base,bse.*bse.pt",
+}
+
+
+@pytest.mark.parametrize("given", MISTAKES)
+def test_a_mistake_is_one_line_and_changes_nothing(given, tmp_path, capfd):
+    """Each mistake in a fresh place: one line that names what was given, nothing else on stderr, and the disk as it was."""
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    before = listing(tmp_path)
+    with pytest.raises(UserError) as e:
+        run(tmp_path / "new", "--n-expert", "4", *given.format(tmp=tmp_path).split())
+    assert re.search(MISTAKES[given], str(e.value)) and "\n" not in str(e.value) and capfd.readouterr().err == ""
+    assert listing(tmp_path) == before
+
+
+def test_a_model_of_another_shape(whole, tmp_path):
+    """A folder whose base.pt was made with other settings is refused and left alone, and so are missing models and one that is no checkpoint."""
+    before = listing(whole)
+    for given, named in (("--d-model 64", "base.pt.*d_model=32 and not 64"), ("--pretrain-steps 61", "base.pt.*pretrain_steps=60 and not 61"),
+                         ("--stage eval --models base,ra4", "ra4.pt"), ("--stage ntp --match ra4", "ra4.pt")):
+        with pytest.raises(UserError, match=named) as e:
+            run(whole, *given.split())
+        assert "\n" not in str(e.value)
+    assert listing(whole) == before
+    out = copied(whole, tmp_path)
+    (out / "base.pt").write_text("not weights")
+    before = listing(out)
+    with pytest.raises(UserError, match="base.pt: expected a checkpoint"):
+        run(out)
+    assert listing(out) == before
+    with pytest.raises(UserError, match="metrics.jsonl: expected a folder"):
+        run(out / "metrics.jsonl")
+
+
+def test_exit_status(tmp_path):
+    """The program itself, given a mistake: status 2, one line on stderr, no folder."""
+    done = subprocess.run([sys.executable, "train.py", *TINY, "--out", str(tmp_path / "new"), "--gruop", "4"], cwd=HERE, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "train.py: --gruop: no such setting; did you mean --group?; see --help\n"
+    assert done.stdout == "" and not os.listdir(tmp_path)
