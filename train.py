@@ -244,14 +244,9 @@ def pretrain(run):
     bar = steps_bar(run, "pretrain", start, cfg.pretrain_steps)
     for step in bar:
         began = time.time()
-        rng, docs = random.Random(f"{cfg.seed}/{PRETRAIN}/{step}"), []
-        while sum(map(len, docs)) < 0.9 * cfg.rows * cfg.block:
-            text = "".join(tasks.base_text(rng, notes_only=step < cfg.notes_share * cfg.pretrain_steps))
-            ids = run.tok.encode(text) + [run.tok.eos]
-            docs += [ids] * (len(ids) <= cfg.block)
-        batch = data.batch_rows(docs, None, data.pack(docs, cfg.block), cfg.block, run.tok.eos)
+        batch = base_batch(run, step)
         lr = mstep.learning_rate(step, cfg.pretrain_steps, cfg.pretrain_lr, 50)
-        m = mstep.ntp_step(model, opt, batch, lr, cfg, prompts=True)
+        m = mstep.ntp_step(model, opt, batch, lr, cfg)
         flops += 6 * work_size(model) * m["tokens"]
         m["tokens_per_s"] = m["tokens"] / (time.time() - began)
         run.log("base", phase="pretrain", step=step, **m)
@@ -259,6 +254,19 @@ def pretrain(run):
         if (step + 1) % (5 * cfg.save_every) == 0:
             run.save_state("base", weights=model.state_dict(), opt=opt.state_dict(), step=step + 1, flops=flops)
     run.save("base", model, flops=flops, settings=run.settings_of(MODEL_FIELDS))
+
+
+def base_batch(run, step):
+    """The packed batch of a pretraining step: fresh texts of the base corpus, their docstrings as context (they are random, and never asked for)."""
+    cfg, docs, kinds = run.cfg, [], []
+    rng = random.Random(f"{cfg.seed}/{PRETRAIN}/{step}")
+    while sum(map(len, docs)) < 0.9 * cfg.rows * cfg.block:
+        prompt, rest = tasks.base_text(rng, notes_only=step < cfg.notes_share * cfg.pretrain_steps)
+        ids, given = run.tok.encode(prompt + rest) + [run.tok.eos], len(run.tok.encode(prompt))
+        if len(ids) <= cfg.block:
+            docs.append(ids)
+            kinds.append([data.PROMPT] * given + [data.CODE] * (len(ids) - given))
+    return data.batch_rows(docs, kinds, data.pack(docs, cfg.block), cfg.block, run.tok.eos)
 
 
 def expert_part(run, iteration, steps):
@@ -378,6 +386,7 @@ def learn_q(run, name, q, pi, iteration, state, flops, seconds):
         start = state["step"]
     else:
         run.log(name, phase="diagnose", iteration=iteration, **diagnose(run, pi))
+    pi.requires_grad_(False)                                 # or the KL's gradient would wait in pi for the M-step's first step
     pi_fixed = for_rollouts(pi, cfg)
     bar = steps_bar(run, f"{name}: E-step {iteration + 1}", start, cfg.estep_steps)
     for step in bar:
@@ -403,6 +412,7 @@ def learn_q(run, name, q, pi, iteration, state, flops, seconds):
         if (step + 1) % cfg.save_every == 0:
             run.save_state(name, phase="estep", iteration=iteration, step=step + 1, flops=flops, q=q.state_dict(), opt=opt.state_dict(),
                            weights=pi.state_dict(), seconds=seconds())
+    pi.requires_grad_(True)
     return flops
 
 

@@ -2,14 +2,13 @@
 import dataclasses
 import random
 
-import numpy as np
 import pytest
 import torch
 
 import config
 import mstep
 import tasks
-from data import CODE, PROMPT, THOUGHT, batch_rows, canonical, infuse, snippet, train_tokenizer
+from data import CODE, PROMPT, THOUGHT, batch_rows, canonical, infuse, pack, snippet, train_tokenizer
 from estep import rollout
 from test_estep import thinker
 
@@ -48,24 +47,19 @@ def empty():
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_an_epoch_is_every_document_once(rows):
-    """The documents found in the batches of one epoch against the list of documents. Many short-lived lists, because one may lie in memory where
-    another lay. With two rows a step, the row that fills no batch may be missing."""
+    """The documents in the batches of each epoch against the list of documents; each epoch has an order of its own. With two rows a
+    step the row that fills no batch is missing. Many short-lived lists, because one may lie in memory where another lay."""
     for n in range(1, 12):
-        docs = [[100 * n + i] * (3 + i * n % 7) for i in range(20)]
-        steps = [mstep.packed_batch(docs, None, rows, 16, 0, SEED, s) for s in range(40)]
-        seen = [[int(ids[b, 0]) if k == 0 else int(ids[b, (doc[b] == k).nonzero()[0]]) for b in range(rows) for k in range(int(doc[b].max()) + 1)]
-                for ids, _, doc, _ in steps]
-        everything, so_far = sorted(d[0] for d in docs), []
-        whole = []
-        for part in seen:
-            if set(part) & set(so_far):                      # a new epoch
-                whole.append(sorted(so_far))
-                so_far = []
-            so_far += part
-        assert len(whole) >= 2 and all(len(set(e)) == len(e) for e in whole)
-        if rows == 1:
-            assert all(e == everything for e in whole)
-            assert seen[:len(whole)] != seen[len(whole):2 * len(whole)]
+        docs = [[100 * n + i] * (3 + i * n % 7) for i in range(20)]                          # a document is one token, repeated
+        steps = len(pack(docs, 16)) // rows
+        epochs = []
+        for e in range(3):
+            batches = [mstep.packed_batch(docs, None, rows, 16, 0, SEED, s)[0] for s in range(e * steps, (e + 1) * steps)]
+            epochs.append([t for ids in batches for t in ids.flatten().tolist() if t])
+            assert all(epochs[-1].count(d[0]) in ((len(d),) if rows == 1 else (0, len(d))) for d in docs)
+            assert len(set(epochs[-1])) >= len(docs) - (rows - 1) * 5
+        assert epochs[0] != epochs[1] != epochs[2]
+        docs = None                                          # the next list may take its place in memory
 
 
 def test_batches_are_a_function_of_seed_and_step():
@@ -132,8 +126,10 @@ def test_learning_rate():
 # ---------------------------------------------------------------- infusion
 
 def test_write_leaves_out_what_is_not_canonical(tok, snips):
-    """A thought that ends in a blank goes, the good one beside it stays; without its thoughts the document is the expert's."""
-    good, bad, stats = tok.encode(" # note"), tok.encode(" # note") + tok.encode(" "), empty()
+    """A thought whose ids are not those of its text (spelled in bytes) goes, the good one beside it stays; without its thoughts the
+    document is the expert's."""
+    good, bad, stats = tok.encode(" # note"), tok.encode(" #") + list(b" for x in"), empty()
+    assert tok.decode(bad) == " # for x in" and tok.encode(" # for x in") != bad
     ids, kinds = mstep.write(tok, snips[0], {1: bad, 2: good}, 1000, stats)
     assert (ids, kinds) == infuse(snips[0], {2: good}) and canonical(tok, ids)
     assert [i for i, k in zip(ids, kinds) if k != THOUGHT] == snips[0].ids
