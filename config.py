@@ -29,13 +29,13 @@ class Config:
     resume: bool = setting(False, "go on where a killed run stopped; stages that are done are not repeated")
     save_every: int = setting(20, "steps between checkpoints")
     bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay in float32)")
-    rollout_bf16: bool = setting(False, "sample and score thoughts with a bfloat16 copy of the weights")
+    rollout_bf16: bool = setting(True, "sample and score thoughts with a bfloat16 copy of the weights")
 
     # the corpora
     data: str = setting("domain", "expert code: domain (built-in), stdlib, a folder of .py files, a .py file, a .jsonl with a field text")
     n_expert: int = setting(4000, "expert snippets, at most")
-    n_heldout: int = setting(128, "held-out expert snippets for the bound; never trained on")
-    max_tokens: int = setting(256, "longer snippets are left out")
+    n_heldout: int = setting(64, "held-out expert snippets for the bound; never trained on")
+    max_tokens: int = setting(160, "longer snippets are left out")
     min_lines: int = setting(2, "so are snippets with fewer lines that can take a thought")
 
     # the small model (other presets bring their own)
@@ -49,9 +49,9 @@ class Config:
     # next-token training: pretrain, ntp, and the M-step
     rows: int = setting(20, "packed rows a step")
     block: int = setting(288, "tokens a packed row; none is longer, so at least max_tokens and room for thoughts")
-    pretrain_steps: int = setting(900, "steps of the base model")
+    pretrain_steps: int = setting(400, "steps of the base model")
     pretrain_lr: float = setting(3e-3, "its peak learning rate")
-    notes_share: float = setting(0.2, "first share of the pretraining steps that sees worked notes only")
+    notes_share: float = setting(0.3, "first share of the pretraining steps that sees worked notes only")
     mstep_steps: int = setting(60, "M-steps an EM iteration; NTP takes iters times as many")
     lr: float = setting(1e-3, "peak learning rate of NTP and of the M-step")
     warmup: int = setting(20, "steps of linear warm-up; then constant, and linear decay over the last 40%%")
@@ -64,7 +64,9 @@ class Config:
     estep: str = setting("reinforce", "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), none (the "
                          "model's own, unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
                          ("reinforce", "best-of-n", "none", "random", "oracle"))
-    estep_steps: int = setting(30, "policy-gradient steps an iteration")
+    resample: int = setting(4, "rollouts of q a snippet, of which one is written in, drawn by its importance weight; 1: a plain sample of q")
+    infuse: int = setting(1200, "expert snippets of an iteration's M-step, which goes over them as often as its steps need")
+    estep_steps: int = setting(12, "policy-gradient steps an iteration")
     snippets: int = setting(16, "snippets a step, B")
     group: int = setting(8, "rollouts a snippet, G (also the N of best-of-n)")
     c: float = setting(0.05, "penalty of a thought, nats; inf: nothing is ever thought, and the M-step is NTP")
@@ -73,15 +75,16 @@ class Config:
                           ("prefix", "group"))
     discount: float = setting(1.0, "discount of the return over lines")
     normalise: bool = setting(True, "divide advantages by their deviation over the batch")
-    estep_lr: float = setting(5e-4, "learning rate of the policy gradient")
-    kl: float = setting(1.0, "weight of KL(q || pi) on the tokens of thoughts: what a thought says stays near what pi would say")
+    estep_lr: float = setting(5e-4, "peak learning rate of the policy gradient; linear decay over the last 40%%")
+    kl: float = setting(0.3, "weight of KL(q || pi) on the tokens of thoughts: what a thought says stays near what pi would say")
+    estep_lr_decay: float = setting(0.3, "factor on estep_lr for each later EM iteration: q starts near its optimum then, and noise outweighs signal")
     horizon: int = setting(0, "first lines that may take a thought; 0: all; 1: one latent a snippet (BRiTE)")
     rate: float = setting(0.5, "probability of a thought before every line, with estep=random")
 
     # evaluation
     eval_tasks: int = setting(200, "held-out tasks of the built-in domain")
     eval_split: str = setting("test", "their split: test, or val for tuning", ("test", "val"))
-    samples: int = setting(10, "programs sampled a task, for pass@k")
+    samples: int = setting(5, "programs sampled a task, for pass@k")
     temperature: float = setting(0.8, "of these samples")
     max_new: int = setting(320, "tokens a program, at most")
     models: str = setting("base,ntp,ra3", "models of the run's folder that --stage eval evaluates")
@@ -91,7 +94,7 @@ class Config:
 PRESETS = {
     "tiny": {},
     "smollm2": dict(data="stdlib", n_expert=4000, n_heldout=48, max_tokens=256, max_len=2048, rows=4, block=512, mstep_steps=10, lr=5e-5,
-                    warmup=3, save_every=2, iters=1, estep_steps=8, snippets=6, group=4, think_max=16, estep_lr=1e-5,
+                    warmup=3, save_every=5, infuse=160, iters=1, estep_steps=8, snippets=6, group=4, think_max=16, estep_lr=1e-5,
                     rollout_bf16=True, max_new=512, samples=1, temperature=0.0, elbo_samples=2),
 }
 
@@ -157,5 +160,5 @@ def make(preset="tiny", **given):
     return cfg
 
 
-POSITIVE = {"save_every", "n_expert", "n_heldout", "max_tokens", "min_lines", "n_layer", "n_head", "d_model", "d_ff", "max_len", "rows",
+POSITIVE = {"infuse", "resample", "save_every", "n_expert", "n_heldout", "max_tokens", "min_lines", "n_layer", "n_head", "d_model", "d_ff", "max_len", "rows",
             "block", "iters", "snippets", "group", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}

@@ -8,7 +8,7 @@ same code with an empty set of thoughts, so c = inf gives the baseline bit for b
 Departures from the paper
 1. A thought that would make the text encode differently (one that ends in a blank, say) is left out, so that infused ids are
    always what the tokenizer makes of their text. How many is logged (`not_canonical`).
-2. A snippet that outgrows a packed row loses its last thoughts until it fits.
+2. One of several samples of q is kept, by importance weight (`resample`). 3. A snippet that outgrows a packed row loses its last thoughts until it fits.
 
 Shapes: B packed rows, T tokens a row, M predicted tokens.
 """
@@ -23,16 +23,18 @@ from estep import rollout
 
 # ---------------------------------------------------------------- infusion
 
-def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True):
+def infuse_corpus(q, tok, snippets, cfg, seed, numbers, progress=True):
     """Sample thoughts for expert snippets and write them in -> (docs, kinds, stats).
 
-    cfg.estep says how: reinforce and none take one sample of q; best-of-n takes, of cfg.group rollouts, the one with the best sum_t r_t under pi;
-    random thinks before each line with probability cfg.rate. numbers: one int a snippet, seeds its draws with `seed`, a tuple of ints.
+    cfg.estep says how. reinforce draws one of cfg.resample rollouts of q with probability proportional to exp(sum_t r_t): importance resampling,
+    which is one sample of q for cfg.resample = 1 and tends to the exact posterior as it grows. best-of-n takes, of cfg.group rollouts of the
+    frozen model, the one with the best sum_t r_t. none takes one sample as it is; so does random, which thinks before each line with
+    probability cfg.rate. numbers: one int a snippet, seeds its draws with `seed`, a tuple of ints.
     """
     docs, kinds = [], []
     stats = {"think": 0, "lines": 0, "thought_tokens": 0, "not_canonical": 0, "cut": 0, "forward_tokens": 0}
     never = cfg.c == float("inf")
-    n = cfg.group if cfg.estep == "best-of-n" else 1
+    n = {"best-of-n": cfg.group, "reinforce": cfg.resample}.get(cfg.estep, 1)
     at_once = max(1, 256 // n)
     bar = tqdm(range(0, len(snippets), at_once), desc="infuse", unit="batch", disable=not progress, delay=2, leave=False)
     for start in bar:
@@ -40,11 +42,16 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True):
         if never:
             chosen = [{}] * len(part)
         else:
-            rolls = rollout(q, pi if n > 1 else q, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon,
+            rolls = rollout(q, q, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon,
                             rate=cfg.rate if cfg.estep == "random" else None, numbers=numbers[start:start + at_once])
             stats["forward_tokens"] += rolls.forward_tokens
-            reward = [row.line_logp.sum() - cfg.c * len(row.thoughts) for row in rolls.rows]
-            chosen = [rolls.rows[b * n + int(np.argmax(reward[b * n:b * n + n]))].thoughts for b in range(len(part))]
+            reward = np.array([row.line_logp.sum() - cfg.c * len(row.thoughts) for row in rolls.rows]).reshape(-1, n)     # (B, n)
+            if cfg.estep == "best-of-n":
+                best = reward.argmax(1)
+            else:                                            # Gumbel: argmax of reward + noise is a draw from softmax(reward)
+                noise = [np.random.default_rng([*seed, i]).gumbel(size=n) for i in numbers[start:start + at_once]]
+                best = (reward + np.array(noise)).argmax(1)
+            chosen = [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
         for snip, thoughts in zip(part, chosen):
             ids, kind = write(tok, snip, thoughts, cfg.block, stats)
             docs.append(ids)

@@ -269,12 +269,9 @@ def base_batch(run, step):
     return data.batch_rows(docs, kinds, data.pack(docs, cfg.block), cfg.block, run.tok.eos)
 
 
-def expert_part(run, iteration, steps):
-    """Indices of the expert snippets of one M-step: enough for one epoch of its tokens, if there are so many."""
-    need = steps * run.cfg.rows * run.cfg.block
-    order = np.random.default_rng([run.cfg.seed, MSTEP, iteration]).permutation(len(run.expert))
-    total = np.cumsum([len(run.expert[i].ids) for i in order])
-    return order[:int(np.searchsorted(total, need)) + 1]
+def expert_part(run, iteration):
+    """Indices of the expert snippets of one M-step, cfg.infuse of them; the M-step goes over them as often as its steps need."""
+    return np.random.default_rng([run.cfg.seed, MSTEP, iteration]).permutation(len(run.expert))[:run.cfg.infuse]
 
 
 def fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops, keep=lambda: {}):
@@ -307,12 +304,12 @@ def ntp(run, name, match=""):
     model, _ = run.load("base")
     if match:
         a_step = 6 * work_size(model) * cfg.rows * cfg.block
-        iters, steps = 1, round(run.load(match)[1]["flops"] / a_step)
+        steps = round(run.load(match)[1]["flops"] / a_step / iters)
     state, flops = run.restore(name), 0.0
     for iteration in range(state["iteration"] if state else 0, iters):
-        docs = [run.expert[i].ids for i in expert_part(run, iteration, steps)]
+        docs = [run.expert[i].ids for i in expert_part(run, iteration)]
         kinds = [[data.PROMPT] * run.expert[i].prompt + [data.CODE] * (len(run.expert[i].ids) - run.expert[i].prompt)
-                 for i in expert_part(run, iteration, steps)]
+                 for i in expert_part(run, iteration)]
         flops = fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops)
         state = None
         if iteration + 1 < iters:
@@ -352,11 +349,12 @@ def em(run):
     began = time.time() - seconds
     for iteration in range(first, cfg.iters):
         if not (state and state["phase"] == "mstep"):
-            q = copy.deepcopy(pi)
+            q = pi
             if cfg.estep == "reinforce" and cfg.c < float("inf"):
+                q = copy.deepcopy(pi)
                 flops = learn_q(run, name, q, pi, iteration, state, flops, lambda: time.time() - began)
-            chosen = expert_part(run, iteration, cfg.mstep_steps)
-            docs, kinds, stats = infused(run, q, pi, chosen, iteration)
+            chosen = expert_part(run, iteration)
+            docs, kinds, stats = infused(run, q, chosen, iteration)
             flops += 2 * work_size(pi) * stats["forward_tokens"]
             run.log(name, phase="infuse", iteration=iteration, flops=flops, think_share=stats["think"] / max(1, stats["lines"]),
                     think_len=stats["thought_tokens"] / max(1, stats["think"]), not_canonical=stats["not_canonical"], cut=stats["cut"])
@@ -391,6 +389,8 @@ def learn_q(run, name, q, pi, iteration, state, flops, seconds):
     bar = steps_bar(run, f"{name}: E-step {iteration + 1}", start, cfg.estep_steps)
     for step in bar:
         began = time.time()
+        for group in opt.param_groups:
+            group["lr"] = mstep.learning_rate(step, cfg.estep_steps, cfg.estep_lr * cfg.estep_lr_decay ** iteration, 1)
         mine = np.random.default_rng([cfg.seed, ESTEP, iteration, step]).choice(len(run.expert), min(cfg.snippets, len(run.expert)), replace=False)
         rolls = rollout(for_rollouts(q, cfg), pi_fixed, run.tok, [run.expert[i] for i in mine], cfg.group, cfg.think_max,
                         (cfg.seed, ESTEP, iteration, step), horizon=cfg.horizon, numbers=mine.tolist())
@@ -416,12 +416,12 @@ def learn_q(run, name, q, pi, iteration, state, flops, seconds):
     return flops
 
 
-def infused(run, q, pi, chosen, iteration):
+def infused(run, q, chosen, iteration):
     """Documents with thoughts written in: those of cfg.estep."""
     cfg = run.cfg
     some = [run.expert[i] for i in chosen]
     if cfg.estep != "oracle":
-        return mstep.infuse_corpus(for_rollouts(q, cfg), for_rollouts(pi, cfg), run.tok, some, cfg, (cfg.seed, INFUSE, iteration), chosen.tolist())
+        return mstep.infuse_corpus(for_rollouts(q, cfg), run.tok, some, cfg, (cfg.seed, INFUSE, iteration), chosen.tolist())
     stats = dict.fromkeys(("think", "lines", "thought_tokens", "not_canonical", "cut", "forward_tokens"), 0)
     pairs = [mstep.write(run.tok, run.expert[i], {t: run.tok.encode(f" # {note}") for t, note in run.expert_tasks[i].notes}, cfg.block, stats)
              for i in chosen]

@@ -147,12 +147,12 @@ def test_write_leaves_out_what_does_not_fit(tok, snips):
         assert stats["cut"] == 2 - len(kept) and stats["think"] == len(kept) and len(ids) <= block
 
 
-def infused(model, tok, snips, cfg, pi=None):
-    return mstep.infuse_corpus(model, pi or model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], progress=False)
+def infused(model, tok, snips, cfg):
+    return mstep.infuse_corpus(model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], progress=False)
 
 
-def rolled(model, tok, snips, cfg, n, pi=None, rate=None):
-    return rollout(model, pi or model, tok, snips, n, cfg.think_max, SEED, rate=rate, numbers=[10 + i for i in range(len(snips))])
+def rolled(model, tok, snips, cfg, n, rate=None):
+    return rollout(model, model, tok, snips, n, cfg.think_max, SEED, rate=rate, numbers=[10 + i for i in range(len(snips))])
 
 
 def test_infusion_without_selection(tok, snips, model):
@@ -178,10 +178,9 @@ def test_infusion_at_random(tok, snips, model):
 @pytest.mark.parametrize("c", [0.05, 3.0])
 def test_best_of_n(tok, snips, model, c):
     """The rollout that best-of-n writes has the largest sum_t r_t of its group, by the rewards of the same rollouts drawn again."""
-    cfg, pi = settings(estep="best-of-n", c=c), thinker(tok, 5)
-    pi.cfg = model.cfg
-    docs = infused(model, tok, snips, cfg, pi)[0]
-    rows, unlike = rolled(model, tok, snips, cfg, 3, pi).rows, 0
+    cfg = settings(estep="best-of-n", c=c)
+    docs = infused(model, tok, snips, cfg)[0]
+    rows, unlike = rolled(model, tok, snips, cfg, 3).rows, 0
     for b, doc in enumerate(docs):
         group = rows[3 * b:3 * b + 3]
         r = [sum(row.line_logp[t] - c * (t in row.thoughts) for t in range(len(row.first))) for row in group]
@@ -194,6 +193,6 @@ def test_best_of_n(tok, snips, model, c):
 def test_infinite_c_infuses_nothing(tok, snips, model):
     """At c = inf the documents are the expert's own, whatever the E-step, and no model is asked."""
     for estep in ("reinforce", "best-of-n", "none", "random"):
-        docs, kinds, stats = infused(None, tok, snips, settings(estep=estep, c=float("inf")), pi=model)
+        docs, kinds, stats = infused(None, tok, snips, settings(estep=estep, c=float("inf")))
         assert docs == [s.ids for s in snips] and stats["think"] == stats["forward_tokens"] == 0
         assert kinds == [[PROMPT] * s.prompt + [CODE] * (len(s.ids) - s.prompt) for s in snips]
