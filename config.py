@@ -27,7 +27,7 @@ class Config:
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     threads: int = setting(0, "CPU threads; 0: as many as there are cores")
     resume: bool = setting(False, "go on where a killed run stopped; stages that are done are not repeated")
-    save_every: int = setting(20, "steps between checkpoints")
+    save_every: int = setting(5, "steps between checkpoints")
     bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay in float32)")
     rollout_bf16: bool = setting(True, "sample and score thoughts with a bfloat16 copy of the weights")
 
@@ -93,9 +93,9 @@ class Config:
 
 PRESETS = {
     "tiny": {},
-    "smollm2": dict(data="stdlib", n_expert=4000, n_heldout=48, max_tokens=256, max_len=2048, rows=4, block=512, mstep_steps=10, lr=5e-5,
-                    warmup=3, save_every=5, infuse=160, iters=1, estep_steps=8, snippets=6, group=4, think_max=16, estep_lr=1e-5,
-                    rollout_bf16=True, max_new=512, samples=1, temperature=0.0, elbo_samples=2),
+    "smollm2": dict(data="stdlib", n_expert=4000, n_heldout=48, max_tokens=256, max_len=2048, rows=4, block=512, mstep_steps=16, lr=5e-5,
+                    warmup=3, save_every=5, infuse=160, iters=1, estep_steps=12, snippets=6, group=4, think_max=16, estep_lr=1e-5,
+                    rollout_bf16=True, max_new=512, samples=1, temperature=0.0, elbo_samples=8),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import corpus
 import data
 import model
 from config import UserError
@@ -51,7 +52,7 @@ def smollm2():
 @pytest.fixture(scope="module", params=["trained", "smollm2"])
 def stdlib(request):
     tok = request.getfixturevalue(request.param)
-    snips, counts = data.corpus("stdlib", tok, 2048, max_snippets=1000, progress=False)
+    snips, counts = corpus.corpus("stdlib", tok, 2048, max_snippets=1000, progress=False)
     assert counts["kept"] == len(snips) == 1000
     return tok, snips
 
@@ -104,7 +105,7 @@ def test_smollm2_ids_are_those_of_hugging_face(smollm2):
     theirs = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file).backend_tokenizer
     # the conversion from GGUF forgets that SmolLM2 splits off single digits first
     theirs.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)])
-    snips, _ = data.corpus("stdlib", smollm2, 10_000, min_lines=1, max_snippets=1000, progress=False)
+    snips, _ = corpus.corpus("stdlib", smollm2, 10_000, min_lines=1, max_snippets=1000, progress=False)
     for text in ODD + [smollm2.decode(s.ids) for s in snips]:
         assert smollm2.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
     assert smollm2.vocab_size == 49152 and max(smollm2.encode("\x04a\x06b\U000f0000")) < 49152     # bytes it lacks are dropped
@@ -155,7 +156,7 @@ def test_infused_text_minus_thoughts_is_the_experts(stdlib):
         assert data.infuse(snip, dict(enumerate(thoughts))) == (ids, kinds)
         full = tok.decode(ids)
         assert ast.dump(ast.parse(full)) == ast.dump(ast.parse(text))                 # comments, and nothing else, were added
-        assert data.strip_comments(full).encode() == text.encode()                    # byte for byte
+        assert corpus.strip_comments(full).encode() == text.encode()                    # byte for byte
         good, n = good + data.canonical(tok, ids), n + 1
     print(f"canonical after infusion: {good} of {n}")
     assert good / n >= 0.99
@@ -188,18 +189,18 @@ def test_pack_and_batch_rows():
 
 def test_comments_go_and_the_rest_stays():
     text = 'def f(x):  # why\n    # alone\n    """Doc # stays."""\n    y = "#"  # gone\n\n    return (y,  # a\n            # b\n            x)\n'
-    bare = data.strip_comments(text)
+    bare = corpus.strip_comments(text)
     assert bare == 'def f(x):\n    """Doc # stays."""\n    y = "#"\n\n    return (y,\n            x)\n'
     assert ast.dump(ast.parse(bare)) == ast.dump(ast.parse(text))
     for module in (json, random, inspect):
         source = inspect.getsource(module)
-        assert ast.dump(ast.parse(data.strip_comments(source))) == ast.dump(ast.parse(source))
+        assert ast.dump(ast.parse(corpus.strip_comments(source))) == ast.dump(ast.parse(source))
 
 
 def test_functions_of_a_module():
     source = ("class A:\n    @property\n    def a(self):\n        '''One.\n\n        Two.'''\n        x = 1  # c\n        return x\n\n    def b(self):\n"
               "        return '''\n    kept'''\n\nasync def f(\n    x,\n):\n    @g\n    def h(): pass\n    return h\n")
-    found = {name: (text, prompt) for name, text, prompt in data.functions(source)}
+    found = {name: (text, prompt) for name, text, prompt in corpus.functions(source)}
     text, prompt = found["A.a"]
     assert text == "@property\ndef a(self):\n    '''One.\n\n    Two.'''\n    x = 1\n    return x" and text[:prompt].endswith("Two.'''")
     assert found["A.b"] == (None, 0)                                                  # dedenting would change a string
@@ -219,21 +220,21 @@ def test_what_cannot_be_used_is_counted(trained, tmp_path):
     (tmp_path / "long.py").write_text("def l(x):\n" + "    x = x + 1\n" * 300)
     (tmp_path / "short.py").write_text("def s(x):\n    return x\ndef t(): pass\n")
     (tmp_path / "empty.py").write_text("")
-    snips, counts = data.corpus(str(tmp_path), trained, 256, progress=False)
+    snips, counts = corpus.corpus(str(tmp_path), trained, 256, progress=False)
     assert [s.name for s in snips] == ["again.py:f", "latin.py:g"]
     assert counts == {"files": 10, "functions": 6, "kept": 2, "undecodable": 2, "syntax_error": 2, "bad_json": 0, "rewritten": 0, "duplicate": 1,
                       "too_long": 1, "too_short": 1, "no_line": 1}
-    assert len(data.corpus(str(tmp_path / "good.py"), trained, 256, progress=False)[0]) == 1
+    assert len(corpus.corpus(str(tmp_path / "good.py"), trained, 256, progress=False)[0]) == 1
 
     lines = [json.dumps({"text": good}), "{broken", "[1]", json.dumps({"text": 3}), json.dumps({"text": "'\ud800'"}), json.dumps({"text": "def ("})]
     (tmp_path / "c.jsonl").write_text("\n".join(lines) + "\n\n")
-    snips, counts = data.corpus(str(tmp_path / "c.jsonl"), trained, 256, progress=False)
+    snips, counts = corpus.corpus(str(tmp_path / "c.jsonl"), trained, 256, progress=False)
     assert [s.name for s in snips] == ["c.jsonl:1:f"]
     assert (counts["files"], counts["bad_json"], counts["undecodable"], counts["syntax_error"]) == (6, 3, 1, 1)
 
 
 def test_a_sample_depends_on_the_seed_only(trained):
-    one, two, other = (data.corpus("stdlib", trained, 512, max_snippets=20, seed=s, progress=False)[0] for s in (1, 1, 2))
+    one, two, other = (corpus.corpus("stdlib", trained, 512, max_snippets=20, seed=s, progress=False)[0] for s in (1, 1, 2))
     assert one == two and one != other
 
 
@@ -244,7 +245,7 @@ def test_bad_corpora_give_one_clear_line(trained, tmp_path, spec):
     (tmp_path / "nothing.py").write_text("x = 1\n")
     (tmp_path / "bad.jsonl").write_text("{\n")
     with pytest.raises(UserError) as e:
-        data.corpus(str(tmp_path / spec), trained, 256, progress=False)
+        corpus.corpus(str(tmp_path / spec), trained, 256, progress=False)
     assert spec in str(e.value) and "\n" not in str(e.value)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import corpus
 import data
 import tasks
 from estep import (ACT, END, FIRST, TOKEN, Rollouts, Row, advantages, draw_uniforms, durations, event_logprobs, hidden_before,
@@ -127,7 +128,7 @@ def tok():
 def snips(tok):
     """Four functions of the built-in domain, three of the standard library, and code in column 0; 2 to 11 lines."""
     found = [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in (tasks.expert_task(0, i, "train") for i in (0, 1, 4, 7))]
-    found += [data.snippet(tok, text, chars, name) for name, text, chars in data.functions(inspect.getsource(heapq))
+    found += [data.snippet(tok, text, chars, name) for name, text, chars in corpus.functions(inspect.getsource(heapq))
               if name in ("heappush", "heappop", "_siftdown")]
     return found + [data.snippet(tok, "x = [1]\nfor i in x:\n    y = i\nz = x\n", 7)]
 

@@ -1,0 +1,136 @@
+"""A run's folder: corpora in, checkpoints and metrics out.
+
+NAME.pt is a finished model, NAME.state an unfinished stage: weights, optimizer and position. There is no state of random generators to keep, because
+every batch and every draw is a function of (seed, stage, iteration, step). Both are written whole or not at all.
+"""
+import dataclasses
+import json
+import os
+import random
+import time
+
+import torch
+
+import data
+import tasks
+from config import UserError
+from corpus import corpus
+from evaluate import device_of
+from model import load_model, save_model, smollm2_path, write_whole
+
+
+class Run:
+    """A run's folder, its corpora and its models."""
+
+    def __init__(self, cfg):
+        self.cfg, self.out, self.device = cfg, cfg.out, device_of(cfg)
+        self.started = time.time()
+        if os.path.exists(self.out) and not os.path.isdir(self.out):
+            raise UserError(f"--out {self.out}: expected a folder, found a file; give another path")
+        self.prepare()
+
+    def begin(self):
+        """Make the folder and note the settings, once all that was given is known to be right (`check`)."""
+        os.makedirs(self.out, exist_ok=True)
+        with open(self.path("settings.json"), "w") as f:
+            json.dump(dataclasses.asdict(self.cfg), f, indent=1)
+
+    def path(self, name):
+        return os.path.join(self.out, name)
+
+    def prepare(self):
+        """Tokenizer, expert and held-out snippets. Nothing is written."""
+        cfg = self.cfg
+        if cfg.preset == "tiny":
+            if os.path.exists(self.path("tokenizer.txt")):
+                self.tok = data.load_tokenizer(self.path("tokenizer.txt"))
+            else:
+                rng = random.Random("tokenizer")
+                self.tok = data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(2000)], cfg.vocab_size)
+        else:
+            self.tok = data.gguf_tokenizer(smollm2_path())
+        self.hard = self.expert_hard = None
+        if cfg.data == "domain":
+            def cut(split, n):
+                found = [tasks.expert_task(cfg.seed, i, split) for i in range(n)]
+                return found, [data.snippet(self.tok, t.prompt + t.solution, len(t.prompt), t.name) for t in found]
+            self.expert_tasks, self.expert = cut("train", cfg.n_expert)
+            held, self.heldout = cut(cfg.eval_split, cfg.n_heldout)
+            self.hard, self.expert_hard = [t.hard for t in held], [t.hard for t in self.expert_tasks]
+        else:
+            snippets, counts = corpus(cfg.data, self.tok, cfg.max_tokens, cfg.min_lines, cfg.n_expert + cfg.n_heldout, cfg.seed)
+            n = min(cfg.n_heldout, max(1, len(snippets) // 10))
+            if len(snippets) < 2:
+                raise UserError(f"--data {cfg.data}: {len(snippets)} usable function; expected at least 2, one to train on and one to hold out")
+            self.expert, self.heldout = snippets[n:], snippets[:n]
+            print(f"corpus {cfg.data}: {len(self.expert)} snippets to train on, {n} held out; "
+                  + ", ".join(f"{k} {v}" for k, v in counts.items() if v))
+        longest = max(len(s.ids) for s in self.expert)
+        most = max(len(s.ids) + sum(cfg.think_max + len(sep) for sep in s.sep) + 1 for s in self.expert + self.heldout)
+        if longest > cfg.block:
+            raise UserError(f"--block {cfg.block}: the longest snippet has {longest} tokens, and none is cut; expected at least that")
+        if most > cfg.max_len:
+            raise UserError(f"--max-len {cfg.max_len}: a snippet may grow to {most} tokens with its thoughts; expected at least that, or a smaller --think-max or --max-tokens")
+
+    # ------------------------------------------------------------ checkpoints and metrics
+
+    def settings_of(self, fields):
+        return {k: getattr(self.cfg, k) for k in fields}
+
+    def load(self, name, like=None):
+        """(model, extra) of the run's folder. Raises UserError if it is missing, or of another shape than `like`."""
+        if not os.path.exists(self.path(f"{name}.pt")):
+            raise UserError(f"{self.path(name + '.pt')}: no such model; run the stage that makes it first, or give --out")
+        model, extra = load_model(self.path(f"{name}.pt"), like)
+        return model.to(self.device), extra
+
+    def save(self, name, model, **extra):
+        save_model(model, self.path(f"{name}.pt"), **extra, seconds=time.time() - self.started)
+        if os.path.exists(self.path(f"{name}.state")):
+            os.remove(self.path(f"{name}.state"))
+
+    def unfinished(self, name, **how):
+        """The state of an unfinished stage, or None: what was saved last, if --resume is given. Raises UserError if its settings were others."""
+        path = self.path(f"{name}.state")
+        state = torch.load(path, map_location=self.device, weights_only=True, **how) if self.cfg.resume and os.path.exists(path) else None
+        if state and state["settings"] != stage_settings(self.cfg):
+            other = [f"{k}={v!r}" for k, v in state["settings"].items() if v != getattr(self.cfg, k)]
+            raise UserError(f"{path}: the unfinished run was made with {', '.join(other)}; give the same settings with --resume, or leave it out to start over")
+        return state
+
+    def restore(self, name):
+        """The state of an unfinished stage, or None; the metrics that it had written by then are kept, later ones dropped."""
+        state = self.unfinished(name)
+        self.keep_metrics(name, state["lines"] if state else 0)
+        return state
+
+    def keep_metrics(self, name, n):
+        """Keep the first n metrics lines of a model, and all of other models."""
+        self.lines, path = n, self.path("metrics.jsonl")
+        if os.path.exists(path):
+            kept, seen = [], 0
+            for line in open(path):
+                try:
+                    mine = json.loads(line)["model"] == name
+                except (ValueError, KeyError):
+                    continue                                 # half a line of a killed run
+                seen += mine
+                if not mine or seen <= n:
+                    kept.append(line)
+            with open(path + ".part", "w") as f:
+                f.writelines(kept)
+            os.replace(path + ".part", path)
+
+    def log(self, name, **metrics):
+        with open(self.path("metrics.jsonl"), "a") as f:
+            f.write(json.dumps({"model": name, **metrics}) + "\n")
+        self.lines += 1
+
+    def save_state(self, name, **state):
+        write_whole({**state, "settings": stage_settings(self.cfg), "lines": self.lines}, self.path(f"{name}.state"))
+
+
+def stage_settings(cfg):
+    """All settings that decide what a stage computes."""
+    free = {"resume", "out", "save_every", "threads", "device", "models"}
+    return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in free}
