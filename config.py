@@ -93,8 +93,8 @@ class Config:
 
 PRESETS = {
     "tiny": {},
-    "smollm2": dict(data="stdlib", n_expert=4000, n_heldout=48, max_tokens=256, max_len=2048, rows=4, block=512, mstep_steps=16, lr=5e-5,
-                    warmup=3, save_every=5, infuse=160, iters=1, estep_steps=12, snippets=6, group=4, think_max=16, estep_lr=1e-5,
+    "smollm2": dict(data="stdlib", n_expert=4000, n_heldout=48, max_tokens=256, max_len=2048, rows=4, block=512, mstep_steps=8, lr=5e-5,
+                    warmup=3, save_every=4, infuse=80, iters=1, estep_steps=8, snippets=6, group=4, think_max=16, estep_lr=1e-5,
                     rollout_bf16=True, max_new=512, samples=1, temperature=0.0, elbo_samples=8),
 }
 

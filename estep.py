@@ -21,11 +21,13 @@ forwards: one a thought, not one a token. The first forward is shared by the G r
 The randomness is drawn beforehand, so the result is that of token-by-token sampling with the same numbers (tested).
 
 Departures from the paper
-1. The comment stands at the indentation of its line (../README). 2. log pi of a line is conditional on the decision (elbo.py, departure 1).
-3. The group's mean leaves the rollout itself out, which keeps the gradient unbiased; a thought's tokens are compared with other thoughts
-only; advantages are divided by their deviation over the *batch* (a scale; never by the group's, which blows up groups that hardly differ). 4. The credit by prefix is ours.
-5. `estep=best-of-n` optimises the same bound without a gradient: of G rollouts of the frozen model keep the one with the best sum r_t.
-6. `horizon=1`: one latent a snippet, before its first line: BRiTE.
+1. The comment stands at the indentation of its line, and before a line at most one. 2. log pi of a line is conditional on the decision
+(elbo.py, departure 1). 3. The group's mean leaves the rollout itself out, which keeps the gradient unbiased; a thought's tokens are compared
+with other thoughts only; advantages are divided by their deviation over the *batch* (a scale; never by the group's, which blows up groups that
+hardly differ). 4. The credit by prefix is ours. 5. `kl` adds KL(q || pi) on the tokens of thoughts, not on decisions: the decision is
+learned within ten steps, and without this the noise of its gradient unlearns meanwhile what thoughts should say (README, "What was tried").
+It is the KL of the bound for a prior whose thoughts come from pi instead of U. 6. `estep=best-of-n` optimises the same bound without a gradient: of G
+rollouts of the frozen model keep the one with the best sum r_t. 7. `horizon=1`: one latent a snippet, before its first line: BRiTE.
 
 Shapes: B snippets, G rollouts each, N = B*G rows, L lines, T tokens, D width, M events (a decision, a thought's token, its end).
 """
