@@ -160,5 +160,5 @@ def make(preset="tiny", **given):
     return cfg
 
 
-POSITIVE = {"infuse", "resample", "save_every", "n_expert", "n_heldout", "max_tokens", "min_lines", "n_layer", "n_head", "d_model", "d_ff", "max_len", "rows",
-            "block", "iters", "snippets", "group", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}
+POSITIVE = {"infuse", "resample", "save_every", "n_expert", "n_heldout", "max_tokens", "min_lines", "n_layer", "n_head", "d_model", "d_ff",
+            "max_len", "rows", "block", "iters", "snippets", "group", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}

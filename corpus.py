@@ -171,6 +171,7 @@ def corpus(spec, tok, max_tokens, min_lines=2, max_snippets=None, seed=0, progre
             kept.append(snip)
     counts["kept"] = len(kept)
     if not kept:
-        raise UserError(f"corpus {spec!r}: no function of {min_lines} or more lines and at most {max_tokens} tokens ({', '.join(f'{k} {n}' for k, n in counts.items() if n)}); "
+        said = ", ".join(f"{k} {n}" for k, n in counts.items() if n)
+        raise UserError(f"corpus {spec!r}: no function of {min_lines} or more lines and at most {max_tokens} tokens ({said}); "
                         "give other code, or change max_tokens or min_lines")
     return kept, counts

@@ -190,7 +190,8 @@ def gguf_tokenizer(path):
 class Snippet:
     ids: list        # the canonical encoding of the text, then eos
     prompt: int      # ids[:prompt] is s_0, what is given: it ends where a line ends, its newline not included
-    first: list      # (L,) index in ids of the first token of line t's content, where <act> or <think> is decided; ids[prompt:first[0]] is newline + indentation
+    first: list      # (L,) index in ids of the first token of line t's content, where <act> or <think> is decided;
+                     # ids[prompt:first[0]] is newline + indentation
     sep: list        # (L,) ids of "\n" + indentation, which stand between a thought and line t: ids[:first[t]] + thought + sep[t] + ids[first[t]:]
     name: str = ""
 
@@ -245,7 +246,7 @@ def snippet(tok, text, prompt_chars, name=""):
     if len(ends) == 0 or ends[-1] != len(raw):                           # a byte that the vocabulary lacks
         return None
     index = {int(end): i + 1 for i, end in enumerate(ends)}              # byte offset -> index of the token that begins there
-    points = []                                                          # (index, first token of the comment, sep, byte offset, content's offset in chars)
+    points = []                  # (index, first token of a comment, sep, byte offset, the content's offset in characters)
     for start in statements(text):
         if start < prompt_chars:
             continue

@@ -8,7 +8,8 @@ same code with an empty set of thoughts, so c = inf gives the baseline bit for b
 Departures from the paper
 1. A thought that would make the text encode differently (one that ends in a blank, say) is left out, so that infused ids are
    always what the tokenizer makes of their text. How many is logged (`not_canonical`).
-2. One of several samples of q is kept, by importance weight (`resample`). 3. A snippet that outgrows a packed row loses its last thoughts until it fits.
+2. One of several samples of q is kept, by importance weight (`resample`).
+3. A snippet that outgrows a packed row loses its last thoughts until it fits.
 
 Shapes: B packed rows, T tokens a row, M predicted tokens.
 """

@@ -70,7 +70,8 @@ class Run:
         if longest > cfg.block:
             raise UserError(f"--block {cfg.block}: the longest snippet has {longest} tokens, and none is cut; expected at least that")
         if most > cfg.max_len:
-            raise UserError(f"--max-len {cfg.max_len}: a snippet may grow to {most} tokens with its thoughts; expected at least that, or a smaller --think-max or --max-tokens")
+            raise UserError(f"--max-len {cfg.max_len}: a snippet may grow to {most} tokens with its thoughts; expected at least that, or a "
+                            "smaller --think-max or --max-tokens")
 
     # ------------------------------------------------------------ checkpoints and metrics
 
@@ -95,7 +96,8 @@ class Run:
         state = torch.load(path, map_location=self.device, weights_only=True, **how) if self.cfg.resume and os.path.exists(path) else None
         if state and state["settings"] != stage_settings(self.cfg):
             other = [f"{k}={v!r}" for k, v in state["settings"].items() if v != getattr(self.cfg, k)]
-            raise UserError(f"{path}: the unfinished run was made with {', '.join(other)}; give the same settings with --resume, or leave it out to start over")
+            raise UserError(f"{path}: the unfinished run was made with {', '.join(other)}; give the same settings with --resume, or leave "
+                            "it out to start over")
         return state
 
     def restore(self, name):

@@ -65,11 +65,12 @@ def check(run, stage):
     """Is all that the stage needs there, and made with the same settings? Raises UserError."""
     cfg, name, em_too = run.cfg, run.cfg.name or "ra3", stage in ("em", "all")
     makes = {"base", "ntp", name} if em_too else set()
-    needs = [n for n in names_to_evaluate(cfg, stage) if n not in makes] if em_too or stage == "eval" else ["base", cfg.match or "base"] * (stage == "ntp")
+    needs = {"pretrain": [], "ntp": ["base", cfg.match or "base"]}.get(stage, [n for n in names_to_evaluate(cfg, stage) if n not in makes])
     missing = [n for n in dict.fromkeys(needs) if not os.path.exists(run.path(f"{n}.pt"))]
     if missing:
         given = f"--models {cfg.models}" if stage != "ntp" else f"--match {cfg.match}" if cfg.match else "--stage ntp"
-        raise UserError(f"{given}: {run.out} holds no {', '.join(n + '.pt' for n in missing)}; run the stage that makes it first, or give another --out or name")
+        raise UserError(f"{given}: {run.out} holds no {', '.join(n + '.pt' for n in missing)}; run the stage that makes it first, or give "
+                        "another --out or name")
     if em_too and cfg.estep == "oracle" and cfg.data != "domain":
         raise UserError(f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}")
     if cfg.preset == "tiny" and stage in ("pretrain", "em", "all"):
@@ -215,8 +216,8 @@ def diagnose(run, pi):
             word = run.tok.decode(ids[1:3]).strip().split(" ")[0] or "(empty)"
             words.setdefault(word, []).append(row.gain[t])
     top = sorted(words.items(), key=lambda kv: -len(kv[1]))[:6]
-    tqdm.write(f"thoughts of the model as it is: before {s['think_share']:.1%} of lines, gain {s['gain']:+.2f} nats each, {s['gain_above_c']:.0%} of them above c = {cfg.c:g}; "
-               "by first word: " + ", ".join(f"{w!r} {np.mean(g):+.2f} ({len(g)})" for w, g in top))
+    tqdm.write(f"thoughts of the model as it is: before {s['think_share']:.1%} of lines, gain {s['gain']:+.2f} nats each, "
+               f"{s['gain_above_c']:.0%} of them above c = {cfg.c:g}; by first word: " + ", ".join(f"{w!r} {np.mean(g):+.2f} ({len(g)})" for w, g in top))
     if s["gain"] < cfg.c:
         tqdm.write(f"warning: the mean gain is below c = {cfg.c:g}: the bound is served best by thinking less, and thinking may die out")
     return {k: s[k] for k in ("think_share", "gain", "gain_above_c", "elbo", "elbo_no_think")}
