@@ -27,16 +27,16 @@ class Config:
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     threads: int = setting(0, "CPU threads; 0: as many as there are cores")
     resume: bool = setting(False, "go on where a killed run stopped; stages that are done are not repeated")
-    save_every: int = setting(5, "steps between checkpoints")
+    save_every: int = setting(5, "steps between checkpoints (pretraining: five times as many)")
     bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay in float32)")
-    rollout_bf16: bool = setting(True, "sample and score thoughts with a bfloat16 copy of the weights")
+    rollout_bf16: bool = setting(True, "E-step: sample and score thoughts with a bfloat16 copy of the weights; programs too (the bound is always float32)")
 
     # the corpora
     data: str = setting("domain", "expert code: domain (built-in), stdlib, a folder of .py files, a .py file, a .jsonl with a field text")
     n_expert: int = setting(4000, "expert snippets, at most")
     n_heldout: int = setting(64, "held-out expert snippets for the bound; never trained on")
-    max_tokens: int = setting(160, "longer snippets are left out")
-    min_lines: int = setting(2, "so are snippets with fewer lines that can take a thought")
+    max_tokens: int = setting(160, "real code: longer snippets are left out")
+    min_lines: int = setting(2, "real code: so are snippets with fewer lines that can take a thought")
 
     # the small model (other presets bring their own)
     n_layer: int = setting(4, "layers")
@@ -64,9 +64,9 @@ class Config:
     estep: str = setting("reinforce", "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), none (the "
                          "model's own, unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
                          ("reinforce", "best-of-n", "none", "random", "oracle"))
-    resample: int = setting(4, "rollouts of q a snippet, of which one is written in, drawn by its importance weight; 1: a plain sample of q")
+    resample: int = setting(4, "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); 1: a plain sample of q")
     infuse: int = setting(1200, "expert snippets of an iteration's M-step, which goes over them as often as its steps need")
-    estep_steps: int = setting(12, "policy-gradient steps an iteration")
+    estep_steps: int = setting(20, "policy-gradient steps an iteration")
     snippets: int = setting(16, "snippets a step, B")
     group: int = setting(8, "rollouts a snippet, G (also the N of best-of-n)")
     c: float = setting(0.05, "penalty of a thought, nats; inf: nothing is ever thought, and the M-step is NTP")
@@ -75,9 +75,9 @@ class Config:
                           ("prefix", "group"))
     discount: float = setting(1.0, "discount of the return over lines")
     normalise: bool = setting(True, "divide advantages by their deviation over the batch")
-    estep_lr: float = setting(5e-4, "peak learning rate of the policy gradient; linear decay over the last 40%%")
+    estep_lr: float = setting(7e-4, "peak learning rate of the policy gradient; linear decay over the last 40%%")
     kl: float = setting(0.3, "weight of KL(q || pi) on the tokens of thoughts: what a thought says stays near what pi would say")
-    estep_lr_decay: float = setting(0.3, "factor on estep_lr for each later EM iteration: q starts near its optimum then, and noise outweighs signal")
+    estep_lr_decay: float = setting(0.5, "factor on estep_lr for each later EM iteration: q starts near its optimum then, and noise outweighs signal")
     horizon: int = setting(0, "first lines that may take a thought; 0: all; 1: one latent a snippet (BRiTE)")
     rate: float = setting(0.5, "probability of a thought before every line, with estep=random")
 

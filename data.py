@@ -19,6 +19,7 @@ Letters: B rows, T tokens, L lines.
 import base64
 import dataclasses
 import io
+import os
 import tokenize
 
 import numpy as np
@@ -126,11 +127,12 @@ def train_tokenizer(texts, vocab_size, pattern=PATTERN):
 
 def save_tokenizer(tok, path):
     """Write the ranks of a trained tokenizer: a line a token, base64, a blank, the rank. eos is the id after the last."""
-    with open(path, "w", encoding="ascii") as f:
+    with open(f"{path}.part", "w", encoding="ascii") as f:
         for token in tok.enc.token_byte_values():
             rank = tok.enc.encode_single_token(token)
             if rank != tok.eos:
                 f.write(f"{base64.b64encode(token).decode()} {rank}\n")
+    os.replace(f"{path}.part", path)
 
 
 def load_tokenizer(path):

@@ -36,7 +36,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from elbo import line_rewards, log1mexp, token_kl, token_logprobs
+from elbo import iw_bound, line_rewards, log1mexp, token_kl, token_logprobs
 from sample import pick
 
 ACT, FIRST, TOKEN, END = range(4)             # events: <act>; the first token of a thought; a further one; its end
@@ -82,13 +82,19 @@ class Rollouts:
         return self.lines(lambda r: np.ones(len(r.first))) > 0
 
 
+def merge(parts):
+    """Rollouts of several calls with the same G as one, for `summary` (without their events)."""
+    return Rollouts([r for p in parts for r in p.rows], parts[0].G, [b for p in parts for b in p.base_logp], None, None,
+                    sum(p.forward_tokens for p in parts))
+
+
 def draw_uniforms(seed, number, g, n_lines, think_max):
     """The randomness of rollout g of snippet `number`: (L,) for decisions, (L, think_max + 1) for tokens. seed: ints."""
     rng = np.random.default_rng([*seed, number, g])
     return rng.random(n_lines), rng.random((n_lines, think_max + 1))
 
 
-def extend(model, cache, rows, amp):
+def extend(model, cache, rows):
     """Forward ids[start:] of each row on its cache. rows: [(ids, start)] -> hidden (N, T, D) of the tokens from `start` on."""
     T = max(len(ids) - start for ids, start in rows)
     cache.reserve(max(len(ids) for ids, _ in rows) + 1)                    # the last slot takes what padding writes
@@ -98,9 +104,7 @@ def extend(model, cache, rows, amp):
         ids[n, :len(row) - start] = torch.tensor(row[start:])
     start = torch.tensor([s for _, s in rows])[:, None]                    # (N, 1)
     pos = (start + torch.arange(T)).clamp(max=reach - 1)                   # (N, T)
-    device = model.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-        return model(ids.to(device), pos=pos.to(device), cache=cache, reach=reach)
+    return model(ids.to(model.device), pos=pos.to(model.device), cache=cache, reach=reach)
 
 
 def decision_logp(model, hidden, rows, tok):
@@ -134,7 +138,7 @@ def line_logprobs(model, hidden, rows, tok):
 
 
 @torch.inference_mode()
-def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numbers=None, amp=False, progress=None):
+def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numbers=None):
     """G rollouts of latents over each snippet -> Rollouts.
 
     q, pi      Transformers; pass the same one twice and each forward is done once.
@@ -156,11 +160,11 @@ def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numb
     ahead = [(row, 0) for row in trunk]
     slots = max(len(s.ids) for s in snippets) + 1
     q_cache = q.new_cache(len(trunk), slots)
-    hidden = extend(q, q_cache, [(row.ids, 0) for row in trunk], amp)                       # (B, T, D)
+    hidden = extend(q, q_cache, [(row.ids, 0) for row in trunk])                       # (B, T, D)
     hashes = decision_logp(q, hidden, ahead, tok)                                           # B x (L, H)
     if not same:
         pi_cache = pi.new_cache(len(trunk), slots)
-        hidden = extend(pi, pi_cache, [(row.ids, 0) for row in trunk], amp)
+        hidden = extend(pi, pi_cache, [(row.ids, 0) for row in trunk])
     base = line_logprobs(pi, hidden, ahead, tok)                                            # B x (L,)
     forwards += (2 - same) * sum(len(s.ids) for s in snippets)
     for b, s in enumerate(snippets):
@@ -192,7 +196,7 @@ def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numb
         source = torch.tensor([rows[n].group for n in active], device=q.device)
         q_cache, pi_cache = q_cache.select(source), None if same else pi_cache.select(source)
     while active:
-        forwards += think(q, tok, [rows[n] for n in active], active, q_cache, think_max, events, logq, amp)     # (3)
+        forwards += think(q, tok, [rows[n] for n in active], active, q_cache, think_max, events, logq)     # (3)
         # (4) the rest of the lines, with the thought in the context
         old = []
         for n in active:
@@ -202,12 +206,12 @@ def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numb
             row.ids[row.first[t]:row.first[t]] = insert
             row.first[t:] = [f + len(insert) for f in row.first[t:]]
         ahead = [(rows[n], rows[n].known) for n in active]
-        hidden = extend(q, q_cache, [(row.ids, start) for row, start in ahead], amp)        # (N', T', D)
+        hidden = extend(q, q_cache, [(row.ids, start) for row, start in ahead])        # (N', T', D)
         hashes = decision_logp(q, hidden, ahead, tok)
         forwards += sum(len(row.ids) - start for row, start in ahead)
         if not same:
             ahead = [(rows[n], o) for n, o in zip(active, old)]
-            hidden = extend(pi, pi_cache, [(row.ids, start) for row, start in ahead], amp)
+            hidden = extend(pi, pi_cache, [(row.ids, start) for row, start in ahead])
             forwards += sum(len(row.ids) - start for row, start in ahead)
         for n, new in zip(active, line_logprobs(pi, hidden, ahead, tok)):
             row, t = rows[n], rows[n].next - 1
@@ -222,7 +226,7 @@ def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numb
     return Rollouts(rows, G, base, np.array(events, dtype=np.int64).reshape(-1, 5)[order], np.array(logq)[order], forwards)
 
 
-def think(q, tok, rows, numbers, cache, think_max, events, logq, amp):
+def think(q, tok, rows, numbers, cache, think_max, events, logq):
     """Decode the thought that each row has begun, token by token, all rows at once. Appends to row.thoughts[t], moves row.known to
     behind what the cache holds, and records the events. Returns the number of tokens forwarded."""
     head, stop = q.head_weight.float(), torch.tensor(tok.stop_ids, device=q.device)
@@ -233,8 +237,7 @@ def think(q, tok, rows, numbers, cache, think_max, events, logq, amp):
         tokens = torch.tensor([rows[i].thoughts[rows[i].next - 1][-1] if i in set(live) else 0 for i in range(len(rows))])
         pos = torch.tensor([row.known for row in rows])
         cache.reserve(int(pos.max()) + 2)
-        with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
-            hidden = q(tokens[:, None].to(q.device), pos=pos[:, None].to(q.device), cache=cache, reach=int(pos.max()) + 1)[:, 0]
+        hidden = q(tokens[:, None].to(q.device), pos=pos[:, None].to(q.device), cache=cache, reach=int(pos.max()) + 1)[:, 0]
         logits = hidden[live].float() @ head.T                                              # (live, V)
         picked, logp = pick(logits, [rows[i].uniforms[1][rows[i].next - 1, k] for i in live], 1.0, 1.0)
         ends = logits.index_select(1, stop).logsumexp(1) - logits.logsumexp(1)              # log P(the thought ends here)
@@ -300,7 +303,7 @@ def event_logprobs(q, tok, hidden, events, amp=False):
     return torch.where(kind == ACT, log1mexp(begin), torch.where(kind == END, end, logp))
 
 
-def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, rows_at_once=64):
+def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, tokens_at_once=6000):
     """Accumulate in q's parameters the gradient of
 
         -1/N sum_n sum_t A_t log q(z_t | s_t, z_<t)  +  kl/N sum over the thoughts' tokens of KL( q(. | ...) || pi(. | ...) )
@@ -309,6 +312,7 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, rows_at_once=64):
     """
     loss, total_kl, tokens, gap, contents = 0.0, 0.0, 0, 0.0, 0
     order = sorted(range(len(rolls.rows)), key=lambda n: len(rolls.rows[n].ids))            # rows of one length together
+    rows_at_once = max(1, tokens_at_once // len(rolls.rows[order[-1]].ids))
     for start in range(0, len(order), rows_at_once):
         chosen = order[start:start + rows_at_once]
         where = {n: i for i, n in enumerate(chosen)}
@@ -349,10 +353,9 @@ def summary(rolls, c, hard=None):
     reward = logp - c * think.sum(1)                                                        # (N,) sum_t r_t
     gains = np.array([r.gain[t] for r in rolls.rows for t in sorted(r.thoughts)])
     lengths = [len(ids) for r in rolls.rows for ids in r.thoughts.values()]
-    by_group = reward.reshape(-1, rolls.G)
-    best = np.logaddexp.reduce(by_group, axis=1) - np.log(rolls.G)
+    several = iw_bound(torch.from_numpy(reward.reshape(-1, rolls.G)), dim=1)                # (B,)
     out = {"elbo": float(reward.mean()), "elbo_no_think": float(np.mean([b.sum() for b in rolls.base_logp])),
-           f"elbo_{rolls.G}_samples": float(best.mean()), "ce_code": float(-logp.sum() / code),
+           f"elbo_{rolls.G}_samples": float(several.mean()), "ce_code": float(-logp.sum() / code),
            "think_share": float(think.sum() / valid.sum()), "think_len": float(np.mean(lengths)) if lengths else 0.0,
            "duration": float(np.mean([d for r in rolls.rows for d in durations(sorted(r.thoughts), len(r.first))] or [0.0])),
            "gain": float(gains.mean()) if len(gains) else 0.0,

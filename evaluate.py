@@ -16,13 +16,12 @@ import os
 import sys
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from config import UserError, parse
 from data import gguf_tokenizer, load_tokenizer
-from estep import rollout, summary
-from model import load_gguf, load_model, smollm2_path
+from estep import merge, rollout, summary
+from model import device_of, load_gguf, load_model, set_threads, smollm2_path
 from sample import generate
 from sandbox import Job, grade
 from tasks import HUMANEVAL_STOPS, domain_tasks, humaneval
@@ -35,16 +34,6 @@ def pass_at_k(n, c, k):
     return 1.0 if n - c < k else float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
 
-def device_of(cfg):
-    """The torch device of the settings. Raises UserError if it is not there."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"--device {name}: not available here; expected cpu" + (" or cuda" if torch.cuda.is_available() else "")) from None
-    return torch.device(name)
-
-
 def open_model(cfg, checkpoint=""):
     """(model, tokenizer) of a checkpoint, or of the preset as loaded if none is given. Raises UserError."""
     if cfg.preset == "smollm2":
@@ -52,7 +41,10 @@ def open_model(cfg, checkpoint=""):
         tok = gguf_tokenizer(path)
         model = load_model(checkpoint)[0] if checkpoint else load_gguf(path)[0]
     elif checkpoint:
-        model, tok = load_model(checkpoint)[0], load_tokenizer(os.path.join(os.path.dirname(checkpoint), "tokenizer.txt"))
+        model, path = load_model(checkpoint)[0], os.path.join(os.path.dirname(checkpoint), "tokenizer.txt")
+        if not os.path.exists(path):
+            raise UserError(f"{checkpoint}: no tokenizer.txt beside it; expected a model of the built-in domain (of SmolLM2: --preset smollm2)")
+        tok = load_tokenizer(path)
     else:
         raise UserError("--preset tiny has no weights of its own: give --checkpoint, such as runs/tiny-0/ra3.pt")
     if model.cfg.vocab_size < tok.vocab_size:
@@ -93,22 +85,19 @@ def score(rows, n, ks=(1, 5)):
     return {f"pass@{k}": float(np.mean([pass_at_k(n, int(c), k) for c in passed])) for k in ks if k <= n}
 
 
+def rollouts_of(model, tok, snippets, G, cfg, seed, desc):
+    """G rollouts of a model over each snippet, with itself as q, in float32 and with a progress bar -> Rollouts. At c = inf it never thinks."""
+    at_once = max(1, 128 // G)
+    return merge([rollout(model, model, tok, snippets[i:i + at_once], G, cfg.think_max, seed, horizon=cfg.horizon,
+                          rate=0.0 if cfg.c == math.inf else None, numbers=list(range(len(snippets)))[i:i + at_once])
+                  for i in tqdm(range(0, len(snippets), at_once), desc=desc, unit="batch", delay=2, leave=False)])
+
+
 def bound(model, tok, snippets, cfg, hard=None):
     """The bound of a model on held-out snippets, with itself as q -> dict of floats (names defined in the README).
-    hard: for each snippet the indices of its hard lines, if known. At c = inf nothing is ever thought."""
-    m, never = for_rollouts(model, cfg), cfg.c == float("inf")
-    G, at_once = cfg.elbo_samples, max(1, 128 // cfg.elbo_samples)
-    parts = []
-    for start in tqdm(range(0, len(snippets), at_once), desc="bound", unit="batch", delay=2, leave=False):
-        part = snippets[start:start + at_once]
-        rolls = rollout(m, m, tok, part, G, cfg.think_max, (cfg.seed, 77), numbers=list(range(start, start + len(part))), horizon=cfg.horizon,
-                        rate=0.0 if never else None)
-        parts.append(rolls)
-    whole = parts[0]
-    for rolls in parts[1:]:
-        whole.rows += rolls.rows
-        whole.base_logp += rolls.base_logp
-    return summary(whole, 0.0 if never else cfg.c, hard)         # inf times no thoughts
+    hard: for each snippet the indices of its hard lines, if known."""
+    rolls = rollouts_of(model, tok, snippets, cfg.elbo_samples, cfg, (cfg.seed, 77), "bound")
+    return summary(rolls, 0.0 if cfg.c == math.inf else cfg.c, hard)         # inf times no thoughts is not a number
 
 
 def main(argv):
@@ -117,18 +106,20 @@ def main(argv):
         "--checkpoint": dict(default="", metavar="FILE", help="model to evaluate; default: the preset's model as loaded"),
         "--samples-out": dict(default="", metavar="FILE", help="write completions and verdicts there, a JSON line each"),
     }, __doc__.split("\n")[0])
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
+    set_threads(cfg)
     model, tok = open_model(cfg, args.checkpoint)
     if args.suite == "domain":
         tasks, stops = domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split), ()
     else:
         tasks, stops = humaneval(), HUMANEVAL_STOPS
-    n = 1 if cfg.temperature == 0 else cfg.samples
+    n = 1 if cfg.temperature == 0 else cfg.samples               # greedy samples are all the same
+    try:
+        out = open(args.samples_out or os.devnull, "w")
+    except OSError as e:
+        raise UserError(f"--samples-out {args.samples_out}: cannot be written ({e.strerror}); give another path") from None
     rows = solve(for_rollouts(model, cfg), tok, tasks, n, cfg.temperature, cfg.max_new, cfg.seed, stops)
-    if args.samples_out:
-        with open(args.samples_out, "w") as f:
-            f.writelines(json.dumps(row) + "\n" for row in rows)
+    with out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
     scores = score(rows, n, (1, 5, 10))
     error = math.sqrt(scores["pass@1"] * (1 - scores["pass@1"]) / len(tasks))
     verdicts = {v: sum(r["verdict"] == v for r in rows) for v in sorted({r["verdict"] for r in rows})}
@@ -142,3 +133,5 @@ if __name__ == "__main__":
     except UserError as e:
         print(f"evaluate.py: {e}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

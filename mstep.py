@@ -1,6 +1,6 @@
 """The M-step of RA3 (arXiv 2509.25810): write thoughts into the expert's code, and fine-tune on the result by next-token prediction.
 
-    z ~ q(. | s_0, a_0:T)  for the expert data,    J(pi) = sum_t  log pi(z_t | ...) + log pi(a_t | s_t, z_t)     comments and code both predicted
+    z_t ~ q(. | s_t, z_<t)  for the expert data,   J(pi) = sum_t  log pi(z_t | ...) + log pi(a_t | s_t, z_t)     comments and code both predicted
 
 What is given (s_0) is context and not predicted. Without thoughts this is J_NTP, plain next-token mid-training: the baseline runs the very
 same code with an empty set of thoughts, so c = inf gives the baseline bit for bit (tested).
@@ -8,7 +8,8 @@ same code with an empty set of thoughts, so c = inf gives the baseline bit for b
 Departures from the paper
 1. A thought that would make the text encode differently (one that ends in a blank, say) is left out, so that infused ids are
    always what the tokenizer makes of their text. How many is logged (`not_canonical`).
-2. One of several samples of q is kept, by importance weight (`resample`).
+2. Of several samples of q one is kept, drawn with probability proportional to exp(sum_t r_t) (`resample`): selection on top of the gradient.
+   What is written in then comes from q(z) exp(sum_t r_t) rather than from q(z); `resample=1` is the paper's.
 3. A snippet that outgrows a packed row loses its last thoughts until it fits.
 
 Shapes: B packed rows, T tokens a row, M predicted tokens.
@@ -24,13 +25,13 @@ from estep import rollout
 
 # ---------------------------------------------------------------- infusion
 
-def infuse_corpus(q, tok, snippets, cfg, seed, numbers, progress=True):
+def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True):
     """Sample thoughts for expert snippets and write them in -> (docs, kinds, stats).
 
-    cfg.estep says how. reinforce draws one of cfg.resample rollouts of q with probability proportional to exp(sum_t r_t): importance resampling,
-    which is one sample of q for cfg.resample = 1 and tends to the exact posterior as it grows. best-of-n takes, of cfg.group rollouts of the
-    frozen model, the one with the best sum_t r_t. none takes one sample as it is; so does random, which thinks before each line with
-    probability cfg.rate. numbers: one int a snippet, seeds its draws with `seed`, a tuple of ints.
+    cfg.estep says how. reinforce draws one of cfg.resample rollouts of q with probability proportional to exp(sum_t r_t), rewards from pi; for
+    cfg.resample = 1 that is a plain sample of q. best-of-n takes, of cfg.group rollouts of the frozen model (q is pi), the one with the best
+    sum_t r_t. none takes one sample as it is; so does random, which thinks before each line with probability cfg.rate.
+    numbers: one int a snippet, seeds its draws with `seed`, a tuple of ints.
     """
     docs, kinds = [], []
     stats = {"think": 0, "lines": 0, "thought_tokens": 0, "not_canonical": 0, "cut": 0, "forward_tokens": 0}
@@ -43,7 +44,7 @@ def infuse_corpus(q, tok, snippets, cfg, seed, numbers, progress=True):
         if never:
             chosen = [{}] * len(part)
         else:
-            rolls = rollout(q, q, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon,
+            rolls = rollout(q, pi if n > 1 else q, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon,
                             rate=cfg.rate if cfg.estep == "random" else None, numbers=numbers[start:start + at_once])
             stats["forward_tokens"] += rolls.forward_tokens
             reward = np.array([row.line_logp.sum() - cfg.c * len(row.thoughts) for row in rolls.rows]).reshape(-1, n)     # (B, n)
@@ -81,13 +82,12 @@ def write(tok, snip, thoughts, block, stats):
 
 # ---------------------------------------------------------------- next-token training
 
-def ntp_loss(model, ids, pos, doc, kind, prompts=False):
+def ntp_loss(model, ids, pos, doc, kind):
     """-log p of each predicted token of packed rows -> (loss (M,) with gradient, kind (M,)). ids, pos, doc, kind (B, T).
 
-    A token is predicted from the earlier tokens of its own document; the first of a document is not, nor is padding, nor what is given
-    (unless `prompts`). The end-of-text token is.
+    A token is predicted from the earlier tokens of its own document; the first of a document is not, nor is padding, nor what is given. The end-of-text token is.
     """
-    inside = (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] >= (PROMPT if prompts else PROMPT + 1))         # (B, T-1)
+    inside = (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] > PROMPT)         # (B, T-1)
     hidden = model(ids, pos, doc)[:, :-1][inside]                                                       # (M, D)
     return -token_logprobs(hidden, model.head_weight, ids[:, 1:][inside])[0], kind[:, 1:][inside]       # (M,): J
 
@@ -126,13 +126,13 @@ def adamw(model, lr, weight_decay):
                              lr=lr, betas=(0.9, 0.95), fused=True)
 
 
-def ntp_step(model, opt, batch, lr, cfg, prompts=False):
+def ntp_step(model, opt, batch, lr, cfg):
     """One optimizer step on a batch of packed rows, the loss a mean over predicted tokens. Returns metrics; ce_* are nats a token."""
     for group in opt.param_groups:
         group["lr"] = lr
     ids, pos, doc, kind = (x.to(model.device) for x in batch)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
-        loss, kinds = ntp_loss(model, ids, pos, doc, kind, prompts)
+        loss, kinds = ntp_loss(model, ids, pos, doc, kind)
     loss.mean().backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
     opt.step()

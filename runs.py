@@ -8,6 +8,7 @@ import json
 import os
 import random
 import time
+import zlib
 
 import torch
 
@@ -15,8 +16,7 @@ import data
 import tasks
 from config import UserError
 from corpus import corpus
-from evaluate import device_of
-from model import load_model, save_model, smollm2_path, write_whole
+from model import device_of, load_model, save_model, smollm2_path, write_whole
 
 
 class Run:
@@ -31,9 +31,15 @@ class Run:
 
     def begin(self):
         """Make the folder and note the settings, once all that was given is known to be right (`check`)."""
-        os.makedirs(self.out, exist_ok=True)
-        with open(self.path("settings.json"), "w") as f:
-            json.dump(dataclasses.asdict(self.cfg), f, indent=1)
+        try:
+            os.makedirs(self.out, exist_ok=True)
+            for name in os.listdir(self.out):
+                if name.endswith(".part"):                   # half a file of a killed run
+                    os.remove(self.path(name))
+            with open(self.path("settings.json"), "w") as f:
+                json.dump(dataclasses.asdict(self.cfg), f, indent=1)
+        except OSError as e:
+            raise UserError(f"--out {self.out}: cannot be written ({e.strerror}); give another path") from None
 
     def path(self, name):
         return os.path.join(self.out, name)
@@ -58,15 +64,17 @@ class Run:
             held, self.heldout = cut(cfg.eval_split, cfg.n_heldout)
             self.hard, self.expert_hard = [t.hard for t in held], [t.hard for t in self.expert_tasks]
         else:
-            snippets, counts = corpus(cfg.data, self.tok, cfg.max_tokens, cfg.min_lines, cfg.n_expert + cfg.n_heldout, cfg.seed)
-            n = min(cfg.n_heldout, max(1, len(snippets) // 10))
-            if len(snippets) < 2:
-                raise UserError(f"--data {cfg.data}: {len(snippets)} usable function; expected at least 2, one to train on and one to hold out")
-            self.expert, self.heldout = snippets[n:], snippets[:n]
-            print(f"corpus {cfg.data}: {len(self.expert)} snippets to train on, {n} held out; "
+            snippets, counts = corpus(cfg.data, self.tok, cfg.max_tokens, cfg.min_lines, cfg.n_expert + 12 * cfg.n_heldout, cfg.seed)
+            held = [zlib.crc32(repr(s.ids).encode()) % 10 == 0 for s in snippets]      # by checksum: a snippet is on one side in every run
+            self.expert = [s for s, h in zip(snippets, held) if not h][:cfg.n_expert]
+            self.heldout = [s for s, h in zip(snippets, held) if h][:cfg.n_heldout]
+            if not self.expert or not self.heldout:
+                raise UserError(f"--data {cfg.data}: {len(snippets)} usable functions, of which {len(self.heldout)} fall to the held-out tenth; expected "
+                                "at least one on either side; give more code")
+            print(f"corpus {cfg.data}: {len(self.expert)} snippets to train on, {len(self.heldout)} held out; "
                   + ", ".join(f"{k} {v}" for k, v in counts.items() if v))
         longest = max(len(s.ids) for s in self.expert)
-        most = max(len(s.ids) + sum(cfg.think_max + len(sep) for sep in s.sep) + 1 for s in self.expert + self.heldout)
+        self.most = most = max(len(s.ids) + sum(cfg.think_max + len(sep) for sep in s.sep) + 1 for s in self.expert + self.heldout)
         if longest > cfg.block:
             raise UserError(f"--block {cfg.block}: the longest snippet has {longest} tokens, and none is cut; expected at least that")
         if most > cfg.max_len:
@@ -134,5 +142,6 @@ class Run:
 
 def stage_settings(cfg):
     """All settings that decide what a stage computes."""
-    free = {"resume", "out", "save_every", "threads", "device", "models"}
+    free = {"resume", "out", "save_every", "threads", "device", "models", "eval_tasks", "eval_split", "samples", "temperature", "max_new",
+            "elbo_samples"}
     return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in free}

@@ -19,6 +19,7 @@ import copy
 import json
 import os
 import random
+import re
 import sys
 import time
 
@@ -31,15 +32,15 @@ import mstep
 import tasks
 from config import UserError, parse
 from estep import advantages, policy_gradient, rollout, summary
-from evaluate import bound, for_rollouts, score, solve
-from model import ModelConfig, Transformer, count_params, load_gguf, smollm2_path
+from evaluate import bound, for_rollouts, rollouts_of, score, solve
+from model import ModelConfig, Transformer, count_params, load_gguf, set_threads, smollm2_path
 from runs import Run, stage_settings
 
 PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)          # second word of every seed, after the run's own
 MODEL_FIELDS = ("n_layer", "n_head", "d_model", "d_ff", "vocab_size", "max_len", "pretrain_steps", "pretrain_lr", "notes_share", "rows",
                 "block", "weight_decay", "grad_clip", "bf16", "seed")                                  # what decides the base model
-TUNE_FIELDS = ("data", "n_expert", "max_tokens", "min_lines", "rows", "block", "infuse", "mstep_steps", "lr", "warmup", "weight_decay",
-               "grad_clip", "bf16", "iters", "match", "seed")                                          # what decides the NTP baseline
+TUNE_FIELDS = MODEL_FIELDS + ("preset", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "infuse", "mstep_steps", "lr", "warmup",
+                              "iters", "match")                                                        # what decides the NTP baseline
 
 
 def work_size(model):
@@ -47,7 +48,7 @@ def work_size(model):
     return count_params(model, embedding=False) + (model.head_weight.numel() if model.cfg.tied else 0)
 
 
-def steps_bar(run, desc, start, steps):
+def steps_bar(desc, start, steps):
     return tqdm(range(start, steps), desc=desc, initial=start, total=steps, unit="step", mininterval=0.5)
 
 
@@ -64,6 +65,10 @@ def base_shape(run):
 def check(run, stage):
     """Is all that the stage needs there, and made with the same settings? Raises UserError."""
     cfg, name, em_too = run.cfg, run.cfg.name or "ra3", stage in ("em", "all")
+    if not re.fullmatch(r"[\w.-]+", name) or cfg.name in {"base", "ntp", "ra3"} - {{"ntp": "ntp", "em": "ra3", "all": "ra3"}.get(stage)}:
+        raise UserError(f"--name {cfg.name}: expected letters, digits, '.', '_' or '-', and not the name of another stage's result")
+    if not names_to_evaluate(cfg, stage):
+        raise UserError(f"--models {cfg.models}: expected at least one name; give base,ntp,ra3 or some of them")
     makes = {"base", "ntp", name} if em_too else set()
     needs = {"pretrain": [], "ntp": ["base", cfg.match or "base"]}.get(stage, [n for n in names_to_evaluate(cfg, stage) if n not in makes])
     missing = [n for n in dict.fromkeys(needs) if not os.path.exists(run.path(f"{n}.pt"))]
@@ -82,8 +87,17 @@ def check(run, stage):
                 raise UserError(f"{run.path('base.pt')}: made with {', '.join(other)}; give the same settings, another --out, or delete it")
         else:
             run.unfinished("base", mmap=True)
+    if stage != "pretrain" and os.path.exists(run.path("base.pt")):
+        base = run.load("base")[0].cfg
+        if base.vocab_size < run.tok.vocab_size or base.max_len < run.most:
+            raise UserError(f"{run.path('base.pt')}: {base.vocab_size} ids and {base.max_len} positions; --preset {cfg.preset} with this data needs "
+                            f"{run.tok.vocab_size} and {run.most}; give the preset that it was made with, or another --out")
+    if stage == "ntp":
+        run.unfinished(cfg.name or (f"ntp-as-{cfg.match}" if cfg.match else "ntp"), mmap=True)
     if em_too:
-        run.unfinished(name, mmap=True)
+        if not run.unfinished(name, mmap=True) and cfg.resume and os.path.exists(run.path(f"{name}.pt")) and not current(run, name, stage_settings(cfg)):
+            raise UserError(f"{run.path(name + '.pt')}: finished with other settings, so there is nothing to resume; leave out --resume to start over, "
+                            "or give another --name")
         if not current(run, "ntp", TUNE_FIELDS):
             run.unfinished("ntp", mmap=True)
 
@@ -103,7 +117,8 @@ def done(run, name, fields):
 
 def names_to_evaluate(cfg, stage):
     """--models, and the stage's own: after --stage em --name NAME it takes the place of ra3."""
-    names = [cfg.name if n == "ra3" and cfg.name and stage != "eval" else n for n in cfg.models.split(",")] + [cfg.name]
+    made = (cfg.name or "ra3") if stage in ("em", "all") else cfg.name
+    names = [made if n == "ra3" and stage != "eval" else n for n in cfg.models.split(",")] + [made]
     return [n for n in dict.fromkeys(names) if n]
 
 
@@ -126,7 +141,7 @@ def pretrain(run):
         model.load_state_dict(state["weights"])
         opt.load_state_dict(state["opt"])
         start, flops = state["step"], state["flops"]
-    bar = steps_bar(run, "pretrain", start, cfg.pretrain_steps)
+    bar = steps_bar("pretrain", start, cfg.pretrain_steps)
     for step in bar:
         began = time.time()
         batch = base_batch(run, step)
@@ -168,7 +183,7 @@ def fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops, kee
         model.load_state_dict(state["weights"])
         opt.load_state_dict(state["opt"])
         start, flops = state["step"], state["flops"]
-    bar = steps_bar(run, f"{name}: M-step {iteration + 1}", start, steps)
+    bar = steps_bar(f"{name}: M-step {iteration + 1}", start, steps)
     for step in bar:
         began = time.time()
         batch = mstep.packed_batch(docs, kinds, cfg.rows, cfg.block, run.tok.eos, (cfg.seed, MSTEP, iteration, 1), step)
@@ -187,14 +202,17 @@ def ntp(run, name, match=""):
     """The baseline: the M-steps of EM with nothing written in. match: for as many FLOPs as that model took."""
     cfg, iters, steps = run.cfg, run.cfg.iters, run.cfg.mstep_steps
     model, _ = run.load("base")
-    if match:
-        a_step = 6 * work_size(model) * cfg.rows * cfg.block
-        steps = round(run.load(match)[1]["flops"] / a_step / iters)
+    parts = [expert_part(run, iteration) for iteration in range(iters)]
+    if match:                                                # all the expert code there is, in one go
+        iters, parts = 1, [np.arange(len(run.expert))]
+        ids = [s.ids for s in run.expert]
+        a_step = 6 * work_size(model) * cfg.rows * sum(map(len, ids)) / len(data.pack(ids, cfg.block))
+        steps = round(run.load(match)[1]["flops"] / a_step)
     state, flops = run.restore(name), 0.0
     for iteration in range(state["iteration"] if state else 0, iters):
-        docs = [run.expert[i].ids for i in expert_part(run, iteration)]
-        kinds = [[data.PROMPT] * run.expert[i].prompt + [data.CODE] * (len(run.expert[i].ids) - run.expert[i].prompt)
-                 for i in expert_part(run, iteration)]
+        some = [run.expert[i] for i in parts[iteration]]
+        docs = [s.ids for s in some]
+        kinds = [[data.PROMPT] * s.prompt + [data.CODE] * (len(s.ids) - s.prompt) for s in some]
         flops = fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops)
         state = None
         if iteration + 1 < iters:
@@ -206,9 +224,7 @@ def ntp(run, name, match=""):
 def diagnose(run, pi):
     """What the model's own thoughts are worth before the E-step, printed: the rule of thumb is that a gain below c dies out."""
     cfg = run.cfg
-    m = for_rollouts(pi, cfg)
-    some = run.expert[:32]
-    rolls = rollout(m, m, run.tok, some, 4, cfg.think_max, (cfg.seed, DIAGNOSE), horizon=cfg.horizon)
+    rolls = rollouts_of(pi, run.tok, run.expert[:32], 4, cfg, (cfg.seed, DIAGNOSE), "diagnose")
     s = summary(rolls, cfg.c)
     words = {}
     for row in rolls.rows:
@@ -239,7 +255,7 @@ def em(run):
                 q = copy.deepcopy(pi)
                 flops = learn_q(run, name, q, pi, iteration, state, flops, lambda: time.time() - began)
             chosen = expert_part(run, iteration)
-            docs, kinds, stats = infused(run, q, chosen, iteration)
+            docs, kinds, stats = infused(run, q, pi, chosen, iteration)
             flops += 2 * work_size(pi) * stats["forward_tokens"]
             run.log(name, phase="infuse", iteration=iteration, flops=flops, think_share=stats["think"] / max(1, stats["lines"]),
                     think_len=stats["thought_tokens"] / max(1, stats["think"]), not_canonical=stats["not_canonical"], cut=stats["cut"])
@@ -271,7 +287,7 @@ def learn_q(run, name, q, pi, iteration, state, flops, seconds):
         run.log(name, phase="diagnose", iteration=iteration, **diagnose(run, pi))
     pi.requires_grad_(False)                                 # or the KL's gradient would wait in pi for the M-step's first step
     pi_fixed = for_rollouts(pi, cfg)
-    bar = steps_bar(run, f"{name}: E-step {iteration + 1}", start, cfg.estep_steps)
+    bar = steps_bar(f"{name}: E-step {iteration + 1}", start, cfg.estep_steps)
     for step in bar:
         began = time.time()
         for group in opt.param_groups:
@@ -301,12 +317,14 @@ def learn_q(run, name, q, pi, iteration, state, flops, seconds):
     return flops
 
 
-def infused(run, q, chosen, iteration):
+def infused(run, q, pi, chosen, iteration):
     """Documents with thoughts written in: those of cfg.estep."""
     cfg = run.cfg
     some = [run.expert[i] for i in chosen]
     if cfg.estep != "oracle":
-        return mstep.infuse_corpus(for_rollouts(q, cfg), run.tok, some, cfg, (cfg.seed, INFUSE, iteration), chosen.tolist())
+        scorer = for_rollouts(pi, cfg)
+        thinker = scorer if q is pi else for_rollouts(q, cfg)
+        return mstep.infuse_corpus(thinker, scorer, run.tok, some, cfg, (cfg.seed, INFUSE, iteration), chosen.tolist())
     stats = dict.fromkeys(("think", "lines", "thought_tokens", "not_canonical", "cut", "forward_tokens"), 0)
     pairs = [mstep.write(run.tok, run.expert[i], {t: run.tok.encode(f" # {note}") for t, note in run.expert_tasks[i].notes}, cfg.block, stats)
              for i in chosen]
@@ -339,7 +357,7 @@ def evaluate(run, names):
         json.dump({**kept, **results}, f, indent=1)
     os.replace(path + ".part", path)
     print_table(results)
-    print_programs(run, problems, shown.get(names[-1], []))
+    print_programs(run, names[-1], problems, shown.get(names[-1], []))
 
 
 COLUMNS = (("pass@1", "pass@1", "{:.3f}"), ("pass@5", "pass@5", "{:.3f}"), ("greedy", "greedy", "{:.3f}"), ("CE of code", "ce_code", "{:.4f}"),
@@ -358,21 +376,19 @@ def print_table(results):
     print("\n" + "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, width)) for line in table))
 
 
-def print_programs(run, problems, rows):
+def print_programs(run, name, problems, rows):
     """Two held-out programs of a model with their thoughts; if there are no problems, two held-out snippets with sampled thoughts."""
     for task, row in list(zip(problems, rows))[:2]:
         print(f"\n--- {task.name}: {row['verdict']}\n{task.prompt}{row['completion']}")
     if not problems:
-        model, _ = run.load(run.cfg.name or run.cfg.models.split(",")[-1])
-        m = for_rollouts(model, run.cfg)
-        for row in rollout(m, m, run.tok, run.heldout[:2], 1, run.cfg.think_max, (run.cfg.seed, 78), horizon=run.cfg.horizon).rows:
+        for row in rollouts_of(run.load(name)[0], run.tok, run.heldout[:2], 1, run.cfg, (run.cfg.seed, 78), "samples").rows:
             print(f"\n--- {row.snip.name}\n{run.tok.decode(row.ids)}")
 
 
 def main(argv):
     stages = ("pretrain", "ntp", "em", "eval", "all")
     cfg, args = parse(argv, {"--stage": dict(default="em", choices=stages, help="what to do (default em)")}, __doc__)
-    torch.set_num_threads(cfg.threads or os.cpu_count())
+    set_threads(cfg)
     run = Run(cfg)
     check(run, args.stage)
     if args.stage != "eval":
@@ -381,7 +397,7 @@ def main(argv):
         pretrain(run)
     if args.stage == "ntp":
         name = cfg.name or (f"ntp-as-{cfg.match}" if cfg.match else "ntp")
-        if not done(run, name, TUNE_FIELDS):
+        if cfg.match or not done(run, name, TUNE_FIELDS):
             ntp(run, name, cfg.match)
     if args.stage in ("em", "all") and not current(run, "ntp", TUNE_FIELDS):
         ntp(run, "ntp")

@@ -95,7 +95,7 @@ def test_expected_policy_gradient(enumerated, credit):
     rolls = Rollouts(rows, 1, [], np.array(events), np.zeros(len(events)), 0)
     A = np.concatenate([advantages(line_logp[n:n + 1], gain[n:n + 1], think[n:n + 1], np.ones((1, 2), bool), 1, C, credit, normalise=False)
                         for n in range(len(rows))], 1)                                   # (2, 121, 2): each alone, no baseline
-    policy_gradient(q, q, TOK, rolls, A * logq.detach().exp().numpy()[:, None] * len(rows), rows_at_once=50)
+    policy_gradient(q, q, TOK, rolls, A * logq.detach().exp().numpy()[:, None] * len(rows), tokens_at_once=500)
     scale = max(float(g.abs().max()) for g in want)
     for p, g in zip(q.parameters(), want):
         assert (p.grad + g).abs().max() < 1e-5 * scale
@@ -258,7 +258,7 @@ def test_sampled_is_scored(tok, models, rolls):
         assert np.abs(alone - scored[mine]).max() < 1e-5
     q.zero_grad()
     A = np.stack([rolls.valid * 1.0] * 2)
-    loss, _, tokens, gap = policy_gradient(q, q, tok, rolls, A, rows_at_once=5)
+    loss, _, tokens, gap = policy_gradient(q, q, tok, rolls, A, tokens_at_once=600)
     assert gap < 1e-4 and tokens == sum(len(r.ids) for r in rolls.rows)
     assert loss == pytest.approx(-rolls.logq.sum() / len(rolls.rows), rel=1e-5)
     q.zero_grad()
