@@ -66,7 +66,7 @@ class Config:
                          ("reinforce", "best-of-n", "none", "random", "oracle"))
     resample: int = setting(4, "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); 1: a plain sample of q")
     infuse: int = setting(1200, "expert snippets of an iteration's M-step, which goes over them as often as its steps need")
-    estep_steps: int = setting(20, "policy-gradient steps an iteration")
+    estep_steps: int = setting(12, "policy-gradient steps an iteration")
     snippets: int = setting(16, "snippets a step, B")
     group: int = setting(8, "rollouts a snippet, G (also the N of best-of-n)")
     c: float = setting(0.05, "penalty of a thought, nats; inf: nothing is ever thought, and the M-step is NTP")
@@ -74,6 +74,7 @@ class Config:
     credit: str = setting("prefix", "baseline of a decision: prefix (the likelihood without further thoughts) or group (the group's mean only)",
                           ("prefix", "group"))
     discount: float = setting(1.0, "discount of the return over lines")
+    gain_floor: float = setting(1.0, "with credit=prefix: nats that one bad thought can cost at most; inf: all of it")
     normalise: bool = setting(True, "divide advantages by their deviation over the batch")
     estep_lr: float = setting(7e-4, "peak learning rate of the policy gradient; linear decay over the last 40%%")
     kl: float = setting(0.3, "weight of KL(q || pi) on the tokens of thoughts: what a thought says stays near what pi would say")

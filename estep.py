@@ -28,10 +28,13 @@ hardly differ). 4. The credit by prefix is ours. 5. `kl` adds KL(q || pi) on the
 learned within ten steps, and without this the noise of its gradient unlearns meanwhile what thoughts should say (README, "What was tried").
 It is the KL of the bound for a prior whose thoughts come from pi instead of U. 6. `estep=best-of-n` optimises the same bound without a gradient: of G
 rollouts of the frozen model keep the one with the best sum r_t. 7. `horizon=1`: one latent a snippet, before its first line: BRiTE.
+8. `gain_floor` bounds what one bad thought can cost. A wrong worked note costs five nats, a right one brings two: without the floor, thinking dies
+before lines where two notes in three are right. The M-step does not get such a note anyway, because one of several is chosen by reward.
 
 Shapes: B snippets, G rollouts each, N = B*G rows, L lines, T tokens, D width, M events (a decision, a thought's token, its end).
 """
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -258,16 +261,16 @@ def think(q, tok, rows, numbers, cache, think_max, events, logq):
 
 # ---------------------------------------------------------------- advantages and the update
 
-def advantages(line_logp, gain, think, valid, G, c, credit="prefix", discount=1.0, normalise=True):
+def advantages(line_logp, gain, think, valid, G, c, credit="prefix", discount=1.0, normalise=True, floor=math.inf):
     """A_t of every decision and of every thought's content: (2, N, L) float64. line_logp, gain (N, L) nats; think, valid (N, L) bool; the
-    rows of a group are adjacent.
+    rows of a group are adjacent. floor: with credit by prefix, a thought's loss counts as so many nats at most (departure 8).
 
     Return Q_t: see the module's docstring for the two credits. A decision is compared with the mean Q_t of the *other* rollouts of its
     snippet. The tokens after the `#` are chosen when the decision is made already, so they are compared with other
     thoughts only: the other rollouts of the snippet that think before this line, or, if there is none, the thoughts of all
     other rollouts of the batch. No baseline holds anything of the rollout itself, so none biases the gradient.
     """
-    r = line_rewards(torch.as_tensor(line_logp), torch.as_tensor(think), c).numpy() if credit == "group" else gain - c * think
+    r = line_rewards(torch.as_tensor(line_logp), torch.as_tensor(think), c).numpy() if credit == "group" else np.maximum(gain, -floor) - c * think
     Q, run = np.zeros_like(r), np.zeros(len(r))
     for t in reversed(range(r.shape[1])):                                  # Q_t = sum_{s>=t} discount^{s-t} r_s
         run = r[:, t] + discount * run

@@ -297,7 +297,7 @@ def learn_q(run, name, q, pi, iteration, state, flops, seconds):
                         (cfg.seed, ESTEP, iteration, step), horizon=cfg.horizon, numbers=mine.tolist())
         sampled = time.time()
         logp, gain = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain)
-        A = advantages(logp, gain, rolls.think, rolls.valid, cfg.group, cfg.c, cfg.credit, cfg.discount, cfg.normalise)
+        A = advantages(logp, gain, rolls.think, rolls.valid, cfg.group, cfg.c, cfg.credit, cfg.discount, cfg.normalise, cfg.gain_floor)
         loss, away, trained, gap = policy_gradient(q, pi, run.tok, rolls, A, cfg.kl, cfg.bf16)
         norm = torch.nn.utils.clip_grad_norm_(q.parameters(), cfg.grad_clip).item()
         opt.step()
