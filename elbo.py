@@ -31,7 +31,7 @@ def _chunk_logprobs(hidden, weight, targets, sets):
 
 
 def token_logprobs(hidden, weight, targets, sets=(), chunk=1024):
-    """Log-probabilities of target tokens, the only place in the project where they are computed.
+    """Log-probabilities of target tokens, the only place where they are computed (a sampler reads its own off the distribution it draws from).
 
     hidden (N, D) the states that predict; weight (V, D); targets (N,) -> (1 + len(sets), N) float32: row 0 is log p(target), row i the log
     of the total mass of the token ids sets[i-1]. Differentiable. Works through `chunk` states at a time and recomputes their

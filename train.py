@@ -93,7 +93,7 @@ def check(run, stage):
             raise UserError(f"{run.path('base.pt')}: {base.vocab_size} ids and {base.max_len} positions; --preset {cfg.preset} with this data needs "
                             f"{run.tok.vocab_size} and {run.most}; give the preset that it was made with, or another --out")
     if stage == "ntp":
-        run.unfinished(cfg.name or (f"ntp-as-{cfg.match}" if cfg.match else "ntp"), mmap=True)
+        run.unfinished(ntp_name(cfg), mmap=True)
     if em_too:
         if not run.unfinished(name, mmap=True) and cfg.resume and os.path.exists(run.path(f"{name}.pt")) and not current(run, name, stage_settings(cfg)):
             raise UserError(f"{run.path(name + '.pt')}: finished with other settings, so there is nothing to resume; leave out --resume to start over, "
@@ -113,6 +113,11 @@ def current(run, name, fields):
 def done(run, name, fields):
     """With --resume: is there nothing left to do?"""
     return run.cfg.resume and not os.path.exists(run.path(f"{name}.state")) and current(run, name, fields)
+
+
+def ntp_name(cfg):
+    """What --stage ntp makes: --name, or ntp, or with --match NAME ntp-as-NAME."""
+    return cfg.name or (f"ntp-as-{cfg.match}" if cfg.match else "ntp")
 
 
 def names_to_evaluate(cfg, stage):
@@ -396,7 +401,7 @@ def main(argv):
     if args.stage in ("pretrain", "em", "all"):
         pretrain(run)
     if args.stage == "ntp":
-        name = cfg.name or (f"ntp-as-{cfg.match}" if cfg.match else "ntp")
+        name = ntp_name(cfg)
         if cfg.match or not done(run, name, TUNE_FIELDS):
             ntp(run, name, cfg.match)
     if args.stage in ("em", "all") and not current(run, "ntp", TUNE_FIELDS):
