@@ -49,7 +49,7 @@ class Config:
     # next-token training: pretrain, ntp, and the M-step
     rows: int = setting(20, "packed rows a step")
     block: int = setting(288, "tokens a packed row; none is longer, so at least max_tokens and room for thoughts")
-    pretrain_steps: int = setting(400, "steps of the base model")
+    pretrain_steps: int = setting(600, "steps of the base model")
     pretrain_lr: float = setting(3e-3, "its peak learning rate")
     notes_share: float = setting(0.3, "first share of the pretraining steps that sees worked notes only")
     mstep_steps: int = setting(60, "M-steps an EM iteration; NTP takes iters times as many")

@@ -99,10 +99,10 @@ JUNK = ["next step", "see below", "check this", "fast path", "keep it simple", "
         "same as before", "loop over all", "not needed now", "result so far", "careful here", "main part", "set up", "final part"]
 
 
-def random_function(rng, split):
+def random_function(rng, split, sizes=(2, 3)):
     """What a function is made of: (name, stages, return line); a stage is (verb, chain, labels of its steps)."""
     stages = []
-    for i, verb in enumerate(rng.sample(sorted(STAGES), rng.choice((2, 3)))):
+    for i, verb in enumerate(rng.sample(sorted(STAGES), rng.choice(sizes))):
         while split_of(chain := random_chain(rng)) != split:
             pass
         stages.append((verb, chain, "abcdefghijkl"[4 * i:4 * i + 4]))
@@ -185,13 +185,14 @@ def domain_tasks(seed, n, split):
 
 def base_text(rng, notes_only=False):
     """One text of the base corpus (training split only), as (prompt, rest). Shares: see the branches."""
-    name, stages, form = random_function(rng, "train")
     kind = rng.random()
-    if notes_only or kind < 0.15:                                   # worked notes, as a file of their own
+    if notes_only or kind < 0.15:                                   # worked notes, as a file of their own; every label as often
+        _, stages, _ = random_function(rng, "train", (3,))
         spelled = "\n".join(spell(*stage) for stage in stages)
         return f'"""\n{spelled}\n"""', "".join(f"\n# {worked(*stage)}" for stage in stages)
     if kind < 0.25:                                                 # other functions, some with a comment
         return other_function(rng)
+    name, stages, form = random_function(rng, "train")
     body, hard = body_lines(stages, [fold(chain)[-1] for _, chain, _ in stages], form)
     lines = []
     for i, line in enumerate(body):
