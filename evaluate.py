@@ -24,7 +24,7 @@ from estep import merge, rollout, summary
 from model import device_of, load_gguf, load_model, set_threads, smollm2_path
 from sample import generate
 from sandbox import Job, grade
-from tasks import HUMANEVAL_STOPS, domain_tasks, humaneval
+from tasks import HUMANEVAL_STOPS, domain_tasks, humaneval, program_of
 
 
 def pass_at_k(n, c, k):
@@ -72,7 +72,7 @@ def solve(model, tok, tasks, n, temperature, max_new, seed, stops=(), desc="samp
             text = tok.decode(completion.ids)
             cut = min((i for s in stops if (i := text.find(s)) >= 0), default=len(text))
             out.append({"task_id": task.name, "completion": text[:cut]})
-    jobs = [Job(task.prompt + row["completion"] + "\n", task.tests, task.entry_point)
+    jobs = [Job(program_of(task, row["completion"]), task.tests, task.entry_point)
             for task, row in zip((t for t in tasks for _ in range(n)), out)]
     for row, result in zip(out, grade(jobs, progress=True, desc="grading")):
         row.update(verdict=result.verdict, seconds=round(result.seconds, 3))

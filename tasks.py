@@ -40,11 +40,20 @@ SPLITS = {"test": range(0, 3), "val": range(3, 6), "rl": range(6, 10), "train": 
 class Task:
     name: str
     prompt: str                    # what the model is given: signature and docstring; ends where a line ends, without the newline
-    solution: str                  # what the expert writes next, from its first newline on
-    tests: str                     # Python text: assertions, or a function check(candidate)
+    solution: str                  # what the expert writes next, from its first newline on; empty where none is known
+    tests: object                  # kind assert: Python text, assertions or a function check(candidate); stdio: [{"input": ..., "output": ...}]
     entry_point: str
     hard: tuple = ()               # indices of the solution's lines that need a computation
     notes: tuple = ()              # (line index, text of the worked note), for the oracle
+    kind: str = "assert"           # assert: the program's function is called; stdio: the program is run, its output compared
+    prefix: str | None = None      # what stands before a completion in the program that is tested; None: the prompt
+    stops: tuple = ()              # texts that end a completion, and are not part of it
+    time_limit: float = 0.0        # seconds for all its tests; 0: the grader's default
+
+
+def program_of(task, completion):
+    """The program that is tested."""
+    return (task.prompt if task.prefix is None else task.prefix) + completion + "\n"
 
 
 # ---------------------------------------------------------------- chains of steps
