@@ -4,18 +4,18 @@
 
     def bend(xs):                                                xs = list(xs)
         \"\"\"                                                      ys = []
-        shift: a 8 b flip c tri d up                             for x in xs:
-        drop: e 2 f neg g dec h jump                                 ys.append((x + 6) % 10)      <- hard
+        shift: a eight b flip c tri d up                         for x in xs:
+        drop: e two f neg g dec h jump                               ys.append((x + 6) % 10)      <- hard
         return xs                                                xs = ys
         \"\"\"                                                      xs = [x for x in xs if x != 2]  <- hard
                                                                  return xs
 
-Every stage is given as a chain of labelled steps on a digit (`STEPS`, all bijections): start at 8, flip it to 1, triple it to 3, up to 6. The
+Every stage is given as a chain of labelled steps on a digit (`STEPS`, all bijections): start at eight, flip it to 1, triple it to 3, up to 6. The
 expert writes the folded constant and no comment. Most lines are boilerplate that the docstring's words determine; the two or three lines with
 a folded constant are *hard*: a small network cannot fold three steps in one pass, but it can restate them one by one in
 a comment, one hop a token,
 
-        # shift: a 8 b flip 1 c tri 3 d up 6
+        # shift: a eight b flip 1 c tri 3 d up 6
 
 and then copy the last digit. A guess is right one time in ten, and a program with three hard lines one time in a thousand: the reward
 of the whole program is sparse, the reward of a line is not.
@@ -62,6 +62,7 @@ STEPS = {"inc": [(x + 1) % 10 for x in range(10)], "dec": [(x - 1) % 10 for x in
          "down": [(x - 3) % 10 for x in range(10)], "jump": [(x + 5) % 10 for x in range(10)], "tri": [x * 3 % 10 for x in range(10)],
          "sept": [x * 7 % 10 for x in range(10)], "neg": [-x % 10 for x in range(10)], "flip": [9 - x for x in range(10)],
          "swap": [x ^ 1 for x in range(10)]}      # name -> what it makes of each digit, a bijection
+STARTS = "zero one two three four five six seven eight nine".split()
 
 
 def random_chain(rng, n_steps=3):
@@ -84,8 +85,8 @@ def fold(chain):
 
 
 def spell(verb, chain, labels):
-    """The chain as a line of a docstring. Example: "shift: a 8 b flip c tri" """
-    return f"{verb}: {labels[0]} {chain[0]}" + "".join(f" {label} {step}" for label, step in zip(labels[1:], chain[1]))
+    """The chain as a line of a docstring. Example: "shift: a eight b flip c tri" """
+    return f"{verb}: {labels[0]} {STARTS[chain[0]]}" + "".join(f" {label} {step}" for label, step in zip(labels[1:], chain[1]))
 
 
 # ---------------------------------------------------------------- functions
@@ -108,10 +109,10 @@ JUNK = ["next step", "see below", "check this", "fast path", "keep it simple", "
         "same as before", "loop over all", "not needed now", "result so far", "careful here", "main part", "set up", "final part"]
 
 
-def random_function(rng, split, sizes=(2, 3)):
+def random_function(rng, split):
     """What a function is made of: (name, stages, return line); a stage is (verb, chain, labels of its steps)."""
     stages = []
-    for i, verb in enumerate(rng.sample(sorted(STAGES), rng.choice(sizes))):
+    for i, verb in enumerate(rng.sample(sorted(STAGES), rng.choice((2, 3)))):
         while split_of(chain := random_chain(rng)) != split:
             pass
         stages.append((verb, chain, "abcdefghijkl"[4 * i:4 * i + 4]))
@@ -129,7 +130,7 @@ def body_lines(stages, constants, form):
 
 def worked(verb, chain, labels, slip=None):
     """The chain worked out, one step after the other. `slip`, a random.Random, puts one wrong value in, and carries it on.
-    Example: "shift: a 8 b flip 1 c tri 3" """
+    Example: "shift: a eight b flip 1 c tri 3" """
     values = fold(chain)
     if slip:
         at = slip.randrange(1, len(values))
@@ -137,7 +138,7 @@ def worked(verb, chain, labels, slip=None):
         for i in range(at + 1, len(values)):
             values[i] = STEPS[chain[1][i - 1]][values[i - 1]]
     steps = "".join(f" {label} {step} {value}" for label, step, value in zip(labels[1:], chain[1], values[1:]))
-    return f"{verb}: {labels[0]} {values[0]}{steps}"
+    return f"{verb}: {labels[0]} {STARTS[values[0]]}{steps}"
 
 
 def prompt_text(name, stages, form):
@@ -195,8 +196,8 @@ def domain_tasks(seed, n, split):
 def base_text(rng, notes_only=False):
     """One text of the base corpus (training split only), as (prompt, rest). Shares: see the branches."""
     kind = rng.random()
-    if notes_only or kind < 0.15:                                   # worked notes, as a file of their own; every label as often
-        _, stages, _ = random_function(rng, "train", (3,))
+    if notes_only or kind < 0.15:                                   # worked notes, as a file of their own
+        _, stages, _ = random_function(rng, "train")
         spelled = "\n".join(spell(*stage) for stage in stages)
         return f'"""\n{spelled}\n"""', "".join(f"\n# {worked(*stage)}" for stage in stages)
     if kind < 0.25:                                                 # other functions, some with a comment

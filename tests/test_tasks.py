@@ -2,6 +2,8 @@
 import random
 import re
 
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
 import pytest
 
 import data
@@ -94,7 +96,7 @@ def test_worked_notes_are_right():
         for t, note in task.notes:
             spelled = next(line.strip() for line in task.prompt.split("\n") if line.strip().startswith(note.split(":")[0] + ":"))
             verb, label, start, *steps = spelled.split()
-            value, want = int(start), f"{verb} {label} {start}"
+            value, want = NUMBERS.index(start), f"{verb} {label} {start}"
             for label, step in zip(steps[::2], steps[1::2]):
                 value = MEANING[step](value) % 10
                 want += f" {label} {step} {value}"
