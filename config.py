@@ -37,6 +37,8 @@ class Config:
     n_heldout: int = setting(64, "held-out expert snippets for the bound; never trained on")
     max_tokens: int = setting(160, "real code: longer snippets are left out")
     min_lines: int = setting(2, "real code: so are snippets with fewer lines that can take a thought")
+    decontaminate: bool = setting(True, "real code: drop functions that hold a benchmark's problem or solution; false: train on the corpus unchecked")
+    data_dir: str = setting("", "the benchmarks' files; default shared/data beside the project")
 
     # the small model (other presets bring their own)
     n_layer: int = setting(4, "layers")

@@ -20,6 +20,7 @@ from data import snippet
 
 SKIP = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "turtledemo", "__pycache__"}    # folders of the standard library
 DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
+COUNTED = ("files", "functions", "kept", "undecodable", "syntax_error", "bad_json", "rewritten", "duplicate", "too_long", "too_short", "no_line")
 
 
 def strip_comments(text):
@@ -118,25 +119,12 @@ def sources(spec, seed, shuffle):
     return found
 
 
-def corpus(spec, tok, max_tokens, min_lines=2, max_snippets=None, seed=0, progress=True):
-    """Snippets of the functions in `spec` -> (list of Snippet, counts). Same arguments, same files: same list.
-
-    spec        'stdlib' (the running Python's library, without its tests), a folder of .py files, a .py file, or a .jsonl file whose
-                lines hold source code in a field `text`.
-    max_tokens  longer snippets are left out (eos counts); min_lines: so are those with fewer lines that can take a thought.
-    max_snippets  a sample of that many, drawn with `seed`: files in random order until there are four times as many functions.
-    counts      files, functions, kept, and what was left out: undecodable, syntax_error, bad_json, rewritten (text would not
-                mean the same), duplicate (same text), too_long, too_short, no_line (no line can take a thought).
-    Raises UserError if nothing is left.
-    """
-    counts = dict.fromkeys(("files", "functions", "kept", "undecodable", "syntax_error", "bad_json", "rewritten", "duplicate",
-                            "too_long", "too_short", "no_line"), 0)
-    found, seen = [], set()
-    bar = dict(disable=not progress, delay=2, leave=False)
-    for name, read in tqdm(sources(spec, seed, max_snippets is not None), desc="reading", unit="file", **bar):
-        if max_snippets is not None and len(found) >= 4 * max_snippets:
-            break
+def distinct(spec, counts, seed=0, shuffle=False, progress=True):
+    """Functions in `spec`, each text once -> yields a list of (name, text, prompt_chars) a file. counts: a dict of COUNTED, kept up to date."""
+    seen = set()
+    for name, read in tqdm(sources(spec, seed, shuffle), desc="reading", unit="file", disable=not progress, delay=2, leave=False):
         counts["files"] += 1
+        found = []
         try:
             text = read()
             text.encode()
@@ -155,10 +143,33 @@ def corpus(spec, tok, max_tokens, min_lines=2, max_snippets=None, seed=0, progre
             counts["undecodable"] += 1
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             counts["syntax_error"] += 1
+        yield found
+
+
+def corpus(spec, tok, max_tokens, min_lines=2, max_snippets=None, seed=0, progress=True, check=None):
+    """Snippets of the functions in `spec` -> (list of Snippet, counts). Same arguments, same files: same list.
+
+    spec        'stdlib' (the running Python's library, without its tests), a folder of .py files, a .py file, or a .jsonl file whose
+                lines hold source code in a field `text`.
+    max_tokens  longer snippets are left out (eos counts); min_lines: so are those with fewer lines that can take a thought.
+    max_snippets  a sample of that many, drawn with `seed`: files in random order until there are four times as many functions.
+    check       says of a function's (name, text) whether it is to be dropped, before any is chosen (`decontaminate.Checker`); None: all stay.
+    counts      files, functions, kept, and what was left out: contaminated (if there is a check), undecodable, syntax_error, bad_json, rewritten (text would not
+                mean the same), duplicate (same text), too_long, too_short, no_line (no line can take a thought).
+    Raises UserError if nothing is left.
+    """
+    counts, found = dict.fromkeys(COUNTED + ("contaminated",) * (check is not None), 0), []
+    for some in distinct(spec, counts, seed, max_snippets is not None, progress):
+        clean = [f for f in some if check is None or not check(f[0], f[1])]
+        if check is not None:
+            counts["contaminated"] += len(some) - len(clean)
+        found += clean
+        if max_snippets is not None and len(found) >= 4 * max_snippets:
+            break
     if max_snippets is not None:
         random.Random(seed).shuffle(found)
     kept = []
-    for name, text, prompt in tqdm(found, desc="cutting into lines", unit="function", **bar):
+    for name, text, prompt in tqdm(found, desc="cutting into lines", unit="function", disable=not progress, delay=2, leave=False):
         if max_snippets is not None and len(kept) >= max_snippets:
             break
         if len(text) > max_tokens and len(tok.encode(text)) >= max_tokens:

@@ -7,15 +7,18 @@ import dataclasses
 import json
 import os
 import random
+import sys
 import time
 import zlib
 
 import torch
+from tqdm import tqdm
 
 import data
 import tasks
 from config import UserError
 from corpus import corpus
+from decontaminate import Checker, benchmarks
 from model import device_of, load_model, save_model, smollm2_path, write_whole
 
 
@@ -38,6 +41,9 @@ class Run:
                     os.remove(self.path(name))
             with open(self.path("settings.json"), "w") as f:
                 json.dump(dataclasses.asdict(self.cfg), f, indent=1)
+            if self.contamination:
+                with open(self.path("contamination.json"), "w") as f:
+                    json.dump(self.contamination, f, indent=1)
         except OSError as e:
             raise UserError(f"--out {self.out}: cannot be written ({e.strerror}); give another path") from None
 
@@ -55,7 +61,7 @@ class Run:
                 self.tok = data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(2000)], cfg.vocab_size)
         else:
             self.tok = data.gguf_tokenizer(smollm2_path())
-        self.hard = self.expert_hard = None
+        self.hard = self.expert_hard = self.contamination = None
         if cfg.data == "domain":
             def cut(split, n):
                 found = [tasks.expert_task(cfg.seed, i, split) for i in range(n)]
@@ -64,7 +70,10 @@ class Run:
             held, self.heldout = cut(cfg.eval_split, cfg.n_heldout)
             self.hard, self.expert_hard = [t.hard for t in held], [t.hard for t in self.expert_tasks]
         else:
-            snippets, counts = corpus(cfg.data, self.tok, cfg.max_tokens, cfg.min_lines, cfg.n_expert + 12 * cfg.n_heldout, cfg.seed)
+            check = Checker(*benchmarks(cfg.data_dir)) if cfg.decontaminate else None
+            snippets, counts = corpus(cfg.data, self.tok, cfg.max_tokens, cfg.min_lines, cfg.n_expert + 12 * cfg.n_heldout, cfg.seed, check=check)
+            self.contamination = check.report() if check else {"benchmarks": {}}
+            tqdm.write(check.line() if check else f"corpus {cfg.data}: not checked against any benchmark (--decontaminate false)", file=sys.stderr)
             held = [zlib.crc32(repr(s.ids).encode()) % 10 == 0 for s in snippets]      # by checksum: a snippet is on one side in every run
             self.expert = [s for s, h in zip(snippets, held) if not h][:cfg.n_expert]
             self.heldout = [s for s, h in zip(snippets, held) if h][:cfg.n_heldout]

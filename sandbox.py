@@ -1,291 +1,336 @@
 """Runs programs that a model wrote against their tests, and gives each a verdict.
 
-    python sandbox.py            # grades one right and one wrong program and prints milliseconds a program
+    python sandbox.py FILE.jsonl          # rows {"name", "kind", "program", "tests", "entry_point"} -> one JSON line each, in order
+    grade([Job("def add(a, b): return a + b", "assert add(1, 2) == 3")])[0].verdict == "passed"
 
-The promise: a program passes if and only if all of its tests ran to their end, within the limits; runs do not share an
-interpreter, a directory or a process group; a fault of the grader raises an error and is never a score.
+The promise: a program passes if and only if every assertion completed, and held, within the limits. A fault of the grader raises an error
+and is never a score. Runs do not affect each other or the machine, and nothing is left of them: no process, no file.
 
-Each job gets a fresh interpreter in its own session, started by exec (a trainer full of tensors is never forked), an empty 0700
-directory as cwd, HOME and TMPDIR, a clean environment (UTF-8, hash seed 0), stdin and output at /dev/null, limits on time, address
-space and file size. The job and a random token arrive over a socket; the verdict counts only behind that token, which the child
-sends after the last test. So none of these pass: printing "passed", an exit status of 0 by any route, os._exit or SystemExit inside
-a tested function, exit handlers, swallowing every exception, replaced builtins (restored before the tests), a shadowed `len` or
-`all` (not visible to the tests), forking (only the first process may answer), and results whose class says yes to every comparison.
+**Processes.** The trainer, many GB, is never forked. A thread of it talks over a socket to one small *server*, started by exec, which
+imports the usual modules once and then forks for every run (milliseconds):
 
-Conventions
-1. The program runs as the module `program`, so a `__main__` block does not run; it may print, start threads, write small files.
-2. The tests see the program's names, except those of builtins, unless the name is the entry point.
-3. A result of the entry point that holds an object whose class the program gave its own comparisons is a wrong answer,
-   unless the tests name that class.
+    trainer --exec--> server --fork--> tester --clone--> init --fork--> program
+                      clock, sweep     tests, verdict    walls, watch   loads the program, answers calls
 
-What it does not protect from: code that means harm. The tests run in the program's interpreter, so a program that walks the
-frames finds the token, and one that changes a library module (`math.isclose`) changes it for the tests; a value that is
-yielded, or comes from a method, is not checked (3). A child that leaves the session survives (until its CPU limit, if it
-computes). There is no wall around the network, other files or other processes of the same user, no limit on the number of
-processes, and the memory limit is per process; root can lift its own limits. macOS does not enforce the memory limit.
+The *tester* never loads the program. It reads the tests after the program's process has been forked, runs them in its own pristine
+interpreter, and calls the program's functions over a socket: plain data crosses by pickle, read by an unpickler that makes plain types only;
+arguments that were changed in place come back. So neither replaced builtins, nor what the program finds by walking frames, modules or
+objects, nor what it prints or how it exits can turn a wrong value into a right one. Where values are not plain data (classes, generators,
+callables) the run is done over in one process (mode `in_process`): the tests get builtins and modules from before the program ran;
+comparisons and truth values that the program's classes decide count only if the tests name the class, and not if it says yes to
+everything; the verdict comes with a token that is sent after the program has loaded, and with the count of assertions that held.
+A program of kind stdio runs once a test, as `__main__`; its output is compared in the trainer, by the rule of LiveCodeBench.
+
+**Walls**, the strongest that the machine offers; the level is told once, and in every result:
+
+    namespaces  user, pid, mount, network, IPC: a read-only machine, a directory in memory that ends with the run, no network but loopback
+    landlock    writes only below its own directory, no TCP, no signals to others
+    process     session, limits, and a sweep of all descendants (the server is their subreaper); root becomes `nobody` where that user can
+                read Python, at this level and the one above
+
+and always: no new privileges, no capabilities, limits on address space, files and processes. The memory limit is watched, and a seccomp
+filter ends a program that asks for more than it at once, so that a failed allocation whose error was caught counts too.
+
+Conventions. In kind assert the program runs as the module `program`, so a `__main__` block does not run. Tests see its names but those of
+builtins, unless it is the entry point. An AssertionError raised by the program itself is an exception, not a wrong answer.
+
+What it does not protect from: code that means harm. What the user can read, the program can read, files of tests too. In one
+process, a program that walks frames while the tests call it finds the token. At level `process` it can write and signal what its user can. Limits
+on memory are per process. It runs on Linux; on macOS at level `process`, without the watch on memory.
+
+No library does this: those that isolate (bubblewrap, nsjail) start an interpreter a run, at ten times the cost, and give no verdict.
 """
+import argparse
+import ast
+import atexit
+import builtins
 import concurrent.futures
+import contextlib
+import ctypes
 import dataclasses
-import inspect
+import decimal
+import functools
+import gc
+import importlib
+import io
+import json
+import linecache
 import marshal
+import operator
 import os
+import pickle
+import queue
 import re
+import resource
 import secrets
+import select
 import shutil
 import signal
 import socket
+import stat
+import struct
 import subprocess
+import symtable
 import sys
 import tempfile
 import threading
 import time
+import traceback
+import types
 
-VERDICTS = {
-    "passed": "every test ran to its end and held",
-    "wrong_answer": "an assertion failed while the tests ran",
+VERDICTS = {                    # where several apply: the first of timeout, output_limit, memory_limit, abnormal_exit, then the rest
+    "passed": "every assertion completed and held",
+    "wrong_answer": "an assertion failed, or an output differs",
     "exception": "the program, or a call that the tests made, raised something else",
     "syntax_error": "the program does not compile",
     "timeout": "no verdict within the time limit",
-    "memory_limit": "a MemoryError ended the program or the tests",
-    "abnormal_exit": "the process ended, or tried to end, before the tests did",
+    "memory_limit": "the program took, or asked for, more memory than the limit, whatever it did next",
+    "output_limit": "it wrote more than the limit to its output or to a file",
+    "abnormal_exit": "the process ended, or tried to end, before the tests did; a stdio program ended with a status other than 0",
 }
-START_LIMIT = 60.0      # seconds for an interpreter to start; more is a fault of the machine, not of the program
-FILE_LIMIT = 64 << 20   # bytes of any one file
-SLICE = 0.05            # seconds between two looks at a silent child
-PACKAGES = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
+LEVELS = ("namespaces", "landlock", "process")
+START_LIMIT = 60.0              # seconds for a server or a run to start; more is a fault of the machine, not of the program
+PROCESSES = 256                 # processes and threads of a run
+STACK = 512 << 20               # bytes of the main thread's stack
+MESSAGE = 1 << 28               # bytes of an answer of the program, at most
+LINUX = sys.platform.startswith("linux")
+USUAL = """abc array bisect calendar cmath collections.abc copy dataclasses datetime decimal enum fractions functools hashlib heapq itertools
+    json math numbers operator os.path queue random re statistics string sys textwrap time traceback typing""".split()
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Job:
     program: str
-    tests: str              # plain assertions, or text that defines check(candidate), called with the entry point
-    entry_point: str = ""   # the tested name, or an expression such as Solution().twoSum
+    tests: object = ""          # assert: plain assertions, or text that defines check(candidate); stdio: [{"input": str, "output": str}]
+    entry_point: str = ""       # assert: the tested name, or an expression such as Solution().twoSum
+    kind: str = "assert"
+    name: str = ""
+    time_limit: float | None = None     # seconds (stdio: a test); None: that of the call
 
 
 @dataclasses.dataclass
 class Result:
-    verdict: str            # a key of VERDICTS
-    seconds: float          # wall time from the start of the program, as the grader saw it
-
-
-def child_main():
-    """The child's side; its source is sent to `python -c`. It imports only what costs nothing, since every program pays for it.
-
-    Everything needed after the program ran is a local: a program can change builtins and modules, but not these by accident.
-    """
-    import builtins, marshal, posix, resource, sys
-    fd, parts = int(sys.argv[1]), []
-    while part := posix.read(fd, 1 << 16):
-        parts.append(part)
-    token, program, tests, entry, seconds, memory, file_size, packages = marshal.loads(b"".join(parts))
-    write, leave, getpid, pid, pristine = posix.write, posix._exit, posix.getpid, posix.getpid(), dict(vars(builtins))
-    space, settrace, setprofile = vars(builtins), sys.settrace, sys.setprofile
-    comparisons = "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__sub__", "__rsub__", "__contains__"
-
-    def say(verdict):
-        if getpid() == pid:                      # a fork of the program runs the tests too, but has no say
-            write(fd, token + verdict + b"\n")
-        leave(0)                                 # no exit handlers, no waiting for threads
-
-    def failure(e, at_assert):
-        kind = type(e)
-        if issubclass(kind, MemoryError):
-            return b"memory_limit"
-        if issubclass(kind, SystemExit):
-            return b"abnormal_exit"
-        return at_assert if issubclass(kind, AssertionError) else b"exception"
-
-    def guarded(function):                       # convention 3
-        def call(*args, **kwargs):
-            out = function(*args, **kwargs)
-            todo, seen = [out], set()
-            while todo:
-                value = todo.pop()
-                kind = type(value)
-                if kind in (int, float, str, bool, bytes, complex, type(None)):
-                    continue
-                if isinstance(value, (list, tuple, set, frozenset, dict)) and id(value) not in seen:
-                    seen.add(id(value))
-                    todo.extend(value)
-                    if isinstance(value, dict):
-                        todo.extend(value.values())
-                assert kind.__module__ != "unittest.mock", "the result compares equal to anything"
-                for base in kind.__mro__:
-                    if any(getattr(base.__dict__.get(m), "__globals__", None) is own for m in comparisons):
-                        assert base.__name__ in tests, "the result brings its own comparisons"
-            return out
-        call.__wrapped__ = function
-        return call
-
-    for limit, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file_size), (resource.RLIMIT_CORE, 0),
-                         (resource.RLIMIT_CPU, int(2 * seconds) + 2)):
-        hard = resource.getrlimit(limit)[1]
-        if limit != resource.RLIMIT_AS or sys.platform != "darwin":
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(limit, (value, value))
-    write(fd, b"R")                              # ready: the clock runs, and what goes wrong is the program's fault
-    try:
-        tests_code = compile(tests, "<tests>", "exec", dont_inherit=True)
-        entry_code = compile(entry.strip() or "None", "<entry point>", "eval", dont_inherit=True)
-    except Exception:
-        say(b"bad_tests")                        # but not this
-    sys.path.extend(packages)
-    sys.argv[:] = ["program"]
-    module = sys.modules["program"] = type(sys)("program")
-    own = vars(module)
-    try:
-        code = compile(program, "<program>", "exec", dont_inherit=True)
-    except BaseException:
-        say(b"syntax_error")
-    try:
-        exec(code, own)
-    except BaseException as e:
-        say(failure(e, b"exception"))
-    settrace(None), setprofile(None)
-    space.clear(), space.update(pristine)
-    names = {k: v for k, v in own.items() if k == entry or k not in pristine and k != "__builtins__"}
-    names["__name__"] = "tests"
-    try:
-        if callable(names.get(entry)) and not isinstance(names[entry], type):
-            names[entry] = guarded(names[entry])
-        check = names.get("check")
-        exec(tests_code, names)
-        if entry and names.get("check") is not check:    # the tests define it, not the program
-            candidate = eval(entry_code, names)
-            names["check"](candidate if entry in names or isinstance(candidate, type) else guarded(candidate))
-    except BaseException as e:
-        say(failure(e, b"wrong_answer"))
-    say(b"passed")
-
-
-CHILD = inspect.getsource(child_main) + "\nchild_main()\n"
+    verdict: str                # a key of VERDICTS
+    seconds: float              # wall time from the start of the program, as the grader saw it
+    isolation: str              # one of LEVELS
+    mode: str                   # separate, in_process, stdio
 
 
 class HarnessError(RuntimeError):
     """The grader failed, not the program."""
 
 
-def grade(jobs, workers=None, time_limit=10.0, memory_limit=2 << 30, progress=False, desc="grading"):
-    """A Result for each Job, in order. Equal jobs run once. `workers` children at a time; default: the cores this process may use.
+# ---------------------------------------------------------------- the trainer's side
 
-    Raises ValueError for tests that cannot fail (empty, or a check() that nobody calls) or do not compile, HarnessError
-    where a child could not be started, twice. Ctrl-C and errors leave no child and no directory.
+def grade(jobs, **settings):
+    """A Result for each Job, in order. Settings and errors: see `graded`."""
+    jobs = list(jobs)
+    results = [None] * len(jobs)
+    for i, result in graded(jobs, **settings):
+        results[i] = result
+    return results
+
+
+def graded(jobs, workers=None, time_limit=10.0, memory_limit=2 << 30, output_limit=64 << 20, progress=False, desc="grading"):
+    """Grade jobs in parallel, and yield (index, Result) as they finish. Equal jobs run once.
+
+    workers         servers, each with one run at a time; default: the cores that this process may use
+    time_limit      seconds of a run; Job.time_limit goes before it
+    memory_limit    bytes of address space;     output_limit: bytes of output, and of any file
+
+    Raises ValueError for bad settings, for tests that cannot fail (empty, or a check() that nobody calls) or do not compile; HarnessError where
+    a run failed twice for a reason that is not the program's. Ctrl-C and errors leave no process and no directory.
     """
     jobs = list(jobs)
-    if time_limit <= 0 or memory_limit <= 0 or (workers is not None and workers < 1):
-        raise ValueError(f"time_limit={time_limit}, memory_limit={memory_limit} and workers={workers} must be positive")
+    if min(time_limit, memory_limit, output_limit) <= 0 or (workers is not None and workers < 1):
+        raise ValueError(f"time_limit={time_limit}, memory_limit={memory_limit}, output_limit={output_limit} and workers={workers} must be positive")
     for i, job in enumerate(jobs):
-        if not job.tests.strip():
-            raise ValueError(f"job {i} has no tests: everything would pass")
-        defined, called = (re.search(form, job.tests, re.M) for form in (r"^def check\(", r"^check\("))
-        if defined and not called and not job.entry_point:
-            raise ValueError(f"job {i}: its tests define check(candidate), so it needs an entry_point")
-    if not jobs:
-        return []
-    keys = [(job.program, job.tests, job.entry_point) for job in jobs]
-    distinct = list(dict.fromkeys(keys))
+        check_job(job, f"job {i}" + (f" ({job.name})" if job.name else ""))
+    same = {}
+    for i, job in enumerate(jobs):
+        same.setdefault(pickle.dumps((job.program, job.tests, job.entry_point, job.kind, job.time_limit)), []).append(i)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    root, stop, results = tempfile.mkdtemp(prefix="ra3-grade-"), threading.Event(), {}
-    pool = concurrent.futures.ThreadPoolExecutor(min(workers or cores, len(distinct)))
-    bar = None
+    todo, bar, stop = iter(list(same.values())), None, threading.Event()
+    taking, done, servers = threading.Lock(), queue.Queue(), []
+
+    def work():
+        """One worker: a server of its own, and jobs until none is left."""
+        server = Server()
+        servers.append(server)
+        try:
+            while not stop.is_set():
+                with taking:
+                    indices = next(todo, None)
+                if indices is None:
+                    break
+                job = jobs[indices[0]]
+                limits = (job.time_limit or time_limit, memory_limit, output_limit)
+                try:
+                    done.put((indices, run_job(server, job, limits, stop)))
+                except Exception as e:
+                    e.add_note(f"while grading job {indices[0]} {job.name}")
+                    raise
+        except BaseException as e:
+            done.put((None, e))
+        finally:
+            server.close()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers or cores, len(same)))]
     try:
         if progress:
             import tqdm
-            bar = tqdm.tqdm(total=len(distinct), desc=desc, unit="program")
-        futures = {pool.submit(run, key, os.path.join(root, str(i)), time_limit, memory_limit, stop): key
-                   for i, key in enumerate(distinct)}
-        for future in concurrent.futures.as_completed(futures):
-            try:
-                results[futures[future]] = future.result()
-            except Exception as e:
-                e.add_note(f"while grading job {keys.index(futures[future])}")
-                raise
-            if bar:
+            bar = tqdm.tqdm(total=len(same), desc=desc, unit="program")
+        for thread in threads:
+            thread.start()
+        for _ in same:
+            indices, result = done.get()
+            if indices is None:
+                raise result
+            if bar is not None:
                 bar.update()
+            for i in indices:
+                yield i, dataclasses.replace(result)
     finally:
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        remove(root)
-        if bar:
+        for server in list(servers):
+            server.hang_up()
+        for thread in threads:
+            if thread.ident:
+                thread.join()
+        if bar is not None:
             bar.close()
-    return [dataclasses.replace(results[key]) for key in keys]
 
 
-def run(key, cwd, time_limit, memory_limit, stop):
-    """Grade one (program, tests, entry_point) in the new directory `cwd`; a start that fails is tried once more."""
-    for attempt in range(2):
-        os.mkdir(cwd, 0o700)
-        try:
-            return run_child(key, cwd, time_limit, memory_limit, stop)
-        except (HarnessError, OSError):
-            if attempt or stop.is_set():
-                raise
-        finally:
-            remove(cwd)
+def check_job(job, who):
+    """Raises ValueError if the job cannot be graded, or could not fail."""
+    if job.kind == "stdio":
+        if not isinstance(job.tests, (list, tuple)) or not job.tests:
+            raise ValueError(f"{who}: kind stdio needs a list of at least one {{'input', 'output'}} as tests; with none, everything would pass")
+        for test in job.tests:
+            if not isinstance(test, dict) or not isinstance(test.get("input"), str) or not isinstance(test.get("output"), str):
+                raise ValueError(f"{who}: a stdio test is {{'input': text, 'output': text}}; given {str(test)[:60]}")
+    elif job.kind == "assert":
+        if not isinstance(job.tests, str) or not job.tests.strip():
+            raise ValueError(f"{who} has no tests: everything would pass")
+        if re.search(r"^def check\(", job.tests, re.M) and not re.search(r"^check\(", job.tests, re.M) and not job.entry_point.strip():
+            raise ValueError(f"{who}: its tests define check(candidate), so it needs an entry_point")
+    else:
+        raise ValueError(f"{who}: kind {job.kind!r}; expected assert or stdio")
+    if job.time_limit is not None and not job.time_limit > 0:
+        raise ValueError(f"{who}: time_limit={job.time_limit} must be positive")
 
 
-def run_child(key, cwd, time_limit, memory_limit, stop):
-    token = secrets.token_bytes(16)
-    job = marshal.dumps((token, *key, float(time_limit), memory_limit, FILE_LIMIT, PACKAGES))
-    env = dict(PATH="/usr/local/bin:/usr/bin:/bin", HOME=cwd, TMPDIR=cwd, LANG="C.UTF-8", PYTHONHASHSEED="0", PYTHONUTF8="1",
-               PYTHONSAFEPATH="1", PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            child = subprocess.Popen([sys.executable, "-s", "-S", "-c", CHILD, str(theirs.fileno())], cwd=cwd, env=env,
-                                     pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL,
-                                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            return converse(child, ours, job, token, time_limit, stop)
-        finally:
+def run_job(server, job, limits, stop):
+    """The Result of one job: one run, or two (in one process), or one a test."""
+    if job.kind == "assert":
+        body, mode = (job.program, job.tests, job.entry_point.strip()), "separate"
+        verdict, seconds, _ = server.run("separate", body, limits, "numpy" in job.tests, stop)
+        if verdict == "in_process":
+            mode = "in_process"
+            verdict, seconds, _ = server.run("in_process", body, limits, "numpy" in job.tests, stop)
+        return Result(verdict, seconds, server.level, mode)
+    total = 0.0
+    for test in job.tests:
+        verdict, seconds, output = server.run("stdio", (job.program, test["input"], ""), limits, False, stop)
+        total += seconds
+        if verdict == "passed" and not same_output(output.decode("utf-8", "replace"), test["output"]):
+            verdict = "wrong_answer"
+        if verdict != "passed":
+            break
+    return Result(verdict, total, server.level, "stdio")
+
+
+def same_output(given, expected):
+    """LiveCodeBench's comparison: as many lines, stripped; each equal, or equal token by token as decimal numbers.
+    Example: ("1.50 2\\n", "1.5 2.0") -> True"""
+    given, expected = ([line.strip() for line in text.strip().split("\n")] for text in (given, expected))
+    if len(given) != len(expected):
+        return False
+    for a, b in zip(given, expected):
+        if a != b:
             try:
-                os.killpg(child.pid, signal.SIGKILL)    # not reaped yet, so the number is still ours
-            except ProcessLookupError:
-                pass
-            child.wait()
+                if [decimal.Decimal(x) for x in a.split()] != [decimal.Decimal(x) for x in b.split()]:
+                    return False
+            except decimal.InvalidOperation:
+                return False
+    return True
 
 
-def converse(child, sock, job, token, time_limit, stop):
-    """Send the job, wait for "R" and then for token + verdict. Silence, a wrong token or an early end are verdicts too."""
-    sock.settimeout(START_LIMIT)
-    try:
-        sock.sendall(job)
-        sock.shutdown(socket.SHUT_WR)
-    except OSError as e:
-        raise HarnessError(f"the child took no job (exit status {child.poll()})") from e
-    sock.settimeout(SLICE)
-    start, ready, said = time.perf_counter(), False, b""
-    while True:
-        gone = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None    # looks, does not reap
-        try:
-            part = sock.recv(4096)
-        except TimeoutError:
-            part = None
-        except ConnectionError:
-            part = b""
-        said += part or b""
-        if not ready and said[:1] == b"R":
-            ready, said, start = True, said[1:], time.perf_counter()
-        seconds = time.perf_counter() - start
-        if said[:len(token)] == token and said.endswith(b"\n"):
-            verdict = said[len(token):-1].decode()
-            if verdict == "bad_tests":
-                raise ValueError("the tests or the entry point do not compile")
-            return Result(verdict, seconds)
-        if stop.is_set():
-            raise HarnessError("grading was interrupted")
-        if part == b"" or (gone and part is None) or len(said) > 4096:
-            if not ready:
-                raise HarnessError(f"the child ended before it ran the program (exit status {child.poll()})")
-            return Result("abnormal_exit", seconds)
-        if seconds > (time_limit if ready else START_LIMIT):
-            if not ready:
-                raise HarnessError(f"the child did not start within {START_LIMIT} s")
-            return Result("timeout", seconds)
+class Server:
+    """A server process and the socket to it. Starts at the first run, and again after it died."""
+    told = False                            # has this process told the level?
+
+    def __init__(self):
+        self.process = self.sock = self.level = self.folder = None
+
+    def start(self):
+        self.sock, theirs = socket.socketpair()
+        env = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", PYTHONHASHSEED="0", PYTHONUTF8="1", PYTHONSAFEPATH="1",
+                   PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", MALLOC_ARENA_MAX="2",
+                   TMPDIR=tempfile.gettempdir(), RA3_SANDBOX_LEVEL=os.environ.get("RA3_SANDBOX_LEVEL", LEVELS[0]))
+        with theirs:
+            try:
+                self.process = subprocess.Popen([sys.executable, "-s", os.path.abspath(__file__), "--serve", str(theirs.fileno())], env=env, cwd="/",
+                                                pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            except OSError as e:
+                raise HarnessError(f"the server could not be started with {sys.executable}: {e.strerror}") from e
+        self.sock.settimeout(START_LIMIT)
+        hello = receive(self.sock)
+        if hello is None:
+            raise HarnessError("the server ended before it was ready")
+        self.level, self.folder, why = marshal.loads(hello)
+        if not Server.told:
+            Server.told = True
+            print(f"sandbox: isolation level {self.level}{why}", file=sys.stderr, flush=True)
+
+    def run(self, mode, body, limits, numpy, stop):
+        """One run -> (verdict, seconds, output). Tried twice. Raises HarnessError, ValueError."""
+        for attempt in range(2):
+            try:
+                if self.process is None:
+                    self.start()
+                send(self.sock, marshal.dumps((mode, *limits, numpy)))
+                send(self.sock, marshal.dumps(body))
+                self.sock.settimeout(limits[0] + 2 * START_LIMIT)
+                answer = receive(self.sock)
+                if answer is None:
+                    raise HarnessError("the server ended in the middle of a run")
+                verdict, seconds, output, detail = marshal.loads(answer)
+                if verdict == "bad_tests":
+                    raise ValueError(f"the tests or the entry point do not compile: {detail}")
+                if verdict == "harness_error":
+                    raise HarnessError(detail)
+                return verdict, seconds, output
+            except (HarnessError, OSError) as e:
+                self.close()
+                if stop.is_set():
+                    raise HarnessError("grading was interrupted") from None
+                if attempt:
+                    raise e if isinstance(e, HarnessError) else HarnessError(f"lost the server: {e}") from e
+
+    def hang_up(self):
+        """End the conversation; the server ends its run and leaves nothing. From any thread."""
+        with contextlib.suppress(OSError, AttributeError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        if self.process:
+            self.hang_up()
+            try:
+                self.process.wait(START_LIMIT)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.sock.close()
+            if self.folder:
+                remove(self.folder)          # the server did, unless it was killed
+        elif self.sock:
+            self.sock.close()
+        self.process = self.sock = self.folder = None
 
 
 def remove(path):
-    """Delete a directory whatever its inner permissions are, and while killed processes may still be ending in it."""
+    """Delete a directory whatever its inner permissions are."""
     for _ in range(20):
         shutil.rmtree(path, ignore_errors=True)
         if not os.path.lexists(path):
@@ -296,11 +341,973 @@ def remove(path):
     raise HarnessError(f"could not remove {path}")
 
 
+# ---------------------------------------------------------------- messages
+
+def send(sock, data):
+    sock.sendall(struct.pack("<Q", len(data)) + data)
+
+
+def receive(sock, most=1 << 40, before=None):
+    """The next message, or None at the end of the stream. before: called before each wait. Raises TooLong."""
+    def exactly(size):
+        parts = []
+        while size:
+            if before:
+                before()
+            part = sock.recv(min(size, 1 << 20))
+            if not part:
+                return None
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    head = exactly(8)
+    size = head and struct.unpack("<Q", head)[0]
+    if size and size > most:
+        raise TooLong
+    return head and exactly(size)
+
+
+class TooLong(Exception):
+    pass
+
+
+# ---------------------------------------------------------------- the server
+
+def serve(fd):
+    """The server: one run after the other, until the trainer hangs up or dies."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if LINUX and soft != STACK and (hard == resource.RLIM_INFINITY or hard >= STACK):
+        resource.setrlimit(resource.RLIMIT_STACK, (STACK, hard))             # room for deep recursion is laid out at exec
+        os.execv(sys.executable, [sys.executable, "-s", *sys.argv])
+    sock = socket.socket(fileno=fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in USUAL:
+        importlib.import_module(name)
+    prctl(36, 1)                                             # PR_SET_CHILD_SUBREAPER: orphans of a run become ours
+    level, nobody, why = choose_level()
+    folder = None if level == "namespaces" else tempfile.mkdtemp(prefix="ra3-grade-")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        if folder:
+            os.chmod(folder, 0o711)
+        send(sock, marshal.dumps((level, folder, why)))
+        prctl(4, 0)                                          # PR_SET_DUMPABLE: no other process of the user looks into this one
+        gc.collect()
+        gc.freeze()
+        while header := receive(sock):
+            mode, *limits, numpy = marshal.loads(header)
+            if numpy:
+                with contextlib.suppress(ImportError):
+                    import numpy                             # once, not once a run
+            gc.freeze()
+            answer = serve_run(sock, mode, limits, level, folder, nobody)
+            if answer is None:
+                break
+            send(sock, marshal.dumps(answer))
+    except OSError:                                          # the trainer died
+        pass
+    finally:
+        sweep()
+        if folder:
+            remove(folder)
+
+
+def serve_run(sock, mode, limits, level, folder, nobody):
+    """One run, watched from outside -> (verdict, seconds, output, detail); None if the trainer hung up meanwhile."""
+    seconds_limit, memory, most_output = limits
+    out, err, feed = (memory_file(name) for name in ("stdout", "stderr", "stdin"))
+    reading, writing = os.pipe()
+    cwd = os.path.join(folder, "run") if folder else "/dev/shm/run"
+    if folder:
+        os.mkdir(cwd, 0o700)
+        if nobody:
+            os.chown(cwd, nobody, nobody)
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        tester(sock, writing, mode, limits, level, cwd, nobody, (feed, out, err))
+    os.close(writing)
+    said, start, hung_up, timed_out = b"", None, False, False
+    deadline = time.perf_counter() + START_LIMIT
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    poll.register(sock, getattr(select, "POLLRDHUP", 0))
+    while True:
+        ready = dict(poll.poll(max(0, 1000 * (deadline - time.perf_counter()))))
+        if sock.fileno() in ready:
+            hung_up = True
+            break
+        if reading in ready:
+            part = os.read(reading, 1 << 16)
+            if not part:
+                break
+            if start is None and part[:1] == b"R":
+                part, start = part[1:], time.perf_counter()
+                deadline = start + seconds_limit
+            said += part
+        elif time.perf_counter() >= deadline:
+            timed_out = start is not None
+            break
+    seconds = time.perf_counter() - (start or deadline)
+    if hung_up or timed_out or not said:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    sweep()
+    os.close(reading)
+    output = os.pread(out, most_output + 1, 0) if mode == "stdio" else b""
+    too_much = sum(os.fstat(f).st_size for f in (out, err)) > most_output
+    for f in (out, err, feed):
+        os.close(f)
+    if folder:
+        remove(cwd)
+    if hung_up:
+        return None
+    if timed_out:
+        return "timeout", seconds, b"", ""
+    if status or not said:                                   # a clean exit of the tester, and its one message
+        return "harness_error", 0.0, b"", f"the tester ended with status {status} after {said[-300:]!r}" if start else "the run did not start"
+    verdict, detail = marshal.loads(said)
+    return ("output_limit" if too_much and verdict not in ("harness_error", "bad_tests") else verdict), seconds, output, detail
+
+
+def memory_file(name):
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name)
+    with tempfile.TemporaryFile() as f:
+        return os.dup(f.fileno())
+
+
+def sweep():
+    """Kill whatever is left of a run, daemons included: all orphans of a run are children of the server."""
+    while True:
+        for pid in children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0 if LINUX else os.WNOHANG)
+        except ChildProcessError:
+            return
+
+
+def children():
+    """Process numbers of this process's children."""
+    try:
+        with open(f"/proc/self/task/{threading.get_native_id()}/children") as f:
+            return [int(p) for p in f.read().split()]
+    except OSError:
+        pass
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc") if LINUX else ()):
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{pid}/stat") as f:
+                if int(f.read().rsplit(")", 1)[1].split()[1]) == os.getpid():
+                    found.append(int(pid))
+    return found
+
+
+# ---------------------------------------------------------------- walls
+
+libc = ctypes.PyDLL(None, use_errno=True)                    # PyDLL: calls keep the interpreter's lock, so a clone() is whole
+NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+NOSUID, NODEV, NOEXEC, RDONLY, REC, PRIVATE = 2, 4, 8, 1, 0x4000, 0x40000
+MACHINE = {"x86_64": dict(arch=0xC000003E, mmap=9, mremap=25, clone=56), "aarch64": dict(arch=0xC00000B7, mmap=222, mremap=216, clone=220)}.get(
+    os.uname().machine)
+
+
+def prctl(*args):
+    return libc.prctl(*(ctypes.c_ulong(a) for a in (*args, 0, 0, 0, 0)[:5])) if LINUX else -1
+
+
+def system(result, what):
+    """The result of a C call. Raises OSError if it failed."""
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def mount(source, target, kind, flags, data=None):
+    system(libc.mount(source, target.encode(), kind, ctypes.c_ulong(flags), data), f"mount {target}")
+
+
+def choose_level():
+    """Build the strongest walls there are around the server -> (level, uid of nobody or None, why it is not the strongest)."""
+    strongest = os.environ.get("RA3_SANDBOX_LEVEL", LEVELS[0])
+    if strongest not in LEVELS:
+        raise HarnessError(f"RA3_SANDBOX_LEVEL={strongest}: expected one of {', '.join(LEVELS)}")
+    why = "" if strongest == LEVELS[0] else f" (asked for {strongest})"
+    if strongest == "namespaces":
+        why = " (no namespaces: " + ("not Linux)" if not LINUX or not MACHINE else str(trial(try_namespaces)) + ")")
+        if LINUX and MACHINE and not trial(try_namespaces):
+            enter_namespaces()
+            return "namespaces", None, ""
+    nobody = None
+    if LINUX and os.geteuid() == 0 and not trial(try_nobody):
+        nobody = 65534
+    if strongest != "process" and LINUX and libc.syscall(444, None, 0, 1) >= 1:      # landlock_create_ruleset: its version
+        return "landlock", nobody, why
+    return "process", nobody, why
+
+
+def trial(function):
+    """Run a function in a child; what it raised, as text, or "" if all went well."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        except BaseException as e:
+            os.write(writing, (str(e) or repr(e)).encode()[:500])
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as f:
+        said = f.read().decode()
+    status = os.waitpid(pid, 0)[1]
+    return said or (f"status {status}" if status else "")
+
+
+def enter_namespaces():
+    """Of the server: a read-only machine without network, in which this user seems privileged."""
+    uid, gid = os.geteuid(), os.getegid()
+    system(libc.unshare(NEWUSER | NEWNS | NEWNET | NEWIPC), "unshare")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as f:
+            f.write(text)
+    mount(None, "/", None, REC | PRIVATE)
+    attributes = struct.pack("4Q", RDONLY, 0, 0, 0)
+    system(libc.syscall(442, -100, b"/", 0x8000, attributes, len(attributes)), "mount_setattr")      # recursively
+    mount(b"ra3", "/dev/shm", b"tmpfs", NOSUID | NODEV, b"size=1m,mode=0755")                          # hides what is there
+    import fcntl
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:                                        # loopback up
+        fcntl.ioctl(s, 0x8914, struct.pack("16sh", b"lo", 1 | 64))
+
+
+def enter_run():
+    """Of a run's init: processes and a directory of its own."""
+    mount(b"ra3", "/dev/shm", b"tmpfs", NOSUID | NODEV, b"size=512m,nr_inodes=20k,mode=0755")
+    os.mkdir("/dev/shm/run", 0o700)
+    try:
+        mount(b"proc", "/proc", b"proc", NOSUID | NODEV | NOEXEC)
+    except OSError:                                          # a container that masks parts of /proc forbids it: none, then
+        mount(b"ra3", "/proc", b"tmpfs", NOSUID | NODEV | NOEXEC | RDONLY, b"size=4k")
+
+
+def try_namespaces():
+    enter_namespaces()
+    pid = clone(NEWPID | NEWNS)
+    if pid == 0:
+        try:
+            enter_run()
+            os._exit(0)
+        except OSError as e:
+            os._exit(e.errno or 1)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        raise OSError(code, os.strerror(code) if code > 0 else f"signal {-code}")
+
+
+def try_nobody():
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    for folder in {p for p in sys.path if os.path.isdir(p)} | {os.path.dirname(os.__file__)}:
+        os.listdir(folder)
+    importlib.import_module("colorsys")                      # of the standard library, and not imported yet
+
+
+def clone(flags):
+    """fork() into new namespaces."""
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = libc.syscall(MACHINE["clone"], ctypes.c_ulong(flags | signal.SIGCHLD), None, None, None, None)
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    else:
+        ctypes.pythonapi.PyOS_AfterFork_Parent()
+    return system(pid, "clone")
+
+
+def landlock(cwd):
+    """Of a program: from now on it writes below cwd and to /dev/null only, opens no TCP connection, and signals nobody outside."""
+    version = libc.syscall(444, None, 0, 1)
+    writes = sum(1 << bit for bit in (1, 4, 5, 6, 7, 8, 9, 10, 11, 12, *([13] * (version >= 2)), *([14] * (version >= 3))))
+    ruleset = struct.pack("QQQ", writes, 3 if version >= 4 else 0, 3 if version >= 6 else 0)[:8 if version < 4 else 16 if version < 6 else 24]
+    fd = system(libc.syscall(444, ruleset, len(ruleset), 0), "landlock")
+    for path, allowed in ((cwd, writes), ("/dev/null", 2 | writes & 1 << 14)):
+        beneath = os.open(path, os.O_PATH)
+        system(libc.syscall(445, fd, 1, struct.pack("=Qi", allowed, beneath), 0), "landlock")
+        os.close(beneath)
+    system(libc.syscall(446, fd, 0), "landlock")
+    os.close(fd)
+
+
+def forbid_large_mappings(most):
+    """seccomp: a single mmap or mremap of more than `most` bytes ends the process with SIGSYS."""
+    LOAD, EQUAL, GREATER, RETURN, ALLOW, KILL = 0x20, 0x15, 0x25, 0x06, 0x7FFF0000, 0x80000000
+    high, low = most >> 32, most & 0xFFFFFFFF
+
+    def too_large(at, on):             # is the 64-bit argument at this offset larger? `on`: instructions from behind this to ALLOW
+        return [(LOAD, 0, 0, at + 4), (GREATER, on + 4, 0, high), (EQUAL, 0, on + 2, high), (LOAD, 0, 0, at), (GREATER, on + 1, on, low)]
+
+    code = [(LOAD, 0, 0, 4), (EQUAL, 0, 13, MACHINE["arch"]), (LOAD, 0, 0, 0), (EQUAL, 1, 0, MACHINE["mmap"]), (EQUAL, 5, 10, MACHINE["mremap"]),
+            *too_large(24, 5), *too_large(32, 0), (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, KILL)]     # mmap's length, mremap's new one
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in code))
+    rule = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(code)))
+    system(prctl(22, 2, ctypes.addressof(rule)), "seccomp")
+
+
+# ---------------------------------------------------------------- init: between the tester and the program
+
+def init(channel, watch, mode, limits, level, cwd, nobody, files):
+    """Builds the run's walls, starts the program's process, and watches it; says on `watch` how it ended. With a namespace of processes, its
+    end ends them all. Never returns."""
+    try:
+        prctl(1, signal.SIGKILL)                             # PR_SET_PDEATHSIG: not without the tester
+        if level == "namespaces":
+            enter_run()
+            with contextlib.suppress(OSError):
+                with open("/proc/sys/kernel/pid_max", "w") as f:         # of this namespace, since Linux 6.14
+                    f.write(str(300 + PROCESSES))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                program(channel, mode, limits, level, cwd, nobody, files)
+            except BaseException:
+                os.write(watch, b"H" + traceback.format_exc().encode())
+            os._exit(70)
+        channel.close()
+        prctl(4, 0)
+        reason, status = b"", None
+        poll = select.poll()
+        if hasattr(os, "pidfd_open"):
+            poll.register(os.pidfd_open(pid), select.POLLIN)
+        while status is None:
+            poll.poll(50)
+            if not reason and peak_memory(pid) > limits[1]:
+                reason = b"M"
+            elif not reason and level == "namespaces" and sum(map(str.isdigit, os.listdir("/proc"))) > PROCESSES:
+                reason = b"N"
+            if reason:
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                    status = ended[1] if ended[0] == pid else status
+        os.write(watch, b"%s%d" % (reason or b"S", status))
+    except BaseException:
+        os.write(watch, b"H" + traceback.format_exc().encode())
+    os._exit(0)
+
+
+def peak_memory(pid):
+    """The largest address space that a process had, bytes; 0 if it cannot be known."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as f:
+            return 1024 * int(re.search(rb"VmPeak:\s*(\d+)", f.read()).group(1))
+    except (OSError, AttributeError):
+        return 0
+
+
+# ---------------------------------------------------------------- the program's process
+
+def program(channel, mode, limits, level, cwd, nobody, files):
+    """Shuts the doors, then does what the tester asks: loads the program, calls its functions, runs tests in here, or runs it as a script. Never
+    returns. What it needs after the program was loaded it holds in locals: a program can replace builtins and modules, but not these."""
+    _, memory, most_output = limits
+    os.setsid()
+    os.chdir(cwd)
+    for fd, target in zip(files, (0, 1, 2)):
+        os.dup2(fd, target)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    at = min(1000, soft - 1)                                 # out of the way of programs that close the descriptors they may have got
+    os.dup2(channel.fileno(), at, inheritable=False)
+    channel.detach()
+    os.closerange(3, at), os.closerange(at + 1, soft)
+    channel = socket.socket(fileno=at)
+    if nobody:
+        os.setgroups([]), os.setgid(nobody), os.setuid(nobody)
+    seccomp = LINUX and MACHINE
+    for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, most_output + 1),
+                         (resource.RLIMIT_AS, 2 * memory + (64 << 20) if seccomp else memory),
+                         (resource.RLIMIT_NPROC, 0 if level == "namespaces" else 4 * PROCESSES)):
+        hard = resource.getrlimit(limit)[1]
+        if value or limit == resource.RLIMIT_CORE:
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            with contextlib.suppress(ValueError, OSError):   # macOS has no limit of address space
+                resource.setrlimit(limit, (value, value))
+    if LINUX:
+        system(prctl(38, 1), "no new privileges")
+        if level == "landlock":
+            landlock(cwd)
+        libc.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24))
+        if seccomp:
+            forbid_large_mappings(memory)
+    for number in (signal.SIGTERM, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    os.environ.clear()
+    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=cwd, TMPDIR=cwd, LANG="C.UTF-8", PYTHONHASHSEED="0", PYTHONUTF8="1",
+                      OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    tempfile.tempdir = None
+    threading.stack_size(8 << 20)
+    atexit._clear()
+    source = os.path.join(cwd, "program.py")
+    sys.argv[:], sys.path[:0] = [source], [cwd]
+    for name, fd, how in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        stream = open(fd, how, encoding="utf-8", errors="surrogateescape" if fd < 2 else "backslashreplace", closefd=False)
+        setattr(sys, name, stream), setattr(sys, f"__{name}__", stream)
+    name = "__main__" if mode == "stdio" else "program"
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__, module.__builtins__ = source, builtins
+    own, pristine, pid = vars(module), dict(vars(builtins)), os.getpid()
+    load, dump, load_code, leave, getpid, stdout = pickle.loads, pickle.dumps, marshal.loads, os._exit, os.getpid, sys.stdout
+    mutable, copies, everyone = (list, dict, set, bytearray), {}, vars(builtins)
+
+    def ended_by(e):
+        kind = type(e)
+        return "memory_limit" if issubclass(kind, MemoryError) else "abnormal_exit" if issubclass(kind, SystemExit) else "exception"
+
+    def load_program(text, modules):
+        for name in modules:                                 # what the tests import, before the program can change it
+            with contextlib.suppress(ImportError):
+                original = importlib.import_module(name)
+                copies[name] = types.ModuleType(name)
+                vars(copies[name]).update(vars(original))
+        text = text.removeprefix("\ufeff")
+        linecache.cache[source] = (len(text), None, text.splitlines(True), source)
+        try:
+            code = compile(text, source, "exec", dont_inherit=True)
+        except MemoryError:
+            return "memory_limit"
+        except BaseException:
+            return "syntax_error"
+        try:
+            exec(code, own)
+        except BaseException as e:
+            if mode == "stdio":
+                return e
+            return ended_by(e)
+
+    def run_script(text):
+        """As the interpreter does: the exit status, the threads' end, exit handlers, the last output."""
+        said, status = load_program(text, ()), 0
+        if isinstance(said, SystemExit):
+            status = said.code if isinstance(said.code, int) else said.code is not None
+            said = "abnormal_exit" if status else None
+        elif isinstance(said, BaseException):
+            said = ended_by(said)
+        try:
+            threading._shutdown()
+            atexit._run_exitfuncs()
+            for stream in {id(s): s for s in (sys.stdout, stdout)}.values():
+                stream.flush()
+        except BaseException as e:
+            said = said or ended_by(e)
+        return said or "passed"
+
+    def find(name):
+        """What a name of the program is: missing, (import, module, name), function, other."""
+        if name not in own:
+            return "missing"
+        it = own[name]
+        where = it.__name__ if isinstance(it, types.ModuleType) else getattr(it, "__module__", None)
+        part = "" if isinstance(it, types.ModuleType) else getattr(it, "__qualname__", None)
+        if isinstance(where, str) and isinstance(part, str) and where in sys.modules and where != "program" and "." not in part:
+            if (getattr(sys.modules[where], part, None) if part else sys.modules[where]) is it:
+                return "import", where, part
+        return "function" if callable(it) and not isinstance(it, type) else "other"
+
+    def call(function, blob):
+        """(value, value, which argument it is, arguments if they changed), or (raised, names of its builtin classes, text), or (not plain,)."""
+        try:
+            args, kwargs = load(blob)
+        except Exception:
+            return "not plain",
+        try:
+            out = function(*args, **kwargs)
+        except BaseException as e:
+            names = [c.__name__ for c in type(e).__mro__ if pristine.get(c.__name__) is c]
+            try:
+                text = str(e)
+            except BaseException:
+                text = ""
+            return "raised", names, text
+        try:
+            alias = next((i for i, a in enumerate(args) if a is out and isinstance(a, mutable)), None)
+            after = dump((args, kwargs))
+            return "value", dump(out if alias is None else None), alias, None if after == blob else after
+        except BaseException:
+            return "not plain",
+
+    def test_here(code, entry, named, token):
+        """The tests in this process -> (token, verdict, assertions that held)."""
+        sys.settrace(None), sys.setprofile(None)
+        everyone.clear(), everyone.update(pristine)
+        held = []
+        space = {k: copies.get(v.__name__, v) if isinstance(v, types.ModuleType) else v for k, v in own.items() if k == entry or k not in pristine}
+        safe = dict(pristine, __import__=lambda name, *rest: copies.get(name) or pristine["__import__"](name, *rest))
+        space.update({"__name__": "tests", "__builtins__": safe, "<held>": lambda: held.append(1), "<compare>": guard(named), "<truth>": guard(named)})
+        try:
+            before = space.get("check")
+            exec(load_code(code), space)
+            if entry and space.get("check") is not before and "<calls check>" not in named:
+                space["check"](eval(entry, space))
+        except BaseException as e:
+            trace = e.__traceback__
+            while trace.tb_next:
+                trace = trace.tb_next
+            wrong = isinstance(e, AssertionError) and trace.tb_frame.f_code.co_filename != source
+            return token, "wrong_answer" if wrong else ended_by(e), len(held)
+        return token, "passed", len(held)
+
+    def say(number, *answer):
+        if getpid() != pid:                                  # a fork of the program came back here: it has no say
+            leave(0)
+        send(channel, dump((number, *answer)))
+
+    table = {}
+    say(0, "ready")
+    while request := receive(channel):
+        number, what, *given = load(request)
+        if what == "load":
+            said = load_program(*given)
+            say(number, said or "loaded")
+        elif what == "find":
+            say(number, find(*given))
+        elif what == "bind":
+            try:
+                table[given[0]] = it = eval(given[0], own)
+                say(number, "function" if callable(it) and not isinstance(it, type) else "other")
+            except BaseException as e:
+                say(number, ended_by(e))
+        elif what == "call":
+            say(number, *call(table[given[0]] if given[0] in table else own[given[0]], given[1]))
+        elif what == "tests":
+            say(number, *test_here(*given))
+        elif what == "script":
+            said = run_script(*given)
+            say(number, said, peak_memory("self"))
+            leave(0)
+        elif what == "peak":
+            say(number, peak_memory("self"))
+    leave(0)
+
+
+def guard(named):
+    """What the tests' comparisons and truth values become in one process: they fail on a result whose class the program gave its own
+    comparisons, if the tests do not name that class (named: a set of names) or if it says yes to everything.
+
+    -> function(value) for a truth value, function(left, operators, *rights) for a comparison.
+    """
+    operators = {"Eq": operator.eq, "NotEq": operator.ne, "Lt": operator.lt, "LtE": operator.le, "Gt": operator.gt, "GtE": operator.ge,
+                 "Is": operator.is_, "IsNot": operator.is_not, "In": lambda a, b: a in b, "NotIn": lambda a, b: a not in b}
+    library = tuple(sorted({os.path.dirname(os.__file__), *(p for p in sys.path[1:] if p)}))
+    deciding = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__contains__", "__sub__", "__rsub__", "__bool__", "__len__", "__hash__")
+    plain = (int, float, str, bool, bytes, complex, type(None))
+    classes = type.__dict__["__mro__"].__get__
+
+    def own(function):                     # is it the program's, and not C or a library's?
+        code = getattr(function, "__code__", None)
+        return function is not None and (code is not None and not code.co_filename.startswith(library) or code is None and callable(function)
+                                         and not isinstance(function, (types.WrapperDescriptorType, types.MethodDescriptorType, types.BuiltinFunctionType)))
+
+    def trust(value):
+        todo, seen = [value], set()
+        while todo:
+            value = todo.pop()
+            kind = type(value)
+            if kind in plain or id(value) in seen:
+                continue
+            seen.add(id(value))
+            if kind in (list, tuple, set, frozenset, dict):
+                todo.extend(value)
+                if kind is dict:
+                    todo.extend(value.values())
+                continue
+            for base in classes(kind):
+                if base.__name__ not in named and any(own(type.__getattribute__(base, "__dict__").get(m)) for m in deciding):
+                    raise AssertionError("the result brings its own comparisons")
+            try:
+                yes = (value == object()) is True
+            except Exception:
+                yes = False
+            if yes:
+                raise AssertionError("the result equals anything")
+
+    def check(left, kinds=None, *rights):
+        trust(left)
+        if kinds is None:
+            return left
+        for kind, right in zip(kinds, rights):
+            trust(right)
+            said = operators[kind](left, right)
+            if len(rights) > 1 and not said:
+                return said
+            left = right
+        return said
+
+    return check
+
+
+# ---------------------------------------------------------------- the tester's process
+
+class InOneProcess(BaseException):
+    """The run needs values that are not plain data."""
+
+
+class Ended(BaseException):
+    """The program's process ended."""
+
+
+PLAIN = {("collections", "Counter"), ("collections", "OrderedDict"), ("collections", "defaultdict"), ("collections", "deque"), ("decimal", "Decimal"),
+         ("fractions", "Fraction"), *(("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
+         *(("builtins", name) for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "range", "set",
+                                            "slice", "str", "tuple"))}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) not in PLAIN:
+            raise InOneProcess
+        return super().find_class(module, name)
+
+
+def plain(data):
+    """A value from bytes that the program wrote. Raises InOneProcess if it is anything but plain data."""
+    try:
+        return PlainUnpickler(io.BytesIO(data)).load()
+    except Exception:
+        raise InOneProcess from None
+
+
+def restore(old, new):
+    """Make old what new is, in place where it can be. Both came from the same argument. Returns the value to use."""
+    if type(old) is type(new):
+        if isinstance(old, list):
+            old[:] = [restore(a, b) for a, b in zip(old, new)] + new[len(old):]
+            return old
+        if isinstance(old, (dict, set)):
+            kept = {k: restore(old[k], v) if k in old else v for k, v in new.items()} if isinstance(old, dict) else set(new)
+            old.clear()
+            old.update(kept)
+            return old
+        if isinstance(old, bytearray):
+            old[:] = new
+            return old
+        if isinstance(old, tuple) and len(old) == len(new):
+            return tuple(map(restore, old, new))
+    return new
+
+
+class Peer:
+    """The program, as the tester sees it."""
+
+    def __init__(self, channel, watch):
+        self.channel, self.watch, self.number, self.raised, self.trouble = channel, watch, 0, {}, None
+        self.poll = select.poll()
+        self.poll.register(channel, select.POLLIN)
+        self.poll.register(watch, select.POLLIN)
+
+    def wait(self):
+        ready = dict(self.poll.poll())
+        if self.channel.fileno() not in ready:
+            raise Ended
+
+    def answer(self):
+        """The next answer, a tuple of plain data. Raises Ended if there is none, or if it is not that of the last question."""
+        try:
+            data = receive(self.channel, MESSAGE, self.wait)
+        except (TooLong, OSError):
+            data = None
+        said = plain(data) if data else None
+        if not isinstance(said, tuple) or not said or said[0] != self.number:
+            raise Ended
+        return said[1:]
+
+    def ask(self, *question):
+        self.number += 1
+        try:
+            send(self.channel, pickle.dumps((self.number, *question)))
+        except OSError:
+            raise Ended from None
+        return self.answer()
+
+    def function(self, name):
+        """A function that calls the program's."""
+        def call(*args, **kwargs):
+            if self.trouble:                                 # the tests swallowed it
+                raise self.trouble
+            try:
+                return self.call(name, args, kwargs)
+            except (InOneProcess, Ended) as e:
+                self.trouble = e
+                raise
+        call.__name__ = call.__qualname__ = name
+        return call
+
+    def call(self, name, args, kwargs):
+        try:
+            blob = pickle.dumps((args, kwargs))
+        except Exception:
+            raise InOneProcess from None
+        kind, *rest = self.ask("call", name, blob)
+        if kind == "raised":
+            names, text = rest
+            error = getattr(builtins, names[0])
+            e = error.__new__(error, text)
+            e.args = (text,)
+            self.raised[id(e)] = e
+            raise e
+        if kind != "value":
+            raise InOneProcess
+        value, alias, after = plain(rest[0]), rest[1], rest[2]
+        if after is not None:
+            new_args, new_kwargs = plain(after)
+            for old, new in zip((*args, *kwargs.values()), (*new_args, *new_kwargs.values())):
+                restore(old, new)
+        return value if alias is None else args[alias]
+
+    def end(self):
+        """How the program's process ended: a verdict, passed for status 0. Raises HarnessError."""
+        poll = select.poll()
+        poll.register(self.watch, select.POLLIN)
+        said = os.read(self.watch, 1 << 16) if poll.poll(1000) else b"S-1"
+        if said[:1] == b"H" or not said:
+            raise HarnessError(said[1:].decode() or "init ended")
+        if said[:1] in b"MN":
+            return "memory_limit" if said[:1] == b"M" else "abnormal_exit"
+        status = int(said[1:])
+        code = os.waitstatus_to_exitcode(status) if status >= 0 else 1
+        return {0: "passed", -signal.SIGSYS: "memory_limit", -signal.SIGXFSZ: "output_limit"}.get(code, "abnormal_exit") if LINUX or code >= 0 else "abnormal_exit"
+
+
+def tester(sock, writing, mode, limits, level, cwd, nobody, files):
+    """The tester's process; says its verdict on the pipe `writing`. Never returns."""
+    status = 1
+    try:
+        prctl(1, signal.SIGKILL)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        ours, theirs = socket.socketpair()
+        watch, watched = os.pipe()
+        if (clone(NEWPID | NEWNS) if level == "namespaces" else os.fork()) == 0:
+            ours.close(), sock.detach(), os.close(writing), os.close(watch)
+            init(theirs, watched, mode, limits, level, cwd, nobody, files)
+        theirs.close(), os.close(watched)
+        peer = Peer(ours, watch)
+        try:
+            if peer.answer() != ("ready",):
+                raise HarnessError("the program's process did not get ready")
+        except Ended:
+            peer.end()
+            raise HarnessError("the program's process ended before it was ready") from None
+        os.write(writing, b"R")                              # the clock runs; what goes wrong now is the program's fault
+        body = marshal.loads(receive(sock))
+        try:
+            said = judge(peer, mode, body, limits, files[0])
+        except Ended:
+            said = peer.end(), ""
+            if said[0] == "passed" and mode != "stdio":
+                said = "abnormal_exit", ""
+        except MemoryError:
+            said = "memory_limit", ""
+    except BaseException:
+        said = "harness_error", traceback.format_exc()
+    try:
+        os.write(writing, marshal.dumps(said))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def judge(peer, mode, body, limits, feed):
+    """The verdict on a program -> (verdict, detail)."""
+    text, tests, entry = body
+    if mode == "stdio":
+        with open(feed, "wb", closefd=False) as f:
+            f.write(tests.encode("utf-8", "surrogatepass"))
+        os.lseek(feed, 0, os.SEEK_SET)
+        verdict, peak = peer.ask("script", text)
+        return "memory_limit" if peak > limits[1] else verdict if verdict in VERDICTS else "abnormal_exit", ""
+    try:
+        code, wanted, named, direct, imports = prepare(tests, entry, guarded=mode == "in_process")
+        if entry:
+            compile(entry, "<entry point>", "eval", dont_inherit=True)
+    except (SyntaxError, ValueError) as e:
+        return "bad_tests", str(e)
+    said, = peer.ask("load", text, imports if mode == "in_process" else ())
+    if said != "loaded":
+        verdict = said if said in VERDICTS and said != "passed" else "abnormal_exit"
+    elif mode == "in_process":
+        token = secrets.token_hex(16)
+        back, verdict, held = peer.ask("tests", marshal.dumps(code), entry, named, token)
+        if back != token or verdict not in VERDICTS or verdict == "passed" and held < direct:
+            verdict = "abnormal_exit"
+    else:
+        verdict = judge_apart(peer, code, wanted, named, direct, entry)
+        if verdict == "in_process":
+            return verdict, ""
+    peak, = peer.ask("peak")
+    return "memory_limit" if peak > limits[1] else verdict, ""
+
+
+def judge_apart(peer, code, wanted, named, direct, entry):
+    """Run the tests here; the program's functions are called in its own process. -> a verdict, or "in_process"."""
+    held, space = [], {"__name__": "tests"}
+    space["<held>"] = lambda: held.append(1)
+    for name in sorted(wanted):
+        kind, *where = peer.ask("find", name)
+        if kind == "function" and f"{name}." not in named:
+            space[name] = peer.function(name)
+        elif kind == "import" and where[0].split(".")[0] in {*sys.stdlib_module_names, "numpy"}:
+            module = importlib.import_module(where[0])
+            space[name] = getattr(module, where[1]) if where[1] else module
+        elif kind != "missing":
+            return "in_process"
+    try:
+        try:
+            exec(code, space)
+            if entry and "check" in space and "check" not in wanted and "<calls check>" not in named:
+                said, = peer.ask("bind", entry)
+                if said == "other":
+                    raise InOneProcess
+                if said != "function":
+                    return said if said in VERDICTS and said != "passed" else "abnormal_exit"
+                space["check"](peer.function(entry))
+        finally:
+            if peer.trouble:
+                raise peer.trouble
+    except InOneProcess:
+        return "in_process"
+    except Ended:
+        raise
+    except BaseException as e:
+        if isinstance(e, AssertionError) and id(e) not in peer.raised:
+            return "wrong_answer"
+        return "memory_limit" if isinstance(e, MemoryError) else "abnormal_exit" if isinstance(e, SystemExit) else "exception"
+    return "passed" if len(held) >= direct else "abnormal_exit"
+
+
+class Instrument(ast.NodeTransformer):
+    """Counts assertions that held; with `guarded`, comparisons and truth values go through `guard`. Names in <> cannot be a program's."""
+
+    def __init__(self, guarded):
+        self.guarded = guarded
+
+    def helper(self, node, name, *args):
+        return ast.copy_location(ast.Call(ast.Name(name, ast.Load()), list(args), []), node)
+
+    def visit_Assert(self, node):
+        self.generic_visit(node)
+        if self.guarded:
+            node.test = self.helper(node, "<truth>", node.test)
+        return [node, ast.copy_location(ast.Expr(self.helper(node, "<held>")), node)]
+
+    def visit_UnaryOp(self, node):
+        self.generic_visit(node)
+        if self.guarded and isinstance(node.op, ast.Not):
+            node.operand = self.helper(node, "<truth>", node.operand)
+        return node
+
+    def visit_Compare(self, node):
+        self.generic_visit(node)
+        if not self.guarded:
+            return node
+        kinds = ast.Tuple([ast.Constant(type(op).__name__) for op in node.ops], ast.Load())
+        return self.helper(node, "<compare>", node.left, kinds, *node.comparators)
+
+
+def prepare(tests, entry, guarded):
+    """Tests as code that counts. -> (code, names it wants of the program, names and marks it holds, assertions that must hold, modules it imports).
+    Marks: "f." where an attribute of f is used, "<calls check>" where the tests call check() themselves. Raises SyntaxError, ValueError."""
+    tree = ast.parse(tests)
+    inside = list(ast.walk(tree))
+    named = {n.id for n in inside if isinstance(n, ast.Name)} | {n.attr for n in inside if isinstance(n, ast.Attribute)}
+    named |= {n.value.id + "." for n in inside if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
+    named |= {n.id for n in ast.walk(ast.parse(entry or "None", mode="eval")) if isinstance(n, ast.Name)}
+    calls = [n.value.func.id for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and isinstance(n.value.func, ast.Name)]
+    checks = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "check"]
+    direct = sum(isinstance(n, ast.Assert) for n in tree.body)
+    if checks and (entry or "check" in calls) and not any(isinstance(n, ast.Return) for n in ast.walk(checks[-1])):
+        direct += sum(isinstance(n, ast.Assert) for n in checks[-1].body)
+    if "check" in calls:
+        named.add("<calls check>")
+    imports = {a.name for n in inside if isinstance(n, ast.Import) for a in n.names} | {
+        n.module for n in inside if isinstance(n, ast.ImportFrom) and n.module}
+    imports |= named & set(sys.stdlib_module_names) & set(sys.modules)
+    tables, free, bound = [symtable.symtable(tests, "<tests>", "exec")], set(), set()
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        top = table.get_type() == "module"
+        for symbol in table.get_symbols():
+            if top and (symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()):
+                bound.add(symbol.get_name())
+            if symbol.is_referenced() and (top or symbol.is_global()):
+                free.add(symbol.get_name())
+    wanted = {n for n in free - bound if n == entry or not hasattr(builtins, n)}
+    tree = ast.fix_missing_locations(Instrument(guarded).visit(tree))
+    return compile(tree, "<tests>", "exec", dont_inherit=True), wanted, named, direct, sorted(imports)
+
+
+# ---------------------------------------------------------------- the command line
+
+def read_rows(path):
+    """Jobs of a .jsonl file. Raises ValueError, OSError."""
+    jobs = []
+    with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf-8") as f:
+        for number, line in enumerate(f, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                    job = Job(row["program"], row["tests"], row.get("entry_point") or "", row.get("kind", "assert"), str(row.get("name", "")),
+                              row.get("time_limit"))
+                    if not isinstance(job.program, str) or not isinstance(job.entry_point, str):
+                        raise ValueError("program and entry_point are texts")
+                    check_job(job, f"row {job.name!r}")
+                except (ValueError, KeyError, TypeError, AttributeError) as e:
+                    raise ValueError(f"{path}, line {number}: {f'no field {e}' if isinstance(e, KeyError) else e}; expected "
+                                     '{"name", "kind", "program", "tests", "entry_point"}') from None
+                jobs.append(job)
+    return jobs
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description="Grade programs: a JSON line each with its verdict, in order. " + "; ".join(
+        f"{k}: {v}" for k, v in VERDICTS.items()))
+    parser.add_argument("file", help='.jsonl with rows {"name", "kind": "assert" | "stdio", "program", "tests", "entry_point"}; - for stdin')
+    parser.add_argument("--workers", type=int, help="runs at a time (default: the cores)")
+    parser.add_argument("--time-limit", type=float, default=10.0, metavar="SECONDS", help="of a run; of a test for kind stdio (default 10)")
+    parser.add_argument("--memory-limit", type=float, default=2048, metavar="MIB", help="address space (default 2048)")
+    parser.add_argument("--output-limit", type=float, default=64, metavar="MIB", help="output, and any file (default 64)")
+    args = parser.parse_args(argv)
+    try:
+        jobs = read_rows(args.file)
+        waiting, following = {}, 0
+        for i, result in graded(jobs, workers=args.workers, time_limit=args.time_limit, memory_limit=int(args.memory_limit * 2 ** 20),
+                                output_limit=int(args.output_limit * 2 ** 20), progress=sys.stderr.isatty()):
+            waiting[i] = result
+            while following in waiting:
+                said = waiting.pop(following)
+                print(json.dumps({"name": jobs[following].name, "verdict": said.verdict, "seconds": round(said.seconds, 4),
+                                  "isolation": said.isolation, "mode": said.mode}), flush=True)
+                following += 1
+    except (ValueError, OSError) as e:
+        print(f"sandbox.py: {e}", file=sys.stderr)
+        return 2
+    except HarnessError as e:
+        print(f"sandbox.py: harness error: {e} {' '.join(getattr(e, '__notes__', []))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
 if __name__ == "__main__":
-    right = [Job(f"def add(a, b):\n    return a + b  # {i}", "assert add(1, 2) == 3", "add") for i in range(200)]
-    begin, cpu = time.perf_counter(), os.times()
-    verdicts = {r.verdict for r in grade(right, progress=True)}
-    wall, now = time.perf_counter() - begin, os.times()
-    spent = sum(now[:4]) - sum(cpu[:4])
-    print(verdicts, f"{1000 * wall / len(right):.1f} ms wall, {1000 * spent / len(right):.1f} ms CPU a program")
-    print(grade([Job("def add(a, b):\n    return a - b", "assert add(1, 2) == 3", "add")]))
+    if sys.argv[1:2] == ["--serve"]:
+        serve(int(sys.argv[2]))
+    else:
+        sys.exit(main(sys.argv[1:]))

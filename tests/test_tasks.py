@@ -2,14 +2,13 @@
 import random
 import re
 
-NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-
 import pytest
 
 import data
 import tasks
 
 SPLITS = ("train", "val", "test", "rl")
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 # What each named step makes of a digit, in words of its own.
