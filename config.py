@@ -38,7 +38,7 @@ class Config:
     max_tokens: int = setting(160, "real code: longer snippets are left out")
     min_lines: int = setting(2, "real code: so are snippets with fewer lines that can take a thought")
     decontaminate: bool = setting(True, "real code: drop functions that hold a benchmark's problem or solution; false: train on the corpus unchecked")
-    data_dir: str = setting("", "the benchmarks' files; default shared/data beside the project")
+    data_dir: str = setting("", "folder of the benchmarks' files; default: shared/data beside the project")
 
     # the small model (other presets bring their own)
     n_layer: int = setting(4, "layers")
@@ -160,6 +160,8 @@ def make(preset="tiny", **given):
             raise UserError(f"{key} 0: expected at least 1")
     if cfg.block < cfg.max_tokens:
         raise UserError(f"--block {cfg.block}: expected at least --max-tokens {cfg.max_tokens}, because no snippet is cut")
+    if cfg.estep == "oracle" and cfg.data != "domain":
+        raise UserError(f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}")
     return cfg
 
 

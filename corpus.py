@@ -153,17 +153,14 @@ def corpus(spec, tok, max_tokens, min_lines=2, max_snippets=None, seed=0, progre
                 lines hold source code in a field `text`.
     max_tokens  longer snippets are left out (eos counts); min_lines: so are those with fewer lines that can take a thought.
     max_snippets  a sample of that many, drawn with `seed`: files in random order until there are four times as many functions.
-    check       says of a function's (name, text) whether it is to be dropped, before any is chosen (`decontaminate.Checker`); None: all stay.
-    counts      files, functions, kept, and what was left out: contaminated (if there is a check), undecodable, syntax_error, bad_json, rewritten (text would not
-                mean the same), duplicate (same text), too_long, too_short, no_line (no line can take a thought).
+    check       says of a function's (name, text) whether it is to be dropped (`decontaminate.Checker`), each before it is chosen; None: all stay.
+    counts      files, functions, kept, and what was left out: contaminated (if there is a check), undecodable, syntax_error, bad_json, rewritten
+                (text would not mean the same), duplicate (same text), too_long, too_short, no_line (no line can take a thought).
     Raises UserError if nothing is left.
     """
     counts, found = dict.fromkeys(COUNTED + ("contaminated",) * (check is not None), 0), []
     for some in distinct(spec, counts, seed, max_snippets is not None, progress):
-        clean = [f for f in some if check is None or not check(f[0], f[1])]
-        if check is not None:
-            counts["contaminated"] += len(some) - len(clean)
-        found += clean
+        found += some
         if max_snippets is not None and len(found) >= 4 * max_snippets:
             break
     if max_snippets is not None:
@@ -172,6 +169,9 @@ def corpus(spec, tok, max_tokens, min_lines=2, max_snippets=None, seed=0, progre
     for name, text, prompt in tqdm(found, desc="cutting into lines", unit="function", disable=not progress, delay=2, leave=False):
         if max_snippets is not None and len(kept) >= max_snippets:
             break
+        if check is not None and check(name, text):
+            counts["contaminated"] += 1
+            continue
         if len(text) > max_tokens and len(tok.encode(text)) >= max_tokens:
             counts["too_long"] += 1
             continue

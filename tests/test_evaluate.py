@@ -1,4 +1,5 @@
 """Evaluation: pass@k, scores, stop sequences, and the bound of a model on held-out code."""
+import json
 import math
 import random
 import types
@@ -44,13 +45,54 @@ def test_stop_sequences(monkeypatch):
     wanted = ["\n    return 1", "\n    return 1", "", "\n    # def in a comment\n    return 1"]
     monkeypatch.setattr(evaluate, "generate", lambda model, prompts, *a, n, **k: [
         [Completion(BYTES.encode(written[2 * i + j]) + [BYTES.eos], [], True) for j in range(n)] for i in range(len(prompts))])
-    problems = [tasks.Task(name, f"def {name}():", "", f"assert {name}() == 1", name) for name in ("f", "h")]
+    stops = ("\nclass ", "\ndef ", "\nif ", "\nprint")
+    problems = [tasks.Task(name, f"def {name}():", "", f"assert {name}() == 1", name, stops=stops) for name in ("f", "h")]
     model = types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100))
-    rows = evaluate.solve(model, BYTES, problems, 2, 0.8, 50, 0, tasks.HUMANEVAL_STOPS)
+    rows = evaluate.solve(model, BYTES, problems, 2, 0.8, 50, 0)
     assert [r["completion"] for r in rows] == wanted and [r["task_id"] for r in rows] == ["f", "f", "h", "h"]
     assert [r["verdict"] for r in rows] == ["passed", "passed", "syntax_error", "passed"]
     with pytest.raises(config.UserError, match="f: its prompt has 8 tokens; the model's max_len is 8"):
         evaluate.solve(types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=8)), BYTES, problems, 1, 0.8, 50, 0)
+
+
+def test_interval():
+    """One sample a problem: the bootstrap mean is a binomial over N, whose quantiles are known exactly."""
+    rows = [{"verdict": "passed" if i < 30 else "timeout"} for i in range(100)]
+    chance = [math.comb(100, k) * 0.3 ** k * 0.7 ** (100 - k) for k in range(101)]
+    exact = [next(k for k in range(101) if sum(chance[:k + 1]) >= q) / 100 for q in (0.025, 0.975)]
+    assert evaluate.interval(rows, 1, 1) == pytest.approx(exact, abs=0.011)
+    assert evaluate.interval(rows[:30], 1, 1) == (1.0, 1.0)
+    low, high = evaluate.interval([rows[i % 2 * 99] for i in range(40)], 2, 2)       # one of two samples right everywhere: pass@2 is certain
+    assert (low, high) == (1.0, 1.0)
+
+
+def test_an_interrupted_evaluation_goes_on(monkeypatch, tmp_path):
+    """Killed after the first part, with a cut line at the end: --resume samples only the rest, and the file is that of a whole run."""
+    asked = []
+
+    def written(model, prompts, *a, n, seeds, **k):
+        asked.append(list(seeds))
+        return [[Completion(BYTES.encode(f"\n    return {seed % 3}") + [BYTES.eos], [], True) for _ in range(n)] for seed in seeds]
+
+    monkeypatch.setattr(evaluate, "generate", written)
+    problems = [tasks.Task(f"T/{i}", f"def f{i}():", "", f"assert f{i}() == 1", f"f{i}") for i in range(5)]
+    model, path = types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100)), str(tmp_path / "runs" / "samples.jsonl")
+    cfg = config.make(temperature=0.8)
+    whole = evaluate.solve_suite(model, BYTES, problems, 64, cfg, path, {"a": 1})
+    assert asked == [[0, 1], [2, 3], [4]] and [r["verdict"] == "passed" for r in whole[::64]] == [False, True, False, False, True]
+    lines = open(path).read().splitlines(True)
+    assert len(lines) == 320 and {*json.loads(lines[0])} == {"task_id", "completion", "verdict", "seconds"}
+    with open(path, "w") as f:
+        f.writelines(lines[:150] + [lines[150][:20]])
+    asked.clear()
+    again = evaluate.solve_suite(model, BYTES, problems, 64, config.make(temperature=0.8, resume=True), path, {"a": 1})
+    bare = [(r["task_id"], r["completion"], r["verdict"]) for r in whole]
+    assert asked == [[2, 3], [4]] and [(r["task_id"], r["completion"], r["verdict"]) for r in again] == bare
+    assert [(r["task_id"], r["completion"], r["verdict"]) for r in map(json.loads, open(path))] == bare
+    with pytest.raises(config.UserError, match="samples.jsonl: made with a=1 and not 2"):
+        evaluate.solve_suite(model, BYTES, problems, 64, config.make(resume=True), path, {"a": 2})
+    with pytest.raises(config.UserError, match="its rows are not those of this suite"):
+        evaluate.solve_suite(model, BYTES, problems[1:], 64, config.make(resume=True), path, {"a": 1})
 
 
 @pytest.fixture(scope="module")

@@ -1,204 +1,378 @@
-"""The grader: a verdict for each cause, the ways to pass without being right, and nothing left behind."""
+"""The grader: the verdict of every program of the corpus, the same however it is run, and nothing left behind."""
+import contextlib
+import importlib.util
+import json
 import os
+import pathlib
+import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import types
 
 import pytest
 
+import programs
 import sandbox
-from sandbox import HarnessError, Job, grade
+from programs import ADD, CASES, CHECK, DAEMON, LEFT, MARK, NEEDS, RIGHT, SETTINGS, SUM, SUM_RIGHT, WRONG
+from sandbox import HarnessError, Job, grade, graded
 
-ADD = "assert add(1, 2) == 3\nassert add(-1, 1) == 0"
-CHECK = "def check(candidate):\n    assert candidate(1, 2) == 3\n"
-RIGHT = "def add(a, b):\n    return a + b\n"
-WRONG = "def add(a, b):\n    return a - b\n"
-YES = "class Yes:\n    def __eq__(self, other): return True\n    def __hash__(self): return 0\n"
+LEVELS = ("namespaces", "landlock", "process")      # strongest first
+SMALL = [                                           # for every level and user
+    "plain: right", "plain: wrong, check", "plain: right, a method", "plain: right, stdio", "plain: wrong, stdio",
+    "exit: os._exit in the function", "exit: kills itself", "lie: in a list", "lie: from a method", "builtin replaced: all",
+    "module replaced: math.isclose", "marker: every descriptor", "time: sleeps", "memory: one block", "output: one print", "process: a daemon",
+    "process: 50 zombies", "thread: one stays", "files: scratch", "files: locked directories", "files: moves and links", "error: when called",
+    "syntax: unclosed", "result: generator", "state: sorts in place", "class: stack", "input: fstat", "end: an error after the answer",
+]
+ROOT = pathlib.Path(sandbox.__file__).resolve().parent
+linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
 
-CASES = {   # name: (program, tests, entry point, verdict)
-    "right": (RIGHT, ADD, "add", "passed"),
-    "right, no entry point": (RIGHT, ADD, "", "passed"),
-    "right, check": (RIGHT, CHECK, "add", "passed"),
-    "right, check calls itself": (RIGHT, CHECK + "check(add)", "", "passed"),
-    "right, entry point is an expression": (
-        "class Solution:\n    def add(self, a, b): return a + b",
-        CHECK, "Solution().add", "passed"),
-    "right, noisy": ("print('x' * 1000)\n" + RIGHT, ADD, "add", "passed"),
-    "right, a __main__ block": (RIGHT + "if __name__ == '__main__':\n    raise SystemExit(1)", ADD, "add", "passed"),
-    "right, named like a builtin": ("def sum(a, b):\n    return a + b", "assert sum(1, 2) == 3", "sum", "passed"),
-    "right, helper named check": (
-        "def check(n):\n    return n > 0",
-        "assert check(1)\nassert not check(-1)", "check", "passed"),
-    "right, helper in the tests": (
-        "def poly(x): return x * x\ndef root(y): return y ** .5",
-        "assert poly(root(4)) == 4", "root", "passed"),
-    "right, own class": (
-        "import dataclasses\n@dataclasses.dataclass\nclass P:\n    x: int\ndef f(x): return P(x)",
-        "assert f(1) == P(1)", "f", "passed"),
-    "right, pickles its class": (
-        "import pickle\nclass P: pass\ndef f(): return type(pickle.loads(pickle.dumps(P()))).__name__",
-        "assert f() == 'P'", "f", "passed"),
-    "right, joins threads": (
-        "import threading\ndef f():\n    t = threading.Thread(target=lambda: None); t.start(); t.join(); return 1",
-        "assert f() == 1", "f", "passed"),
-    "right, site-packages": ("import numpy\ndef f(): return int(numpy.arange(3).sum())", "assert f() == 3", "f", "passed"),
-    "right, scratch file": ("open('x', 'w').write('1')\ndef f(): return open('x').read()", "assert f() == '1'", "f", "passed"),
-    "right, self-containing list": ("def f():\n    x = [1]; x.append(x); return x", "assert f()[0] == 1", "f", "passed"),
-    "wrong": (WRONG, ADD, "add", "wrong_answer"),
-    "wrong, check": (WRONG, CHECK, "add", "wrong_answer"),
-    "wrong, prints": (
-        WRONG + "import os\nfor fd in range(1, 64):\n    try: os.write(fd, b'passed\\n')\n    except OSError: pass\n",
-        ADD, "add", "abnormal_exit"),
-    "wrong, shadows all": ("def all(x): return True\ndef f(): return [0]", "assert all(f())", "f", "wrong_answer"),
-    "wrong, replaces builtins": (
-        "import builtins\nbuiltins.all = lambda x: True\ndef f(): return [0]",
-        "assert all(f())", "f", "wrong_answer"),
-    "wrong, own AssertionError": ("import builtins\nbuiltins.AssertionError = KeyError\n" + WRONG, ADD, "add", "wrong_answer"),
-    "wrong, exit handler": ("import atexit, os\natexit.register(os._exit, 0)\n" + WRONG, ADD, "add", "wrong_answer"),
-    "wrong, defines check": (WRONG + "def check(candidate): pass", CHECK, "add", "wrong_answer"),
-    "wrong, equal to all": (YES + "def add(a, b): return Yes()", ADD, "add", "wrong_answer"),
-    "wrong, equal to all, in a list": (YES + "def f(): return [[Yes()]]", "assert f() == [[1]]", "f", "wrong_answer"),
-    "wrong, equal to all, a mock": ("from unittest.mock import ANY\ndef add(a, b): return ANY", ADD, "add", "wrong_answer"),
-    "wrong, forks to guess": (
-        "import os\ndef f(): return bool(os.fork())",
-        "assert f() is False and f() is True", "f", "wrong_answer"),
-    "exit in the program": ("import sys\nsys.exit(0)", ADD, "add", "abnormal_exit"),
-    "os._exit in the program": ("import os\nos._exit(0)", ADD, "add", "abnormal_exit"),
-    "exit in the function": ("def add(a, b): raise SystemExit(0)", ADD, "add", "abnormal_exit"),
-    "os._exit in the function": ("import os\ndef add(a, b): os._exit(0)", CHECK, "add", "abnormal_exit"),
-    "killed": ("import os\nos.kill(os.getpid(), 9)", ADD, "add", "abnormal_exit"),
-    "exits, its child holds on": (
-        "import os, time\nif os.fork() == 0: time.sleep(30)\nos._exit(0)",
-        ADD, "add", "abnormal_exit"),
-    "raises": ("1 / 0", ADD, "add", "exception"),
-    "asserts in the program": ("assert False", ADD, "add", "exception"),
-    "raises when called": ("def add(a, b): return a + c", ADD, "add", "exception"),
-    "missing": ("x = 1", ADD, "add", "exception"),
-    "missing, check": ("x = 1", CHECK, "add", "exception"),
-    "reads stdin": ("input()", ADD, "add", "exception"),
-    "the tests raise": (RIGHT, "assert add(1, 2) == 3\nraise KeyError", "add", "exception"),
-    "interrupts": ("raise KeyboardInterrupt", ADD, "add", "exception"),
-    "file too large": ("with open('x', 'wb') as f:\n    f.truncate(1 << 40)\n" + RIGHT, ADD, "add", "exception"),
-    "syntax": ("def add(a, b:\n", ADD, "add", "syntax_error"),
-    "null byte": ("x = '\0'", ADD, "add", "syntax_error"),
-    "empty program": ("", ADD, "add", "exception"),
-    "loops": ("while True: pass", ADD, "add", "timeout"),
-    "loops, swallows all": (
-        "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
-        ADD, "add", "timeout"),
-    "loops in the function": ("def add(a, b):\n    while True: pass", CHECK, "add", "timeout"),
-    "memory": ("x = [0] * (1 << 29)", ADD, "add", "memory_limit"),
-    "memory in the function": ("def add(a, b): return bytearray(1 << 32)", ADD, "add", "memory_limit"),
-}
+
+def jobs_of(names):
+    return [Job(**CASES[name][0]) for name in names]
+
+
+def wrong_verdicts(names, verdicts):
+    return {name: verdict for name, verdict in zip(names, verdicts, strict=True) if verdict not in CASES[name][1]}
+
+
+def processes(folder=None):
+    """Ids of the processes, but this one, that are called MARK, or whose command line, environment or directory holds `folder`."""
+    found = set()
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        if process.name != str(os.getpid()):
+            with contextlib.suppress(OSError):
+                if (process / "comm").read_text().strip() == MARK:
+                    found.add(int(process.name))
+                elif folder is not None:
+                    text = (process / "cmdline").read_bytes() + (process / "environ").read_bytes() + os.fsencode(os.readlink(process / "cwd"))
+                    if os.fsencode(folder) in text:
+                        found.add(int(process.name))
+    return found
+
+
+def wait_for(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return met
+
+
+def outside():
+    """The files that the corpus tries to leave."""
+    return [path for path in (pathlib.Path(left).expanduser() for left in LEFT if not left.startswith("..")) if path.exists()]
+
+
+def own():
+    """What a leak would add to."""
+    return {"descriptors": len(os.listdir("/dev/fd")), "threads": threading.active_count()}
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    """The directory of temporary files, of which no file and no process may be left."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield folder
+    assert wait_for(lambda: not processes(folder))
+    assert os.listdir(folder) == []
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory):
-    results = grade([Job(*case[:3]) for case in CASES.values()], time_limit=1.5, memory_limit=1 << 30)
-    return dict(zip(CASES, results))
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_verdict(verdicts, name):
-    assert verdicts[name].verdict == CASES[name][3]
-    assert verdicts[name].verdict in sandbox.VERDICTS
-    assert 0 <= verdicts[name].seconds < 3
-
-
-def test_order_and_deduplication(tmp_path):
-    log = tmp_path / "log"
-    program = f"open({str(log)!r}, 'a').write('x')\n" + RIGHT
-    jobs = [Job(WRONG, ADD), Job(program, ADD), Job("(", ADD), Job(program, ADD), Job(WRONG, ADD)]
-    assert [r.verdict for r in grade(jobs)] == ["wrong_answer", "passed", "syntax_error", "passed", "wrong_answer"]
-    assert log.read_text() == "x"
-    assert grade([]) == []
-
-
-def test_same_verdicts_however_many_workers():
-    jobs = [Job(p + f"# {i}", ADD) for i in range(10) for p in (RIGHT, WRONG)]
-    assert [r.verdict for r in grade(jobs, workers=8)] == ["passed", "wrong_answer"] * 10
-
-
-def test_environment(monkeypatch):
-    monkeypatch.setenv("PRIVATE", "1")
-    program = ("import os, sys, stat\nmode = stat.S_IMODE(os.stat('.').st_mode)\nfiles = os.listdir('.')\n"
-               "hashed = hash('a')\nargv = sys.argv\nenv = dict(os.environ)")
-    tests = ("assert mode == 0o700 and files == [] and argv == ['program'] and 'PRIVATE' not in env\n"
-             "import sys; assert sys.flags.utf8_mode and not sys.flags.hash_randomization")
-    assert grade([Job(program, tests)])[0].verdict == "passed"
-
-
-def alive(pid):
+def batch(tmp_path_factory):
+    """Every case graded, and graded again in another order by more workers."""
+    folder = tmp_path_factory.mktemp("scratch")
     try:
-        with open(f"/proc/{pid}/stat") as f:
-            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TMPDIR", str(folder))
+            patch.setattr(tempfile, "tempdir", None)
+            level = grade([Job(RIGHT, ADD)])[0].isolation
+            names = [name for name in CASES if (level == "namespaces" or not name.startswith("kill: "))
+                     and (name not in NEEDS or importlib.util.find_spec(NEEDS[name]))]
+            before = own()
+            first = dict(zip(names, grade(jobs_of(names), workers=6, **SETTINGS), strict=True))
+            random.Random(0).shuffle(names)
+            second = dict(zip(names, grade(jobs_of(names), workers=8, **SETTINGS), strict=True))
+        wait_for(lambda: not processes(folder))
+        return types.SimpleNamespace(first=first, second=second, level=level, before=before, after=own(), files=os.listdir(folder),
+                                     outside=outside(), processes=processes(folder))
+    finally:
+        for path in outside():
+            path.unlink()
+        subprocess.run(["rm", "-rf", folder])       # a leftover may be too deep for shutil
 
 
-def wait_for(condition, seconds=5):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
+def test_the_corpus():
+    assert len(CASES) >= 150
+    assert sum(verdicts == ("passed",) for _, verdicts in CASES.values()) >= 60
+    assert {verdict for _, verdicts in CASES.values() for verdict in verdicts} == set(sandbox.VERDICTS)
+    assert set(SMALL) <= set(CASES)
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
-def test_nothing_left(tmp_path, monkeypatch):
-    pids, scratch = tmp_path / "pids", tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    fork = (f"import os, time\nif os.fork() == 0:\n    open({str(pids)!r}, 'a').write(f'{{os.getpid()}} ')\n    time.sleep(60)\n"
-            f"while not os.path.exists({str(pids)!r}): pass\ntime.sleep(0.2)\n")
-    locked = "import os\nos.makedirs('a/b')\nopen('a/b/c', 'w')\nos.chmod('a/b', 0)\nos.chmod('a', 0)\n"
-    jobs = [Job(fork + RIGHT, ADD), Job(fork + "while True: pass", ADD), Job(locked + RIGHT, ADD)]
-    before = len(os.listdir("/proc/self/fd"))
-    assert [r.verdict for r in grade(jobs, time_limit=1)] == ["passed", "timeout", "passed"]
-    left = [int(p) for p in pids.read_text().split()]
-    assert len(left) == 2
-    assert wait_for(lambda: not any(map(alive, left)))
-    assert os.listdir(scratch) == []
-    assert len(os.listdir("/proc/self/fd")) == before
+@linux
+@pytest.mark.parametrize("name", CASES)
+def test_verdict(batch, name):
+    if name not in batch.first:
+        pytest.skip(f"no {NEEDS[name]}" if name in NEEDS else f"level {batch.level}")
+    result = batch.first[name]
+    assert result.verdict in CASES[name][1]
+    assert result.isolation == batch.level
+    assert result.mode in (["stdio"] if CASES[name][0]["kind"] == "stdio" else ["separate", "in_process"])
+    limit = CASES[name][0].get("time_limit", SETTINGS["time_limit"])
+    assert 0 <= result.seconds < (limit + 1) * (len(CASES[name][0]["tests"]) if result.mode == "stdio" else 1)
+
+
+@linux
+def test_same_verdicts_shuffled(batch):
+    assert wrong_verdicts(batch.second, (result.verdict for result in batch.second.values())) == {}
+
+
+@linux
+def test_mode(batch):
+    separate = ["plain: right", "plain: wrong", "plain: right, check", "plain: right, a method", "result: nested lists", "state: sorts in place",
+                "builtin replaced: all", "module replaced: math.isclose", "error: when called", "exit: os._exit in the function"]
+    in_process = ["class: stack", "class: dataclass", "lie: from a method", "result: endless generator", "result: closures"]
+    expected = dict.fromkeys(separate, "separate") | dict.fromkeys(in_process, "in_process")
+    assert {name: batch.first[name].mode for name in expected} == expected
+
+
+@linux
+def test_the_corpus_leaves_nothing(batch):
+    assert batch.processes == set()
+    assert batch.files == []
+    assert batch.after == batch.before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+    if batch.level != "process":
+        assert batch.outside == []
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
-def test_interrupt_leaves_nothing(tmp_path):
-    pids, scratch = tmp_path / "pids", tmp_path / "scratch"
-    scratch.mkdir()
-    program = f"import os\nopen({str(pids)!r}, 'a').write(f'{{os.getpid()}} ')\nwhile True: pass"
+def test_order(scratch):
+    jobs = [Job(program, ADD) for program in (WRONG, RIGHT, "(", RIGHT, WRONG)] + [Job(SUM_RIGHT, SUM, kind="stdio")]
+    expected = ["wrong_answer", "passed", "syntax_error", "passed", "wrong_answer", "passed"]
+    assert [result.verdict for result in grade(jobs)] == expected
+    seen = dict(graded(jobs, workers=3))
+    assert len(list(graded(jobs))) == len(jobs)
+    assert [seen[i].verdict for i in range(len(jobs))] == expected
+    assert grade([]) == [] and list(graded([])) == []
+
+
+def test_stopping_early_leaves_nothing(scratch):
+    before = own()
+    sleeper = Job(DAEMON + "daemon()\ntime.sleep(60)\n", ADD)
+    for index, result in graded([Job(RIGHT, ADD), sleeper], workers=2, time_limit=60.0):
+        assert (index, result.verdict) == (0, "passed")
+        break
+    assert wait_for(lambda: own() == before)
+
+
+def test_limits(scratch):
+    loop = "while True:\n    pass\n"
+    grow = "x = bytearray(400 << 20)\n" + RIGHT
+    speak = "print('x' * (3 << 20))\n" + RIGHT
+    timed = grade([Job(loop, ADD), Job(loop, ADD, time_limit=0.2), Job(loop, SUM, kind="stdio")], time_limit=1.0, workers=1)
+    assert [result.verdict for result in timed] == ["timeout"] * 3
+    assert all(limit <= result.seconds < limit + 1 for result, limit in zip(timed, (1.0, 0.2, 1.0)))
+    assert grade([Job("import time\ntime.sleep(1)\n" + RIGHT, ADD, time_limit=30.0)], time_limit=0.5)[0].verdict == "passed"
+    assert [grade([Job(grow, ADD)], memory_limit=limit << 20)[0].verdict for limit in (300, 1000)] == ["memory_limit", "passed"]
+    assert [grade([Job(speak, ADD)], output_limit=limit << 20)[0].verdict for limit in (2, 4)] == ["output_limit", "passed"]
+
+
+def test_environment(scratch, monkeypatch):
+    monkeypatch.setenv("PRIVATE", "1")
+    look = """
+import os, stat, sys
+def facts():
+    return {
+        "directory": (stat.S_IMODE(os.stat(".").st_mode), os.stat(".").st_uid == os.geteuid(), os.listdir(".")),
+        "private": "PRIVATE" in os.environ,
+        "python": (sys.flags.utf8_mode, sys.flags.hash_randomization, sys.stdout.encoding, open("x", "w").encoding.lower()),
+        "stdin": (stat.S_ISREG(os.fstat(0).st_mode), sys.stdin.read()),
+    }
+"""
+    expected = {"directory": (0o700, True, []), "private": False, "python": (1, 0, "utf-8", "utf-8"), "stdin": (True, "")}
+    assert grade([Job(look, f"assert facts() == {expected}", "facts")])[0].verdict == "passed"
+    # of the directory, a stdio program sees nothing that another test left
+    fresh = "import os\nprint('seen' if os.path.exists('mine') else 'fresh', 'PRIVATE' in os.environ)\nopen('mine', 'w').close()\n"
+    assert grade([Job(fresh, [{"input": str(i), "output": "fresh False"} for i in range(2)], kind="stdio")])[0].verdict == "passed"
+
+
+@linux
+def test_no_network(scratch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        call = f"""
+import socket
+def connects():
+    try:
+        return bool(socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 1))
+    except OSError:
+        return False
+"""
+        result = grade([Job(call, "assert connects() is False", "connects")])[0]
+    if result.isolation != "namespaces":
+        pytest.skip(f"level {result.isolation}")
+    assert result.verdict == "passed"
+
+
+def test_links_are_not_followed(scratch, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o750)
+    (victim / "file").write_text("kept")
+    link = f"import os\nos.mkdir('d')\nos.symlink({str(victim)!r}, 'd/link')\nos.symlink({str(victim / 'file')!r}, 'link')\nos.chmod('d', 0)\n"
+    assert grade([Job(link + RIGHT, ADD), Job(link + WRONG, ADD)])[0].verdict == "passed"
+    assert victim.stat().st_mode & 0o777 == 0o750
+    assert (victim / "file").read_text() == "kept"
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_trainer_leaves_nothing(scratch, number):
+    program = DAEMON + "daemon()\ntime.sleep(60)\n"
     # a process that a shell started in the background ignores SIGINT, and so do its children: ask for it
-    script = f"import sandbox, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nsandbox.grade([sandbox.Job({program!r} + f' # {{i}}', 'assert 1') for i in range(4)], workers=2)"
-    root = os.path.dirname(os.path.abspath(sandbox.__file__))
-    env = {**os.environ, "TMPDIR": str(scratch)}
-    parent = subprocess.Popen([sys.executable, "-c", script], cwd=root, env=env, stderr=subprocess.PIPE)
-    assert wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
-    parent.send_signal(signal.SIGINT)
-    assert b"KeyboardInterrupt" in parent.communicate(timeout=20)[1]
-    assert not any(alive(int(p)) for p in pids.read_text().split())
-    assert os.listdir(scratch) == []
+    script = f"""
+import sandbox, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sandbox.grade([sandbox.Job({program!r} + f"# {{i}}", "assert True") for i in range(4)], workers=2, time_limit=60.0)
+"""
+    trainer = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE)
+    try:
+        assert wait_for(lambda: len(processes()) >= 4, 20)      # two programs and their daemons
+        trainer.send_signal(number)
+        said = trainer.communicate(timeout=20)[1]
+    finally:
+        trainer.kill()
+        trainer.wait()
+    assert b"KeyboardInterrupt" in said if number == signal.SIGINT else trainer.returncode == -number
+    # the fixture looks for what is left
 
 
-@pytest.mark.parametrize("job, words", [
-    (Job(RIGHT, " \n"), "job 0 has no tests"),
-    (Job(RIGHT, CHECK), "needs an entry_point"),
-    (Job(RIGHT, "assert ("), "do not compile"),
-    (Job(RIGHT, CHECK, "add("), "do not compile"),
+def command(*arguments):
+    return subprocess.run([sys.executable, ROOT / "sandbox.py", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_command_line(scratch, tmp_path):
+    rows = [
+        {"name": "right", "program": RIGHT, "tests": ADD, "entry_point": "add", "kind": "assert"},
+        {"name": "wrong", "program": WRONG, "tests": CHECK, "entry_point": "add", "kind": "assert"},
+        {"name": "stdio", "program": SUM_RIGHT, "tests": SUM, "kind": "stdio"},
+        {"name": "slow", "program": "import time\ntime.sleep(3)\n" + RIGHT, "tests": ADD},
+        {"name": "\u2713", "program": "class P:\n    x = 1\n", "tests": "assert P().x == 1"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = command(file, "--time-limit", 1, "--workers", 2)
+    out = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0
+    assert [list(row) for row in out] == [["name", "verdict", "seconds", "isolation", "mode"]] * len(rows)
+    assert [row["name"] for row in out] == [row["name"] for row in rows]
+    assert [row["verdict"] for row in out] == ["passed", "wrong_answer", "passed", "timeout", "passed"]
+    assert [row["mode"] for row in out] == ["separate", "separate", "stdio", "separate", "in_process"]
+    assert sum(out[0]["isolation"] in line for line in done.stderr.splitlines()) == 1       # the level is told once
+
+
+@pytest.mark.parametrize("text", [
+    None,                                                                           # no such file
+    "{",
+    "[]",
+    json.dumps({"name": "a", "tests": ADD}),
+    json.dumps({"name": "a", "program": 3, "tests": ADD}),
+    json.dumps({"name": "a", "program": RIGHT, "tests": ADD, "kind": "other"}),
+    json.dumps({"name": "a", "program": RIGHT, "tests": ADD, "kind": "stdio"}),
+    json.dumps({"name": "a", "program": RIGHT, "tests": [{"input": "1"}], "kind": "stdio"}),
+    json.dumps({"name": "a", "program": RIGHT, "tests": ""}),
+    json.dumps({"name": "a", "program": RIGHT, "tests": "assert ("}),
+    json.dumps({"name": "a", "program": RIGHT, "tests": ADD}) + "\nnonsense",
 ])
-def test_bad_jobs_raise(job, words):
+def test_command_line_says_what_is_wrong(tmp_path, text):
+    file = tmp_path / "rows.jsonl"
+    if text is not None:
+        file.write_text(text)
+    done = command(file)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("job, settings, words", [
+    (Job(RIGHT, " \n"), {}, "no tests"),
+    (Job(RIGHT, CHECK), {}, "entry_point"),
+    (Job(RIGHT, "assert ("), {}, "compile"),
+    (Job(RIGHT, CHECK, "add("), {}, "compile"),
+    (Job(SUM_RIGHT, [], kind="stdio"), {}, "tests"),
+    (Job(SUM_RIGHT, "assert True", kind="stdio"), {}, "tests"),
+    (Job(SUM_RIGHT, SUM, kind="other"), {}, "other"),
+    (Job(RIGHT, ADD, time_limit=0.0), {}, "time_limit"),
+    (Job(RIGHT, ADD), dict(time_limit=0.0), "time_limit"),
+    (Job(RIGHT, ADD), dict(memory_limit=0), "memory_limit"),
+    (Job(RIGHT, ADD), dict(output_limit=0), "output_limit"),
+    (Job(RIGHT, ADD), dict(workers=0), "workers"),
+])
+def test_bad_jobs_and_settings_raise(scratch, job, settings, words):
     with pytest.raises(ValueError, match=words):
-        grade([job])
+        grade([Job(RIGHT, ADD), job], **settings)
 
 
-def test_own_failure_raises(monkeypatch):
-    monkeypatch.setattr(sandbox, "CHILD", "raise SystemExit(0)")
-    with pytest.raises(HarnessError):
-        grade([Job(RIGHT, ADD)])
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(OSError):
-        grade([Job(RIGHT, ADD)])
-    with pytest.raises(ValueError, match="time_limit=0"):
-        grade([Job(RIGHT, ADD)], time_limit=0)
+@pytest.mark.parametrize("executable", ["/nowhere/python", "/bin/true", "/bin/cat"])
+def test_a_fault_of_the_grader_raises(scratch, monkeypatch, executable):
+    before = own()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", executable)
+        with pytest.raises(HarnessError):
+            grade([Job(RIGHT, ADD)])
+    assert grade([Job(RIGHT, ADD)])[0].verdict == "passed"
+    assert own() == before
+
+
+GRADE_SMALL = """
+import json, sys
+import programs, sandbox
+jobs = [sandbox.Job(**programs.CASES[name][0]) for name in json.loads(sys.argv[1])]
+print(json.dumps([(result.verdict, result.isolation) for result in sandbox.grade(jobs, workers=4, **programs.SETTINGS)]))
+"""
+
+
+def python_for(user):
+    """A Python that the user can run, or None."""
+    for python in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
+        with contextlib.suppress(OSError):
+            test = subprocess.run([python, "-c", "import sys; assert sys.version_info >= (3, 11)"], capture_output=True, cwd="/", **user)
+            if test.returncode == 0:
+                return python
+
+
+@linux
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("ordinary", [False, True], ids=["this user", "an ordinary user"])
+def test_every_level_and_user(level, ordinary):
+    if ordinary and os.geteuid() != 0:
+        pytest.skip("this user is an ordinary one")
+    user = dict(user=65534, group=65534, extra_groups=[]) if ordinary else {}
+    python = python_for(user)
+    if python is None:
+        pytest.skip("no Python that an ordinary user can run")
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="ra3-test-", dir="/tmp"))          # pytest's directories are closed to other users
+    try:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        for file in (sandbox.__file__, programs.__file__):
+            shutil.copy(file, folder)
+        for path, mode in ((folder, 0o755), (scratch, 0o777), *((file, 0o644) for file in folder.glob("*.py"))):
+            path.chmod(mode)
+        env = {"PATH": os.environ["PATH"], "TMPDIR": str(scratch), "RA3_SANDBOX_LEVEL": level, "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run([python, "-c", GRADE_SMALL, json.dumps(SMALL)], cwd=folder, env=env, capture_output=True, text=True, **user)
+        assert done.returncode == 0, done.stderr
+        verdicts, levels = zip(*json.loads(done.stdout))
+        assert wrong_verdicts(SMALL, verdicts) == {}
+        assert len(set(levels)) == 1 and levels[0] in LEVELS[LEVELS.index(level):]
+        assert wait_for(lambda: not processes(scratch))
+        assert os.listdir(scratch) == []
+    finally:
+        subprocess.run(["rm", "-rf", folder])
