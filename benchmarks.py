@@ -604,8 +604,8 @@ def mutants(program, entry_point, n, seed=0):
 
 def mutation_scores(suite, data_dir="", n=10, seed=0, show=0, workers=None, patience=1.0):
     """Mutates the references of a suite, and prints which share of the mutants its tests notice, and those of the suite in ALSO: only mutants of
-    references that pass the tests in question count. A mutant has half the time of a program. Returns {suite of the
-    tests: {(task, source, kind): verdict}}."""
+    references that pass the tests in question count. A mutant has four times its reference's time of this run, and at least a second. Returns {suite
+    of the tests: {(task, source, kind): verdict}}."""
     tasks = {task.name: task for task in load(suite, data_dir) if task.solution and task.kind == "assert"}
     whole = {name: program_of(task, task.solution) for name, task in tasks.items()}
     made = {name: mutants(whole[name], task.entry_point, n, seed) for name, task in tasks.items()}
@@ -615,13 +615,15 @@ def mutation_scores(suite, data_dir="", n=10, seed=0, show=0, workers=None, pati
     for tests in [suite, *ALSO.get(suite, [])]:
         testers = {task.name: task for task in load(tests, data_dir) if task.name in tasks}
 
-        def run(programs):
-            jobs = [dataclasses.replace(job_of(testers[name], "", patience / 2), program=program) for name, program in programs]
-            return [result.verdict for result in grade(jobs, workers=workers, progress=sys.stderr.isatty())]
+        def run(programs, limits):
+            jobs = [dataclasses.replace(job_of(testers[name], ""), program=program, time_limit=limits[name]) for name, program in programs]
+            return grade(jobs, workers=workers, progress=sys.stderr.isatty())
 
-        unsound = [name for name, verdict in zip(testers, run([(name, whole[name]) for name in testers])) if verdict != "passed"]
+        first = dict(zip(testers, run([(name, whole[name]) for name in testers], {name: patience * (task.time_limit or 10.0) for name, task in testers.items()})))
+        unsound = [name for name, result in first.items() if result.verdict != "passed"]
         here = [(name, *mutant) for name in testers if name not in unsound for mutant in made[name]]
-        verdicts[tests] = dict(zip(here, run([m[:2] for m in here])))
+        limits = {name: max(patience, 4 * result.seconds) for name, result in first.items()}
+        verdicts[tests] = {m: result.verdict for m, result in zip(here, run([m[:2] for m in here], limits))}
         found, before = (sum(verdicts[t][m] != "passed" for m in here) for t in (tests, suite if set(here) <= set(verdicts[suite]) else tests))
         print(f"  tests of {tests}: notice {found} of {len(here)} = {found / max(1, len(here)):.1%}"
               + f", {sum(verdict == 'timeout' for verdict in verdicts[tests].values())} of them by their time"

@@ -7,16 +7,19 @@ The promise: a program passes if and only if every assertion completed, and held
 and is never a score. Runs do not affect each other or the machine, and nothing is left of them: no process, no file.
 
 **Processes.** The trainer, many GB, is never forked. A thread of it talks over a socket to one small *server*, started by exec, which
-imports the usual modules once and then forks for every run (milliseconds):
+imports the usual modules once. A run is two forks, some milliseconds:
 
-    trainer --exec--> server --fork--> tester --clone--> init --fork--> program
-                      clock, sweep     tests, verdict    walls, watch   loads the program, answers calls
+    trainer --exec--> server --fork--> tester       the tests, the verdict
+                      (clock)           |  socket
+                        \--clone--> keeper --fork--> program      loads the program, answers calls
+                                    (watches it, ends what is left of it)
 
-The *tester* never loads the program. It reads the tests after the program's process has been forked, runs them in its own pristine
+The *keeper* sees neither tests nor programs, so a program's process starts clean. The *tester* never loads the program: it runs the tests in its own
 interpreter, and calls the program's functions over a socket: plain data crosses by pickle, read by an unpickler that makes plain types only;
-arguments that were changed in place come back. So neither replaced builtins, nor what the program finds by walking frames, modules or
+arguments that were changed in place come back, exceptions too. So neither replaced builtins, nor what the program finds by walking frames, modules or
 objects, nor what it prints or how it exits can turn a wrong value into a right one. Where values are not plain data (classes, generators,
-callables) the run is done over in one process (mode `in_process`): the tests get builtins and modules from before the program ran;
+callables), or where tests fail that look at something which they share with the program (files, `random`, stdout, identity), the run is done
+over in one process (mode `in_process`): the tests get builtins and modules from before the program ran;
 comparisons and truth values that the program's classes decide count only if the tests name the class, and not if it says yes to
 everything; the verdict comes with a token that is sent after the program has loaded, and with the count of assertions that held.
 A program of kind stdio runs once a test, as `__main__`; its output is compared in the trainer, by the rule of LiveCodeBench.
@@ -25,8 +28,8 @@ A program of kind stdio runs once a test, as `__main__`; its output is compared 
 
     namespaces  user, pid, mount, network, IPC: a read-only machine, a directory in memory that ends with the run, no network but loopback
     landlock    writes only below its own directory, no TCP, no signals to others
-    process     session, limits, and a sweep of all descendants (the server is their subreaper); root becomes `nobody` where that user can
-                read Python, at this level and the one above
+    process     signals only to itself and younger processes (seccomp), a sweep of all descendants (the keeper is their subreaper);
+                root becomes `nobody` where that user can read Python, at this level and the one above
 
 and always: no new privileges, no capabilities, limits on address space, files and processes. The memory limit is watched, and a seccomp
 filter ends a program that asks for more than it at once, so that a failed allocation whose error was caught counts too.
@@ -35,10 +38,10 @@ Conventions. In kind assert the program runs as the module `program`, so a `__ma
 builtins, unless it is the entry point. An AssertionError raised by the program itself is an exception, not a wrong answer.
 
 What it does not protect from: code that means harm. What the user can read, the program can read, files of tests too. In one
-process, a program that walks frames while the tests call it finds the token. At level `process` it can write and signal what its user can. Limits
-on memory are per process. It runs on Linux; on macOS at level `process`, without the watch on memory.
+process, a program that walks frames while the tests call it finds the token. At level `process` it can write what its user can. Limits on
+memory are per process. It runs on Linux; on macOS (not tested) at level `process`, without the watch on memory and on signals.
 
-No library does this: those that isolate (bubblewrap, nsjail) start an interpreter a run, at ten times the cost, and give no verdict.
+No library does this: those that isolate (bubblewrap, nsjail) start an interpreter a run, at several times the cost, and give no verdict.
 """
 import argparse
 import ast
@@ -582,7 +585,7 @@ def memory_file(name):
 
 
 def sweep():
-    """Kill whatever is left of a run, daemons included: all orphans of a run are children of the server."""
+    """Kill whatever is left of a run, daemons included: its orphans become children of the process that calls this (their subreaper)."""
     while True:
         for pid in children():
             with contextlib.suppress(ProcessLookupError):
