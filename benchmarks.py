@@ -283,21 +283,25 @@ def leetcode(data_dir="", version="v0.2.0-test"):
     leetcode test set, v0.2.0-train its train set (equal but for spaces); both have 1 to 5 assertions each, the 228 of v0.3.1-test about 100."""
     tasks = []
     for row in read_rows(f"leetcode/LeetCodeDataset-{version}.jsonl.gz", data_dir):
-        text, starter = leetcode_parts(row)
+        text, starter, preamble, code = leetcode_parts(row)
         needs = "from math import inf\n" if re.search(r"\binf\b", row["test"]) else ""
-        tasks.append(Task(row["task_id"], statement(text, starter), after(starter, row["completion"], row["entry_point"].split(".")[-1]),
-                          needs + row["test"], row["entry_point"], prefix=f"{row['prompt'].strip()}\n\n\n{starter}", stops=IN_CLASS_STOPS,
+        tasks.append(Task(row["task_id"], statement(text, starter), after(starter, code, row["entry_point"].split(".")[-1]),
+                          needs + row["test"], row["entry_point"], prefix=f"{preamble}\n\n\n{starter}", stops=IN_CLASS_STOPS,
                           time_limit=time_limit("leetcode-" + version.removesuffix("-test"), row["task_id"])))
     return tasks
 
 
 def leetcode_parts(row):
-    """(statement, starter code)"""
+    """(statement, starter code, preamble, reference). 17 preambles of v0.3.1 import SortedList; only the references that use it do so here, so that
+    other programs need no sortedcontainers."""
+    needed = "from sortedcontainers import SortedList\n"
+    code = (needed + "\n\n" if needed in row["prompt"] and "SortedList" in row["completion"] else "") + row["completion"].lstrip("\n")
     if "starter_code" in row:
-        return row["problem_description"], row["starter_code"].rstrip()
-    text, starter = row["query"].split("Please complete the following python code precisely:\n```python\n")
-    starter = starter.strip().removesuffix("```").rstrip()
-    return text, starter.replace(": reeNode", ": TreeNode")                 # a slip in count-nodes-equal-to-average-of-subtree
+        text, starter = row["problem_description"], row["starter_code"]
+    else:
+        text, starter = row["query"].split("Please complete the following python code precisely:\n```python\n")
+        starter = starter.strip().removesuffix("```").replace(": reeNode", ": TreeNode")             # a slip in count-nodes-equal-to-average-of-subtree
+    return text, starter.rstrip(), row["prompt"].replace(needed, "").strip(), code
 
 
 def after(starter, code, method):
@@ -329,7 +333,7 @@ LIVECODEBENCH_IMPORTS += "sys.setrecursionlimit(50000)\n"
 def livecodebench(data_dir="", window=""):
     """LiveCodeBench (arXiv 2403.07974), the 879 problems of release v5 that could be found, **public tests only** (1 to 6 a problem): numbers
     are upper bounds, not comparable with published ones. window "2024-08" gives the 279 from August 2024 on. Functional problems: docstring and
-    starter code, tests check(candidate); those that are in LeetCodeDataset too get its reference, and the tests of v0.3.1 (about 100).
+    starter code, tests check(candidate); the 293 that are in LeetCodeDataset too get its reference, and 98 (all of the window) the tests of v0.3.1.
     Others: the statement as a docstring, then a program that reads stdin. LiveCodeBench's imports stand before every program."""
     versions = ("v0.2.0-train", "v0.2.0-test", "v0.3.1-test")
     known = {row["task_id"]: row for v in versions for row in read_rows(f"leetcode/LeetCodeDataset-{v}.jsonl.gz", data_dir)}
@@ -368,7 +372,7 @@ def livecodebench_task(row, known=None):
         "        out = candidate(*given)\n        assert (list(out) if isinstance(out, tuple) else out) == exp\n\n")
     hidden = known["test"].replace("def check(", "def hidden(") if known and "starter_code" in known else ""        # v0.3.1
     tests += f"{hidden}\ndef check(candidate):\n    public(candidate)\n" + "    hidden(candidate)\n" * bool(hidden)
-    return Task(name, statement(text, starter), after(starter, known["completion"], metadata["func_name"]) if known else "", tests,
+    return Task(name, statement(text, starter), after(starter, leetcode_parts(known)[3], metadata["func_name"]) if known else "", tests,
                 f"Solution().{metadata['func_name']}", prefix=f"{LIVECODEBENCH_IMPORTS}\n\n{starter}", stops=IN_CLASS_STOPS,
                 time_limit=time_limit("leetcode-v0.3.1", known["task_id"]) if known else 0.0)
 
@@ -619,7 +623,8 @@ def mutation_scores(suite, data_dir="", n=10, seed=0, show=0, workers=None, pati
             jobs = [dataclasses.replace(job_of(testers[name], ""), program=program, time_limit=limits[name]) for name, program in programs]
             return grade(jobs, workers=workers, progress=sys.stderr.isatty())
 
-        first = dict(zip(testers, run([(name, whole[name]) for name in testers], {name: patience * (task.time_limit or 10.0) for name, task in testers.items()})))
+        limits = {name: patience * (task.time_limit or 10.0) for name, task in testers.items()}
+        first = dict(zip(testers, run([(name, whole[name]) for name in testers], limits)))
         unsound = [name for name, result in first.items() if result.verdict != "passed"]
         here = [(name, *mutant) for name in testers if name not in unsound for mutant in made[name]]
         limits = {name: max(patience, 4 * result.seconds) for name, result in first.items()}

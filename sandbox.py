@@ -11,7 +11,7 @@ imports the usual modules once. A run is two forks, some milliseconds:
 
     trainer --exec--> server --fork--> tester       the tests, the verdict
                       (clock)           |  socket
-                        \--clone--> keeper --fork--> program      loads the program, answers calls
+                        +--clone--> keeper --fork--> program      loads the program, answers calls
                                     (watches it, ends what is left of it)
 
 The *keeper* sees neither tests nor programs, so a program's process starts clean. The *tester* never loads the program: it runs the tests in its own

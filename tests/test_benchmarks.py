@@ -123,6 +123,7 @@ def check_tasks(tasks):
     for task in tasks:
         assert task.prompt and not task.prompt.endswith("\n") and (not task.solution or task.solution.startswith("\n")), task.name
         assert not any(stop.strip().startswith("#") or stop == "\n" for stop in task.stops), task.name
+        assert "sortedcontainers" not in (task.prefix or ""), task.name                # no program needs it, only some references do
         assert task.kind == "stdio" or task.entry_point and "import numpy" not in task.tests, task.name
         assert cut("\n    # a thought\n    return 1\n# another\n", task.stops) == "\n    # a thought\n    return 1\n# another\n"
 
