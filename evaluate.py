@@ -121,16 +121,20 @@ def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc=
     return rows
 
 
+def rates(rows, n, k):
+    """pass@k of each problem: (problems,)."""
+    passed = np.array([row["verdict"] == "passed" for row in rows]).reshape(-1, n).sum(1)
+    return np.array([pass_at_k(n, int(c), k) for c in passed])
+
+
 def score(rows, n, ks=(1, 5)):
     """{pass@k: mean over problems} of solve's rows, for every k <= n."""
-    passed = np.array([row["verdict"] == "passed" for row in rows]).reshape(-1, n).sum(1)
-    return {f"pass@{k}": float(np.mean([pass_at_k(n, int(c), k) for c in passed])) for k in ks if k <= n}
+    return {f"pass@{k}": float(np.mean(rates(rows, n, k))) for k in ks if k <= n}
 
 
 def interval(rows, n, k, draws=10_000):
     """A 95% bootstrap interval of pass@k over problems: (low, high). Percentiles of the mean over problems drawn with replacement."""
-    passed = np.array([row["verdict"] == "passed" for row in rows]).reshape(-1, n).sum(1)
-    each = np.array([pass_at_k(n, int(c), k) for c in passed])
+    each = rates(rows, n, k)
     means = each[np.random.default_rng(0).integers(len(each), size=(draws, len(each)))].mean(1)
     return tuple(float(x) for x in np.percentile(means, (2.5, 97.5)))
 

@@ -73,6 +73,7 @@ import struct
 import subprocess
 import symtable
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -151,7 +152,6 @@ def graded(jobs, workers=None, time_limit=10.0, memory_limit=2 << 30, output_lim
     same = {}
     for i, job in enumerate(jobs):
         same.setdefault(pickle.dumps((job.program, job.tests, job.entry_point, job.kind, job.time_limit)), []).append(i)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     todo, bar, stop = iter(list(same.values())), None, threading.Event()
     taking, done, servers = threading.Lock(), queue.Queue(), []
 
@@ -177,7 +177,7 @@ def graded(jobs, workers=None, time_limit=10.0, memory_limit=2 << 30, output_lim
         finally:
             server.close()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers or cores, len(same)))]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers or cores(), len(same)))]
     try:
         if progress:
             import tqdm
@@ -201,6 +201,11 @@ def graded(jobs, workers=None, time_limit=10.0, memory_limit=2 << 30, output_lim
                 thread.join()
         if bar is not None:
             bar.close()
+
+
+def cores():
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def check_job(job, who):
@@ -346,7 +351,6 @@ class Server:
         self.process = self.sock = self.level = self.folder = None
 
     def start(self, memory_limit, output_limit):
-        import tempfile                      # here, because it imports random, which would then reseed at every fork of the server
         self.sock, theirs = socket.socketpair()
         env = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", PYTHONHASHSEED="0", PYTHONUTF8="1", PYTHONSAFEPATH="1",
                    PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", MALLOC_ARENA_MAX="2",
@@ -519,10 +523,11 @@ def serve_run(sock, control, mode, seconds_limit, memory, most_output, folder, n
     reading, writing = os.pipe()
     watch, watched = os.pipe()
     ours, theirs = socket.socketpair()
-    if folder:
-        os.mkdir(os.path.join(folder, "run"), 0o700)
+    cwd = folder and os.path.join(folder, "run")             # with namespaces the keeper has one
+    if cwd:
+        os.mkdir(cwd, 0o700)
         if nobody:
-            os.chown(os.path.join(folder, "run"), nobody, nobody)
+            os.chown(cwd, nobody, nobody)
     pid = os.fork()
     if pid == 0:
         os.close(reading), control.close(), theirs.close(), os.close(watched)
@@ -562,8 +567,8 @@ def serve_run(sock, control, mode, seconds_limit, memory, most_output, folder, n
     output = os.pread(out, most_output + 1, 0) if mode == "stdio" else b""
     too_much = sum(os.fstat(f).st_size for f in (out, err)) > most_output
     os.close(out), os.close(err), os.close(feed)
-    if folder:
-        remove(os.path.join(folder, "run"))
+    if cwd:
+        remove(cwd)
     if hung_up:
         return None
     if not clean:
@@ -579,7 +584,6 @@ def serve_run(sock, control, mode, seconds_limit, memory, most_output, folder, n
 def memory_file(name):
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name)
-    import tempfile
     with tempfile.TemporaryFile() as f:
         return os.dup(f.fileno())
 
@@ -646,10 +650,11 @@ def choose_level():
         raise HarnessError(f"RA3_SANDBOX_LEVEL={strongest}: expected one of {', '.join(LEVELS)}")
     why = "" if strongest == LEVELS[0] else f" (asked for {strongest})"
     if strongest == "namespaces":
-        why = " (no namespaces: " + ("not Linux)" if not LINUX or not MACHINE else str(trial(try_namespaces)) + ")")
-        if LINUX and MACHINE and not trial(try_namespaces):
+        trouble = trial(try_namespaces) if LINUX and MACHINE else "not Linux"
+        if not trouble:
             enter_namespaces()
             return "namespaces", None, ""
+        why = f" (no namespaces: {trouble})"
     nobody = None
     if LINUX and os.geteuid() == 0 and not trial(try_nobody):
         nobody = 65534
@@ -946,10 +951,6 @@ def program(channel, mode, level, cwd, nobody, files, streams):
     load, dump, load_code, leave, getpid, stdout = pickle.loads, pickle.dumps, marshal.loads, os._exit, os.getpid, sys.stdout
     mutable, copies, classes = (list, dict, set, bytearray), {}, {}
 
-    def ended_by(e):
-        kind = type(e)
-        return "memory_limit" if issubclass(kind, MemoryError) else "abnormal_exit" if issubclass(kind, SystemExit) else "exception"
-
     def load_program(text, modules):
         for name in modules:                                 # what the tests import, before the program can change it
             with contextlib.suppress(ImportError):
@@ -1092,6 +1093,12 @@ def program(channel, mode, level, cwd, nobody, files, streams):
         elif what == "peak":
             say(number, peak_memory("self"))
     leave(0)
+
+
+def ended_by(e):
+    """The verdict on an exception that nobody caught."""
+    kind = type(e)
+    return "memory_limit" if issubclass(kind, MemoryError) else "abnormal_exit" if issubclass(kind, SystemExit) else "exception"
 
 
 def guard(named):
@@ -1383,7 +1390,7 @@ def judge_apart(peer, code, wanted, named, direct, entry):
     except BaseException as e:
         if isinstance(e, AssertionError) and id(e) not in peer.raised:
             return "wrong_answer"
-        return "memory_limit" if isinstance(e, MemoryError) else "abnormal_exit" if isinstance(e, SystemExit) else "exception"
+        return ended_by(e)
     return ended_well(len(begun), len(held), direct, named)
 
 
