@@ -44,7 +44,7 @@ class Row:
 
 @torch.inference_mode()
 def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, seeds=None, n=1, batch=64, stop=None, decode=None,
-             progress=False, desc="sampling", amp=False):
+             progress=False, desc="sampling", amp=False, forbid=(), on_done=None):
     """n Completions for each prompt: a list of lists, in the order of `prompts`.
 
     prompts      lists of token ids, of any lengths. A prompt and its completion together never exceed model.cfg.max_len.
@@ -54,12 +54,15 @@ def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, s
     batch        rows sampled at once.
     stop         strings; a row ends with the token that completes one (the caller cuts the text). Needs `decode`: ids -> str.
     amp          the model's forward runs under bfloat16 autocast.
+    forbid       token ids that the model cannot write: the distribution is the model's, given that the next token is none of them.
+    on_done      called as on_done(prompt index, sample index, Completion) as soon as a row ends.
     Raises ValueError for an empty prompt, one of max_len tokens or more, and settings out of range.
     """
     stop = [stop] if isinstance(stop, str) else list(stop or [])
     check(model, prompts, max_new, temperature, top_p, seeds, n, batch, stop, decode)
     device, cfg = model.device, model.cfg
     head = model.head_weight.float()                                                     # (V, D)
+    forbid = torch.tensor(forbid, dtype=torch.int64, device=device)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     queue = [(i, j) for i in order for j in range(n)][::-1]                              # the next one is the last
     if not queue:
@@ -85,7 +88,8 @@ def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, s
         """Give each of the chosen seats its next token; a row that ends gives up its seat. hidden (N, D)."""
         nonlocal tokens
         uniforms = [seats[k].uniforms[len(seats[k].done.ids)] for k in chosen]
-        picked, logprobs = pick(hidden.float() @ head.T, uniforms, temperature, top_p)   # (N,), (N,)
+        logits = (hidden.float() @ head.T).index_fill_(1, forbid, -torch.inf)            # (N, V)
+        picked, logprobs = pick(logits, uniforms, temperature, top_p)                    # (N,), (N,)
         tokens += len(chosen)
         for k, token, logprob in zip(chosen, picked.tolist(), logprobs.tolist()):
             row, done = seats[k], seats[k].done
@@ -94,6 +98,8 @@ def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, s
             done.finished = token == eos or bool(stop) and contains(decode(done.ids[-tail:]), stop)
             if done.finished or len(done.ids) == row.limit:
                 out[row.prompt][row.number], seats[k] = done, None
+                if on_done:
+                    on_done(row.prompt, row.number, done)
                 if bar:
                     bar.update()
                     bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)

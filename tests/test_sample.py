@@ -125,3 +125,22 @@ def test_errors(model, change, words):
 def test_amp_and_progress(model):
     got = generate(model, PROMPTS, 6, NO_EOS, n=2, amp=True, progress=True)
     assert all(len(c.ids) == 6 and max(c.logprobs) <= 0 for row in got for c in row)
+
+
+def test_forbidden_tokens(model):
+    """The distribution is the model's, given that none of these tokens comes."""
+    forbid = [3, 7, 11, 20]
+    for temperature in (1.0, 0):
+        for prompt, row in zip(PROMPTS, generate(model, PROMPTS, 12, NO_EOS, n=3, temperature=temperature, forbid=forbid)):
+            for c in row:
+                assert not set(c.ids) & set(forbid)
+                full = logprobs(model, prompt + c.ids)[len(prompt) - 1:-1]                     # (T, V)
+                allowed = torch.log1p(-full[:, forbid].exp().sum(1))                           # (T,)
+                assert c.logprobs == pytest.approx((full[range(len(c.ids)), c.ids] - allowed).tolist(), abs=1e-4)
+
+
+def test_told_as_they_end(model):
+    told = []
+    out = generate(model, PROMPTS, 12, EOS, n=3, batch=4, on_done=lambda i, j, c: told.append((i, j, c)))
+    assert sorted((i, j) for i, j, _ in told) == [(i, j) for i in range(len(PROMPTS)) for j in range(3)]
+    assert all(out[i][j] is c for i, j, c in told)
