@@ -126,7 +126,7 @@ class HarnessError(RuntimeError):
 # ---------------------------------------------------------------- the trainer's side
 
 def grade(jobs, **settings):
-    """A Result for each Job, in order. Settings and errors: see `graded`."""
+    """A Result for each Job, in order. Settings: see `Grader`; errors: see `graded`."""
     jobs = list(jobs)
     results = [None] * len(jobs)
     for i, result in graded(jobs, **settings):
@@ -134,73 +134,89 @@ def grade(jobs, **settings):
     return results
 
 
-def graded(jobs, workers=None, time_limit=10.0, memory_limit=2 << 30, output_limit=64 << 20, progress=False, desc="grading"):
-    """Grade jobs in parallel, and yield (index, Result) as they finish. Equal jobs run once.
-
-    workers         servers, each with one run at a time; default: the cores that this process may use
-    time_limit      seconds of a run; Job.time_limit goes before it
-    memory_limit    bytes of address space;     output_limit: bytes of output, and of any file
+def graded(jobs, progress=False, desc="grading", **settings):
+    """Grade jobs in parallel, and yield (index, Result) as they finish. Equal jobs run once. Settings: those of `Grader`.
 
     Raises ValueError for bad settings, for tests that cannot fail (empty, or a check() that nobody calls) or do not compile; HarnessError where
     a run failed twice for a reason that is not the program's. Ctrl-C and errors leave no process and no directory.
     """
+    from concurrent.futures import as_completed              # here: the server, which runs this file too, needs none of it
     jobs = list(jobs)
-    if min(time_limit, memory_limit, output_limit) <= 0 or (workers is not None and workers < 1):
-        raise ValueError(f"time_limit={time_limit}, memory_limit={memory_limit}, output_limit={output_limit} and workers={workers} must be positive")
     for i, job in enumerate(jobs):
         check_job(job, f"job {i}" + (f" ({job.name})" if job.name else ""))
-    same = {}
+    same, bar = {}, None
     for i, job in enumerate(jobs):
         same.setdefault(pickle.dumps((job.program, job.tests, job.entry_point, job.kind, job.time_limit)), []).append(i)
-    todo, bar, stop = iter(list(same.values())), None, threading.Event()
-    taking, done, servers = threading.Lock(), queue.Queue(), []
-
-    def work():
-        """One worker: a server of its own, and jobs until none is left."""
-        server = Server()
-        servers.append(server)
+    with Grader(**settings) as grader:
         try:
-            while not stop.is_set():
-                with taking:
-                    indices = next(todo, None)
-                if indices is None:
-                    break
-                job = jobs[indices[0]]
-                limits = (job.time_limit or time_limit, memory_limit, output_limit)
+            if progress:
+                import tqdm
+                bar = tqdm.tqdm(total=len(same), desc=desc, unit="program")
+            runs = {grader.submit(jobs[indices[0]]): indices for indices in same.values()}
+            for run in as_completed(runs):
+                indices = runs.pop(run)
                 try:
-                    done.put((indices, run_job(server, job, limits, stop)))
+                    result = run.result()
                 except Exception as e:
-                    e.add_note(f"while grading job {indices[0]} {job.name}")
+                    e.add_note(f"while grading job {indices[0]} {jobs[indices[0]].name}")
                     raise
-        except BaseException as e:
-            done.put((None, e))
+                if bar is not None:
+                    bar.update()
+                for i in indices:
+                    yield i, dataclasses.replace(result)
         finally:
+            if bar is not None:
+                bar.close()
+
+
+class Grader:
+    """Servers that stay, for jobs that come one by one: `submit(job)` gives a Future of its Result at once. Use it in a `with` block, or close() it.
+
+    workers         servers, each with one run at a time, started when first needed; default: the cores that this process may use
+    time_limit      seconds of a run; Job.time_limit goes before it
+    memory_limit    bytes of address space;     output_limit: bytes of output, and of any file
+
+    Raises ValueError for bad settings. Errors of a run, as in `graded`, come with its Future. Closing ends what still runs, and drops what waits.
+    """
+
+    def __init__(self, workers=None, time_limit=10.0, memory_limit=2 << 30, output_limit=64 << 20):
+        if min(time_limit, memory_limit, output_limit) <= 0 or (workers is not None and workers < 1):
+            raise ValueError(f"time_limit={time_limit}, memory_limit={memory_limit}, output_limit={output_limit} and workers={workers} must be positive")
+        from concurrent.futures import ThreadPoolExecutor
+        self.limits, self.stop = (time_limit, memory_limit, output_limit), threading.Event()
+        self.servers = [Server() for _ in range(workers or cores())]
+        self.idle = queue.LifoQueue()                        # the last one used is taken first: few servers for few jobs
+        for server in self.servers:
+            self.idle.put(server)
+        self.pool = ThreadPoolExecutor(len(self.servers))
+
+    def submit(self, job):
+        check_job(job, job.name or "the job")
+        return self.pool.submit(self.run, job)
+
+    def run(self, job):
+        server = self.idle.get()
+        try:
+            return run_job(server, job, (job.time_limit or self.limits[0], *self.limits[1:]), self.stop)
+        except BaseException:
+            server.close()
+            raise
+        finally:
+            self.idle.put(server)
+
+    def close(self):
+        self.stop.set()
+        for server in self.servers:
+            server.hang_up()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        for server in self.servers:
             server.close()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers or cores(), len(same)))]
-    try:
-        if progress:
-            import tqdm
-            bar = tqdm.tqdm(total=len(same), desc=desc, unit="program")
-        for thread in threads:
-            thread.start()
-        for _ in same:
-            indices, result = done.get()
-            if indices is None:
-                raise result
-            if bar is not None:
-                bar.update()
-            for i in indices:
-                yield i, dataclasses.replace(result)
-    finally:
-        stop.set()
-        for server in list(servers):
-            server.hang_up()
-        for thread in threads:
-            if thread.ident:
-                thread.join()
-        if bar is not None:
-            bar.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
 
 def cores():

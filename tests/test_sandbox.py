@@ -20,7 +20,7 @@ import pytest
 import programs
 import sandbox
 from programs import ADD, CASES, CHECK, DAEMON, LEFT, MARK, NEEDS, RIGHT, SETTINGS, SUM, SUM_RIGHT, WRONG
-from sandbox import HarnessError, Job, grade, graded
+from sandbox import Grader, HarnessError, Job, grade, graded
 
 LEVELS = ("namespaces", "landlock", "process")      # strongest first
 SMALL = [                                           # for every level and user
@@ -172,6 +172,20 @@ def test_stopping_early_leaves_nothing(scratch):
         assert (index, result.verdict) == (0, "passed")
         break
     assert wait_for(lambda: own() == before)
+
+
+def test_jobs_one_by_one(scratch):
+    """Futures in any order; closing ends what runs and drops what waits."""
+    begin = time.perf_counter()
+    with Grader(workers=1) as grader:
+        first = [grader.submit(Job(RIGHT, f"assert add(1, 2) == {3 + i}")) for i in range(3)]
+        assert [f.result().verdict for f in first] == ["passed", "wrong_answer", "wrong_answer"]
+        with pytest.raises(ValueError, match="no tests"):
+            grader.submit(Job("x = 1"))
+        later = [grader.submit(Job(f"import time\ntime.sleep({100 + i})", "assert True", time_limit=200)) for i in range(2)]
+        time.sleep(1)
+    assert later[1].cancelled() and isinstance(later[0].exception(), HarnessError)
+    assert time.perf_counter() - begin < 60
 
 
 def test_limits(scratch):
