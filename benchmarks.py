@@ -35,7 +35,7 @@ import warnings
 import zlib
 
 from config import Parser, UserError
-from sandbox import Job, grade
+from sandbox import Job, check_job, grade, prepare
 from tasks import Task, program_of
 
 # file -> sha256 of its text (after gunzip: files may be packed in any way, or not at all), items, repository, commit, path within, licence
@@ -460,8 +460,40 @@ def gradable(name, data_dir=""):
 
 
 def load(name, data_dir=""):
-    """The tasks of a suite that can be graded. Raises UserError for an unknown name, and for files that are missing or not as we know them."""
-    return gradable(name, data_dir)[0]
+    """The tasks of a suite that can be graded, or of a .jsonl file (`own`). Raises UserError for an unknown name, and for files that are missing or
+    not as we know them."""
+    return own(name) if name.endswith(".jsonl") else gradable(name, data_dir)[0]
+
+
+def own(path):
+    """Tasks of a user's file, a JSON line each in HumanEval's format: task_id, prompt, entry_point, test (a check(candidate), or plain assertions), and if
+    wanted canonical_solution and stops (default: the Codex paper's but for the comment). Raises UserError with the line's number."""
+    tasks = []
+    try:
+        with open(path) as f:
+            lines = f.read().split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}); expected a .jsonl of problems") from None
+    for i, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            task = Task(str(row["task_id"]), row["prompt"].rstrip("\n"), row.get("canonical_solution", "").rstrip("\n"), row["test"], row["entry_point"],
+                        stops=tuple(row.get("stops", CODEX_STOPS)))
+            solution = task.solution if task.solution.startswith("\n") or not task.solution else "\n" + task.solution
+            tasks.append(dataclasses.replace(task, solution=solution))
+            check_job(job_of(tasks[-1], ""), f"{path}:{i}")
+            prepare(task.tests, task.entry_point.strip(), False)
+        except (ValueError, LookupError, TypeError, AttributeError) as e:
+            what = f"no {e}" if isinstance(e, KeyError) else str(e)
+            raise UserError(f"{path}:{i}: {what}; expected a JSON object with task_id, prompt, entry_point and test") from None
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: task_id {max(names, key=names.count)} is there {names.count(max(names, key=names.count))} times; expected each once")
+    if not tasks:
+        raise UserError(f"{path}: no problem in it; expected a JSON object a line with task_id, prompt, entry_point and test")
+    return tasks
 
 
 # ---------------------------------------------------------------- from what a model wrote to a program

@@ -84,6 +84,33 @@ class Config:
     horizon: int = setting(0, "first lines that may take a thought; 0: all; 1: one latent a snippet (BRiTE)")
     rate: float = setting(0.5, "probability of a thought before every line, with estep=random")
 
+    # reinforcement learning with verifiable rewards (--stage rlvr)
+    init: str = setting("ra3", "model of the run's folder to start from: base, ntp, ra3, ...")
+    suite: str = setting("domain", "problems, several with commas: domain (built-in), leetcode, mbpp-train, a .jsonl in HumanEval's format")
+    eval_suite: str = setting("", "held-out problems of the curve; default: other tasks of the domain, or a tenth of each suite by checksum")
+    n_rl: int = setting(2000, "problems of the built-in domain's RL split")
+    rl_steps: int = setting(60, "GRPO steps")
+    prompts: int = setting(16, "problems a step, B")
+    completions: int = setting(8, "completions a problem, G")
+    rl_lr: float = setting(2e-4, "learning rate, constant after the warm-up")
+    rl_warmup: int = setting(5, "steps of linear warm-up")
+    epochs: int = setting(1, "passes over the completions of a step; with more than one, importance ratios differ from 1")
+    minibatches: int = setting(1, "optimizer steps a pass")
+    clip_low: float = setting(0.2, "importance ratios are clipped below 1 - clip_low")
+    clip_high: float = setting(0.28, "and above 1 + clip_high (DAPO's clip-higher)")
+    rl_norm: str = setting("token", "the loss is a mean over all tokens (token; DAPO), over completions of the mean over their tokens (sequence; GRPO), or a "
+                           "sum over tokens divided by completions x max_new (constant; Dr. GRPO)", ("token", "sequence", "constant"))
+    rl_std: bool = setting(True, "divide advantages by the group's standard deviation (GRPO); false: do not (Dr. GRPO)")
+    rl_kl: float = setting(0.0, "weight of KL(pi || start)")
+    mask_overlong: bool = setting(True, "leave completions that ran into max_new out of the loss")
+    rounds: int = setting(1, "with more than one: drop groups without signal, and sample others in their place up to so many times (DAPO's dynamic sampling)")
+    reward: str = setting("pass", "pass: 1 if all tests pass; tests: the share of tests that pass; random: a coin (a check of the recipe)",
+                          ("pass", "tests", "random"))
+    reward_time: float = setting(10.0, "seconds a program has for its tests, unless its suite says otherwise")
+    thoughts: bool = setting(True, "false: no comment can be written while sampling, in training and in the curve")
+    eval_every: int = setting(10, "steps between held-out evaluations, with two samples shown; 0: none")
+    eval_samples: int = setting(2, "programs a held-out problem there, at `temperature`")
+
     # evaluation
     eval_tasks: int = setting(200, "held-out tasks of the built-in domain")
     eval_split: str = setting("test", "their split: test, or val for tuning", ("test", "val"))
@@ -98,7 +125,8 @@ PRESETS = {
     "tiny": {},
     "smollm2": dict(data="stdlib", n_expert=4000, n_heldout=48, max_tokens=256, max_len=2048, rows=4, block=512, mstep_steps=8, lr=5e-5,
                     warmup=3, save_every=4, infuse=80, iters=1, estep_steps=8, snippets=6, group=4, think_max=16, estep_lr=1e-5,
-                    rollout_bf16=True, max_new=512, samples=1, temperature=0.0, elbo_samples=8),
+                    rollout_bf16=True, max_new=512, samples=1, temperature=0.0, elbo_samples=8,
+                    suite="mbpp-train", rl_steps=10, prompts=8, completions=4, rl_lr=2e-6, eval_samples=1),
 }
 
 
@@ -128,19 +156,20 @@ class Parser(argparse.ArgumentParser):
 def parse(argv, extra, description, epilog=""):
     """Settings from the command line -> (Config, argparse.Namespace of the extra options).
 
-    extra: {option: add_argument's keywords} of the command itself. Raises UserError.
+    extra: {option: add_argument's keywords} of the command itself; one with the name of a setting takes its place. Raises UserError.
     """
     parser = Parser(description=description, epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, keywords in extra.items():
         parser.add_argument(option, **keywords)
     group = parser.add_argument_group("settings (any of them overrides its preset)")
-    for f in dataclasses.fields(Config):
+    settings = [f for f in dataclasses.fields(Config) if "--" + f.name.replace("_", "-") not in extra]
+    for f in settings:
         option = "--" + f.name.replace("_", "-")
         flag = dict(nargs="?", const="true") if f.type is bool else {}
         group.add_argument(option, metavar=f.type.__name__.upper(), help=f"{f.metadata['help']} (default {f.default!r})", **flag)
     argv = ["--" + a[2:].split("=")[0].replace("_", "-") + a[len(a.split("=")[0]):] if a.startswith("--") else a for a in argv]
     args = parser.parse_args(argv)
-    given = {f.name: convert(f.name, f.type, v) for f in dataclasses.fields(Config) if (v := vars(args).pop(f.name)) is not None}
+    given = {f.name: convert(f.name, f.type, v) for f in settings if (v := vars(args).pop(f.name)) is not None}
     return make(**given), args
 
 
@@ -166,4 +195,4 @@ def make(preset="tiny", **given):
 
 
 POSITIVE = {"infuse", "resample", "save_every", "n_expert", "n_heldout", "max_tokens", "min_lines", "n_layer", "n_head", "d_model", "d_ff",
-            "max_len", "rows", "block", "iters", "snippets", "group", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}
+            "max_len", "rows", "n_rl", "prompts", "completions", "epochs", "minibatches", "rounds", "eval_samples", "block", "iters", "snippets", "group", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}

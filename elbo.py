@@ -22,27 +22,31 @@ from torch.utils.checkpoint import checkpoint
 
 # ---------------------------------------------------------------- log-probabilities of tokens
 
-def _chunk_logprobs(hidden, weight, targets, sets):
+def _chunk_logprobs(hidden, weight, targets, sets, entropy):
     logits = (hidden @ weight.T).float()                                              # (n, V)
     lse = logits.logsumexp(-1)                                                        # (n,)
     out = [logits.gather(1, targets[:, None])[:, 0] - lse]                            # log p(target)
     out += [logits[:, ids].logsumexp(-1) - lse for ids in sets]                       # log p(any token of the set)
-    return torch.stack(out)                                                           # (1 + sets, n)
+    if entropy:
+        scaled = logits.detach() - lse.detach()[:, None]                              # (n, V): log p
+        out.append(-(scaled.exp() * scaled).sum(-1))
+    return torch.stack(out)                                                           # (1 + sets + entropy, n)
 
 
-def token_logprobs(hidden, weight, targets, sets=(), chunk=1024):
+def token_logprobs(hidden, weight, targets, sets=(), chunk=1024, entropy=False):
     """Log-probabilities of target tokens, the only place where they are computed (a sampler reads its own off the distribution it draws from).
 
-    hidden (N, D) the states that predict; weight (V, D); targets (N,) -> (1 + len(sets), N) float32: row 0 is log p(target), row i the log
-    of the total mass of the token ids sets[i-1]. Differentiable. Works through `chunk` states at a time and recomputes their
-    logits on the way back, so that memory does not grow with N times V. Autocast, where it is on, applies to the product.
+    hidden (N, D) the states that predict; weight (V, D); targets (N,) -> (1 + len(sets) + entropy, N) float32: row 0 is log p(target), row i
+    the log of the total mass of the token ids sets[i-1], the last one with `entropy` that of each distribution, in nats and without gradient.
+    Differentiable. Works through `chunk` states at a time and recomputes their logits on the way back, so that memory does not grow with N times
+    V. Autocast, where it is on, applies to the product.
     """
     if torch.is_grad_enabled() and hidden.requires_grad and hidden.shape[0] > chunk:
-        parts = [checkpoint(_chunk_logprobs, h, weight, t, sets, use_reentrant=False)
+        parts = [checkpoint(_chunk_logprobs, h, weight, t, sets, entropy, use_reentrant=False)
                  for h, t in zip(hidden.split(chunk), targets.split(chunk))]
     else:
-        parts = [_chunk_logprobs(h, weight, t, sets) for h, t in zip(hidden.split(chunk), targets.split(chunk))]
-    return torch.cat(parts, 1) if parts else hidden.new_zeros(1 + len(sets), 0, dtype=torch.float32)
+        parts = [_chunk_logprobs(h, weight, t, sets, entropy) for h, t in zip(hidden.split(chunk), targets.split(chunk))]
+    return torch.cat(parts, 1) if parts else hidden.new_zeros(1 + len(sets) + entropy, 0, dtype=torch.float32)
 
 
 def _chunk_kl(hidden, weight, other, other_weight):

@@ -63,20 +63,20 @@ def for_rollouts(model, cfg):
     return copy.deepcopy(model).bfloat16() if cfg.rollout_bf16 else model
 
 
-def solve(model, tok, tasks, n, temperature, max_new, seed, numbers=None, sanitise=False, desc="sampling"):
+def solve(model, tok, tasks, n, temperature, max_new, seed, numbers=None, sanitise=False, desc="sampling", forbid=(), progress=True):
     """Sample n programs a task and run their tests -> list of {task_id, completion, verdict, seconds}, n a task, in order.
-    numbers: one int a task (default its index), which with the seed fixes its samples."""
+    numbers: one int a task (default its index), which with the seed fixes its samples; forbid: token ids that are never written."""
     prompts = [tok.encode(task.prompt) for task in tasks]
     for task, prompt in zip(tasks, prompts):
         if len(prompt) >= model.cfg.max_len:
             raise UserError(f"{task.name}: its prompt has {len(prompt)} tokens; the model's max_len is {model.cfg.max_len}")
     stops = tasks[0].stops if tasks else ()
     done = generate(model, prompts, max_new, tok.eos, temperature, seed=seed, seeds=numbers, n=n, stop=list(stops), decode=tok.decode,
-                    progress=True, desc=desc, batch=128)
+                    progress=progress, desc=desc, batch=128, forbid=forbid)
     rows = [{"task_id": task.name, "completion": benchmarks.cut(tok.decode(completion.ids), task.stops)}
             for task, completions in zip(tasks, done) for completion in completions]
     jobs = [benchmarks.job_of(task, row["completion"], clean=sanitise) for task, row in zip((t for t in tasks for _ in range(n)), rows)]
-    for row, result in zip(rows, grade(jobs, progress=True, desc="grading")):
+    for row, result in zip(rows, grade(jobs, progress=progress, desc="grading")):
         row.update(verdict=result.verdict, seconds=round(result.seconds, 3))
     return rows
 

@@ -210,6 +210,11 @@ def count_params(model, embedding=True):
     return n if embedding else n - model.embed.weight.numel()
 
 
+def work_size(model):
+    """P of the FLOP count: parameters without the embedding, plus the head."""
+    return count_params(model, embedding=False) + (model.head_weight.numel() if model.cfg.tied else 0)
+
+
 # ---------------------------------------------------------------------------------------------------------------- files
 
 def save_model(model, path, **extra):

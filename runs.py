@@ -25,12 +25,17 @@ from model import device_of, load_model, save_model, smollm2_path, write_whole
 class Run:
     """A run's folder, its corpora and its models."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, stage="em"):
         self.cfg, self.out, self.device = cfg, cfg.out, device_of(cfg)
+        self.settings = rlvr_settings(cfg) if stage == "rlvr" else stage_settings(cfg)              # what decides an unfinished stage
         self.started = time.time()
         if os.path.exists(self.out) and not os.path.isdir(self.out):
             raise UserError(f"--out {self.out}: expected a folder, found a file; give another path")
-        self.prepare()
+        self.hard = self.expert_hard = self.contamination = None
+        self.most = 0                                        # tokens of the longest snippet with its thoughts
+        self.tok = self.tokenizer()
+        if stage != "rlvr":
+            self.prepare()
 
     def begin(self):
         """Make the folder and note the settings, once all that was given is known to be right (`check`)."""
@@ -50,18 +55,17 @@ class Run:
     def path(self, name):
         return os.path.join(self.out, name)
 
+    def tokenizer(self):
+        if self.cfg.preset != "tiny":
+            return data.gguf_tokenizer(smollm2_path())
+        if os.path.exists(self.path("tokenizer.txt")):
+            return data.load_tokenizer(self.path("tokenizer.txt"))
+        rng = random.Random("tokenizer")
+        return data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(2000)], self.cfg.vocab_size)
+
     def prepare(self):
-        """Tokenizer, expert and held-out snippets. Nothing is written."""
+        """Expert and held-out snippets. Nothing is written."""
         cfg = self.cfg
-        if cfg.preset == "tiny":
-            if os.path.exists(self.path("tokenizer.txt")):
-                self.tok = data.load_tokenizer(self.path("tokenizer.txt"))
-            else:
-                rng = random.Random("tokenizer")
-                self.tok = data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(2000)], cfg.vocab_size)
-        else:
-            self.tok = data.gguf_tokenizer(smollm2_path())
-        self.hard = self.expert_hard = self.contamination = None
         if cfg.data == "domain":
             def cut(split, n):
                 found = [tasks.expert_task(cfg.seed, i, split) for i in range(n)]
@@ -111,7 +115,7 @@ class Run:
         """The state of an unfinished stage, or None: what was saved last, if --resume is given. Raises UserError if its settings were others."""
         path = self.path(f"{name}.state")
         state = torch.load(path, map_location=self.device, weights_only=True, **how) if self.cfg.resume and os.path.exists(path) else None
-        if state and state["settings"] != stage_settings(self.cfg):
+        if state and state["settings"] != self.settings:
             other = [f"{k}={v!r}" for k, v in state["settings"].items() if v != getattr(self.cfg, k)]
             raise UserError(f"{path}: the unfinished run was made with {', '.join(other)}; give the same settings with --resume, or leave "
                             "it out to start over")
@@ -146,11 +150,25 @@ class Run:
         self.lines += 1
 
     def save_state(self, name, **state):
-        write_whole({**state, "settings": stage_settings(self.cfg), "lines": self.lines}, self.path(f"{name}.state"))
+        write_whole({**state, "settings": self.settings, "lines": self.lines}, self.path(f"{name}.state"))
+
+
+RLVR_FIELDS = ("init", "suite", "eval_suite", "n_rl", "rl_steps", "prompts", "completions", "rl_lr", "rl_warmup", "epochs", "minibatches", "clip_low",
+               "clip_high", "rl_norm", "rl_std", "rl_kl", "mask_overlong", "rounds", "reward", "reward_time", "thoughts", "eval_every", "eval_samples")
+
+
+def rlvr_settings(cfg):
+    """All settings that decide what RLVR computes, besides the model that it starts from."""
+    return {k: getattr(cfg, k) for k in RLVR_FIELDS + ("preset", "seed", "max_new", "temperature", "bf16", "rollout_bf16", "grad_clip", "decontaminate",
+                                                       "data_dir", "eval_tasks", "eval_split")}
 
 
 def stage_settings(cfg):
-    """All settings that decide what a stage computes."""
+    """All settings that decide what another stage computes."""
     free = {"resume", "out", "save_every", "threads", "device", "models", "eval_tasks", "eval_split", "samples", "temperature", "max_new",
-            "elbo_samples"}
+            "elbo_samples", *RLVR_FIELDS}
     return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in free}
+
+
+def steps_bar(desc, start, steps):
+    return tqdm(range(start, steps), desc=desc, initial=start, total=steps, unit="step", mininterval=0.5)

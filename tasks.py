@@ -27,6 +27,7 @@ comments help, nor which lines are hard: `hard` and `notes` of a task serve the 
 
 Held-out tasks are disjoint by construction: a chain belongs to one split, by a checksum of its text (`split_of`).
 """
+import ast
 import dataclasses
 import random
 import zlib
@@ -52,6 +53,26 @@ class Task:
 def program_of(task, completion):
     """The program that is tested."""
     return (task.prompt if task.prefix is None else task.prefix) + completion + "\n"
+
+
+def parts(task):
+    """The task once for each of its tests, for partial credit: a test of kind stdio; an assertion at the top level or in check(), with everything
+    there that is no assertion. Tests without such an assertion, in loops say, stay in one piece."""
+    if task.kind == "stdio":
+        return [dataclasses.replace(task, tests=[test]) for test in task.tests]
+    def assertions():
+        tree = ast.parse(task.tests)
+        bodies = [tree.body] + [node.body for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+        return tree, [(body, i) for body in bodies for i, node in enumerate(body) if isinstance(node, ast.Assert)]
+
+    found = []
+    for one in range(len(assertions()[1])):
+        tree, places = assertions()
+        for k, (body, i) in enumerate(places):
+            if k != one:
+                body[i] = ast.Pass()
+        found.append(dataclasses.replace(task, tests=ast.unparse(tree)))
+    return found or [task]
 
 
 # ---------------------------------------------------------------- chains of steps

@@ -6,6 +6,7 @@
     pretrain   train the base model (built-in domain), or load it (other presets)            -> base.pt
     ntp        next-token mid-training on the expert's code, the baseline                    -> ntp.pt
     em         RA3: E-step and M-step, repeated; makes base.pt and ntp.pt first if they are missing, evaluates all three at the end -> ra3.pt
+    rlvr       GRPO with unit-test rewards from --init base, ntp or ra3 (rlvr.py)            -> rlvr-base.pt, rlvr-ntp.pt, rlvr-ra3.pt
     eval       evaluate the models of the run's folder                                       -> results.json
     all        the same as em
 
@@ -33,8 +34,9 @@ import tasks
 from config import UserError, parse
 from estep import advantages, policy_gradient, rollout, summary
 from evaluate import bound, for_rollouts, rollouts_of, score, solve
-from model import ModelConfig, Transformer, count_params, load_gguf, set_threads, smollm2_path
-from runs import Run, stage_settings
+from model import ModelConfig, Transformer, load_gguf, set_threads, smollm2_path, work_size
+from rlvr import rlvr
+from runs import Run, stage_settings, steps_bar
 from sandbox import HarnessError
 
 PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)          # second word of every seed, after the run's own
@@ -42,15 +44,6 @@ MODEL_FIELDS = ("n_layer", "n_head", "d_model", "d_ff", "vocab_size", "max_len",
                 "block", "weight_decay", "grad_clip", "bf16", "seed")                                  # what decides the base model
 TUNE_FIELDS = MODEL_FIELDS + ("preset", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "decontaminate", "data_dir", "infuse", "mstep_steps",
                               "lr", "warmup", "iters", "match")                                                        # what decides the NTP baseline
-
-
-def work_size(model):
-    """P of the FLOP count: parameters without the embedding, plus the head."""
-    return count_params(model, embedding=False) + (model.head_weight.numel() if model.cfg.tied else 0)
-
-
-def steps_bar(desc, start, steps):
-    return tqdm(range(start, steps), desc=desc, initial=start, total=steps, unit="step", mininterval=0.5)
 
 
 # ---------------------------------------------------------------- before anything is written
@@ -71,10 +64,11 @@ def check(run, stage):
     if not names_to_evaluate(cfg, stage):
         raise UserError(f"--models {cfg.models}: expected at least one name; give base,ntp,ra3 or some of them")
     makes = {"base", "ntp", name} if em_too else set()
-    needs = {"pretrain": [], "ntp": ["base", cfg.match or "base"]}.get(stage, [n for n in names_to_evaluate(cfg, stage) if n not in makes])
+    makes |= {"base"} if stage == "rlvr" and cfg.preset != "tiny" else set()                # loaded, not trained
+    needs = {"pretrain": [], "ntp": ["base", cfg.match or "base"], "rlvr": [n for n in [cfg.init] if n not in makes]}.get(stage, [n for n in names_to_evaluate(cfg, stage) if n not in makes])
     missing = [n for n in dict.fromkeys(needs) if not os.path.exists(run.path(f"{n}.pt"))]
     if missing:
-        given = f"--models {cfg.models}" if stage != "ntp" else f"--match {cfg.match}" if cfg.match else "--stage ntp"
+        given = f"--init {cfg.init}" if stage == "rlvr" else f"--models {cfg.models}" if stage != "ntp" else f"--match {cfg.match}" if cfg.match else "--stage ntp"
         raise UserError(f"{given}: {run.out} holds no {', '.join(n + '.pt' for n in missing)}; run the stage that makes it first, or give "
                         "another --out or name")
     if cfg.preset == "tiny" and stage in ("pretrain", "em", "all"):
@@ -93,6 +87,8 @@ def check(run, stage):
                             f"{run.tok.vocab_size} and {run.most}; give the preset that it was made with, or another --out")
     if stage == "ntp":
         run.unfinished(ntp_name(cfg), mmap=True)
+    if stage == "rlvr":
+        run.unfinished(rlvr_name(cfg), mmap=True)
     if em_too:
         if not run.unfinished(name, mmap=True) and cfg.resume and os.path.exists(run.path(f"{name}.pt")) and not current(run, name, stage_settings(cfg)):
             raise UserError(f"{run.path(name + '.pt')}: finished with other settings, so there is nothing to resume; leave out --resume to start over, "
@@ -117,6 +113,11 @@ def done(run, name, fields):
 def ntp_name(cfg):
     """What --stage ntp makes: --name, or ntp, or with --match NAME ntp-as-NAME."""
     return cfg.name or (f"ntp-as-{cfg.match}" if cfg.match else "ntp")
+
+
+def rlvr_name(cfg):
+    """What --stage rlvr makes."""
+    return cfg.name or f"rlvr-{cfg.init}"
 
 
 def names_to_evaluate(cfg, stage):
@@ -390,14 +391,14 @@ def print_programs(run, name, problems, rows):
 
 
 def main(argv):
-    stages = ("pretrain", "ntp", "em", "eval", "all")
+    stages = ("pretrain", "ntp", "em", "rlvr", "eval", "all")
     cfg, args = parse(argv, {"--stage": dict(default="em", choices=stages, help="what to do (default em)")}, __doc__)
     set_threads(cfg)
-    run = Run(cfg)
+    run = Run(cfg, args.stage)
     check(run, args.stage)
     if args.stage != "eval":
         run.begin()
-    if args.stage in ("pretrain", "em", "all"):
+    if args.stage in ("pretrain", "em", "all") or args.stage == "rlvr" and cfg.init == "base":
         pretrain(run)
     if args.stage == "ntp":
         name = ntp_name(cfg)
@@ -408,6 +409,8 @@ def main(argv):
     if args.stage in ("em", "all"):
         if not done(run, cfg.name or "ra3", stage_settings(cfg)):
             em(run)
+    if args.stage == "rlvr" and not done(run, rlvr_name(cfg), run.settings):
+        rlvr(run, rlvr_name(cfg))
     if args.stage in ("eval", "em", "all"):
         evaluate(run, names_to_evaluate(cfg, args.stage))
     print(f"\n{time.time() - run.started:.0f} s; everything is in {run.out}/")

@@ -1,0 +1,373 @@
+"""Reinforcement learning with verifiable rewards (RLVR): GRPO, the reward of a program its unit tests, from any checkpoint.
+
+    python train.py --stage rlvr --init ra3                                       the built-in domain, minutes on a laptop
+    python train.py --stage rlvr --init base --preset smollm2 --suite leetcode,mine.jsonl
+
+One step, with B problems x_b, G completions each:
+
+    1. y_i ~ pi_old(. | x_b)                                            temperature 1, nothing cut off                           (sample)
+    2. R_i = 1[the program x_b + y_i passes its unit tests]             graded while other completions are still being written   (reward)
+    3. A_i = (R_i - mean_g R) / (std_g R + 1e-6)                        mean and deviation of the G rewards of its group g    (advantage)
+    4. J = 1/Z sum_i w_i sum_t min(rho_it A_i, clip(rho_it, 1 - e_low, 1 + e_high) A_i) - beta KL(pi || pi_start)             (objective)
+       rho_it = pi(y_it | x_b, y_i<t) / pi_old(y_it | x_b, y_i<t)       1 at the first update of a step
+    5. one step of AdamW up J, or several: `epochs` x `minibatches`
+
+GRPO is arXiv 2402.03300, DAPO 2503.14476, Dr. GRPO 2503.20783. The normaliser is a setting, over the completions that are in the loss (N of them,
+y_i of |y_i| tokens, its EOS or stop sequence included, its prompt not):
+
+    rl_norm=token      w_i = 1,        Z = sum_i |y_i|     every token counts alike (DAPO)
+    rl_norm=sequence   w_i = 1/|y_i|,  Z = N               every completion counts alike (GRPO)
+    rl_norm=constant   w_i = 1,        Z = N max_new       no length in it at all (Dr. GRPO, together with rl_std=false)
+
+Departures from GRPO
+1. The defaults are DAPO's where they differ: mean over tokens, e_high > e_low, no KL, completions that ran into max_new out of the loss (their
+   rewards stay in the mean of their group).
+2. pi_old is the trainer's own: with one update a step it is pi without its gradient; otherwise it is scored before the first update by the same code,
+   in the same batches, so that the first ratio is 1 exactly. What the sampler recorded is compared with it (`logp_gap`) and not used.
+3. The KL is the exact one over the vocabulary at every sampled state, and not GRPO's estimate from the sampled token.
+4. With `rounds` > 1, groups without signal (all rewards equal) are dropped, and others sampled in their place, up to so many rounds (DAPO samples until
+   the batch is full). With one round they stay, with A = 0, and count in Z. A step without any signal changes nothing.
+5. `thoughts=false` samples from pi given that no token begins a comment; rho, entropy and gradient are those of that distribution.
+
+Shapes: N completions, B groups, G of each, M their tokens together, T tokens of a padded row, D width.
+"""
+import dataclasses
+import time
+import zlib
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import benchmarks
+import mstep
+from config import UserError
+from decontaminate import checker
+from elbo import log1mexp, token_kl, token_logprobs
+from evaluate import for_rollouts, score, solve
+from model import work_size
+from runs import steps_bar
+from sample import generate
+from sandbox import Grader
+from tasks import domain_tasks, parts
+
+RLVR, COIN, SHUFFLE = 5, 6, 7                            # second word of every seed, after the run's own
+TRAINING = {"leetcode": "leetcode-train", "leetcode-train": "leetcode-train", "mbpp-train": "mbpp-train"}      # suites whose tests may be rewards
+
+
+@dataclasses.dataclass
+class Sample:
+    """One completion."""
+    task: object
+    prompt: list             # token ids
+    ids: list                # token ids, EOS or stop sequence included
+    logprobs: list           # as recorded by the sampler
+    finished: bool           # not by length
+    group: int               # number of its problem in the order of drawing
+    text: str                # what is graded
+    run: object              # Future of its Result
+    reward: float = 0.0
+    verdict: str = ""
+    advantage: float = 0.0
+
+
+# ---------------------------------------------------------------- problems
+
+def problems(cfg, tok, max_len):
+    """(training problems, held-out problems, counts to print). Raises UserError."""
+    train, held, counts = [], [], {}
+    for name in dict.fromkeys(n for n in cfg.suite.split(",") if n):
+        if name == "domain":
+            found = domain_tasks(cfg.seed, cfg.n_rl, "rl")
+            held += [] if cfg.eval_suite else domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
+        elif name in TRAINING or name.endswith(".jsonl"):
+            found = benchmarks.load(TRAINING.get(name, name), cfg.data_dir)
+            if cfg.decontaminate:
+                check = checker(cfg.data_dir)
+                found = [task for task in found if not check(task.entry_point, task.prompt + task.solution)]
+                tqdm.write(f"{name}: {check.line()}")
+            if not cfg.eval_suite:                       # by checksum: a problem is on one side in every run
+                aside = [zlib.crc32(task.prompt.encode()) % 10 == 0 for task in found]
+                held += [task for task, a in zip(found, aside) if a][:cfg.eval_tasks]
+                found = [task for task, a in zip(found, aside) if not a]
+        else:
+            raise UserError(f"--suite {name}: expected domain, leetcode, mbpp-train or a .jsonl file"
+                            + ("; that one is there to be evaluated on" if name in benchmarks.SUITES else ""))
+        counts[name] = len(found)
+        train += found
+    for name in (n for n in cfg.eval_suite.split(",") if n):
+        held += (domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split) if name == "domain" else benchmarks.load(name, cfg.data_dir))[:cfg.eval_tasks]
+    room = max_len - cfg.max_new
+    kept = [[task for task in some if 0 < len(tok.encode(task.prompt)) <= room] for some in (train, held)]
+    counts["too long"] = len(train) - len(kept[0])
+    if not kept[0]:
+        raise UserError(f"--suite {cfg.suite}: no problem is left of {len(train)}, with prompts of at most {room} tokens; give other problems or a smaller "
+                        "--max-new")
+    return *kept, counts
+
+
+def drawn(n, seed, first, count):
+    """Indices of draws first .. first+count-1: epochs of a shuffled list of n, each in its own order."""
+    at = np.arange(first, first + count)
+    orders = {e: np.random.default_rng([seed, RLVR, e]).permutation(n) for e in set(at // n)}
+    return [int(orders[i // n][i % n]) for i in at]
+
+
+# ---------------------------------------------------------------- sampling and rewards
+
+def collect(model, tok, tasks, cfg, first, grader, desc="sampling"):
+    """Sample G completions for each task and grade them meanwhile -> list of Samples, a group's next to each other, and seconds waited for the grader
+    after the last one was written. first: the number of the first task in the order of drawing, which with the seed fixes its draws."""
+    samples, prompts = {}, [tok.encode(task.prompt) for task in tasks]
+    for stops in dict.fromkeys(task.stops for task in tasks):                # suites differ in what ends a completion
+        mine = [i for i, task in enumerate(tasks) if task.stops == stops]
+
+        def on_done(k, j, done):
+            i = mine[k]
+            text = benchmarks.cut(tok.decode(done.ids), stops)
+            samples[i, j] = Sample(tasks[i], prompts[i], done.ids, done.logprobs, done.finished, first + i, text,
+                                   grader.submit(job_of(tasks[i], text, cfg)))
+
+        generate(model, [prompts[i] for i in mine], cfg.max_new, tok.eos, seed=int(np.random.SeedSequence([cfg.seed, RLVR]).generate_state(1)[0]),
+                 seeds=[first + i for i in mine], n=cfg.completions, batch=cfg.prompts * cfg.completions, stop=list(stops), decode=tok.decode,
+                 forbid=() if cfg.thoughts else tok.thought_ids, on_done=on_done)
+    began = time.time()
+    samples = [samples[key] for key in sorted(samples)]
+    for s in samples:
+        s.verdict = s.run.result().verdict
+    rewards(samples, cfg, grader)
+    return samples, time.time() - began
+
+
+def job_of(task, text, cfg):
+    return benchmarks.job_of(dataclasses.replace(task, time_limit=task.time_limit or cfg.reward_time), text)
+
+
+def rewards(samples, cfg, grader):
+    """R_i of each sample, once its verdict is known: see the setting `reward`."""
+    for k, s in enumerate(samples):
+        s.reward = float(s.verdict == "passed")
+        if cfg.reward == "random":
+            s.reward = float(np.random.default_rng([cfg.seed, COIN, s.group, k % cfg.completions]).random() < 0.5)
+    if cfg.reward == "tests":
+        failed = [(s, [grader.submit(job_of(part, s.text, cfg)) for part in parts(s.task)])
+                  for s in samples if s.verdict not in ("passed", "syntax_error")]
+        for s, runs in failed:
+            s.reward = float(np.mean([run.result().verdict == "passed" for run in runs]))
+
+
+def advantages(R, std=True):
+    """A of each completion from the rewards R (B, G) -> (B, G).   Example: [[1, 0, 0, 0]] -> [[1.73, -.58, -.58, -.58]], std=False: [[.75, -.25, ...]]"""
+    A = R - R.mean(1, keepdims=True)                                                       # advantage
+    return A / (R.std(1, keepdims=True) + 1e-6) if std else A
+
+
+def token_weights(lengths, norm, max_new):
+    """w_i / Z of each completion, by the lengths of those in the loss: (N,). Example: token, [3, 1] -> [1/4, 1/4]; sequence -> [1/6, 1/2]"""
+    lengths = np.asarray(lengths, float)
+    if norm == "sequence":
+        return 1 / (lengths * len(lengths))
+    return np.full(len(lengths), 1 / (lengths.sum() if norm == "token" else len(lengths) * max_new))
+
+
+# ---------------------------------------------------------------- the update
+
+def batches(samples, tokens_at_once=6000):
+    """Lists of indices, completions of one length together, of about so many padded tokens each."""
+    order = sorted(range(len(samples)), key=lambda i: (len(samples[i].prompt) + len(samples[i].ids), i))
+    longest = len(samples[order[-1]].prompt) + len(samples[order[-1]].ids)
+    size = max(1, tokens_at_once // longest)
+    return [order[i:i + size] for i in range(0, len(order), size)]
+
+
+def hidden_before(model, samples, amp):
+    """The states that predict the tokens of the completions, one completion after the other: (M, D)."""
+    T = max(len(s.prompt) + len(s.ids) for s in samples)
+    ids = torch.tensor([s.prompt + s.ids + [0] * (T - len(s.prompt) - len(s.ids)) for s in samples])                  # (N, T)
+    at = [(n, t - 1) for n, s in enumerate(samples) for t in range(len(s.prompt), len(s.prompt) + len(s.ids))]
+    n, t = torch.tensor(at, device=model.device).T
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
+        return model(ids.to(model.device))[n, t]                                                                      # (M, D)
+
+
+def scored(model, hidden, samples, forbid, amp):
+    """log pi of every token of the completions, and the entropy of the distribution it was drawn from: (M,), (M,). hidden (M, D)."""
+    targets = torch.tensor([i for s in samples for i in s.ids], device=model.device)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
+        logp, *mass, entropy = token_logprobs(hidden, model.head_weight, targets, [forbid] if forbid else [], entropy=True)
+    return (logp - log1mexp(mass[0]) if forbid else logp), entropy
+
+
+def surrogate(logp, old, A, low, high):
+    """min(rho A, clip(rho) A) of every token, and which were clipped from below and above: three of (M,).   logp, old, A (M,)"""
+    rho = (logp - old).exp()
+    value = torch.minimum(rho * A, rho.clamp(1 - low, 1 + high) * A)                       # objective
+    return value, (rho < 1 - low) & (A < 0), (rho > 1 + high) & (A > 0)
+
+
+def micro_loss(model, start, some, w, old, cfg, forbid, measured):
+    """-J of a micro-batch with its gradient to come, and sums over its tokens. w: w_i / Z of each sample; old: log pi_old of their tokens (M,), or
+    None where pi is pi_old; measured: samples whose KL is taken."""
+    lengths = torch.tensor([len(s.ids) for s in some], device=model.device)
+    each = lambda xs: torch.tensor(xs, dtype=torch.float32, device=model.device).repeat_interleave(lengths)
+    w, A, recorded = each(w), each([s.advantage for s in some]), torch.tensor([x for s in some for x in s.logprobs], device=model.device)   # (M,)
+    hidden = hidden_before(model, some, cfg.bf16)                                                   # (M, D)
+    logp, entropy = scored(model, hidden, some, forbid, cfg.bf16)                                   # (M,), (M,)
+    old = logp.detach() if old is None else old
+    value, below, above = surrogate(logp, old, A, cfg.clip_low, cfg.clip_high)                      # (M,)
+    loss = -(w * value).sum()                                                                       # objective
+    gap = (old - recorded).abs()
+    sums = {"entropy": entropy.sum(), "clip_low": below.sum(), "clip_high": above.sum(), "logp_gap": gap.sum(), "logp_gap_max": gap.max(),
+            "tokens": lengths.sum(), "kl_tokens": 0, "kl_start": 0.0, "trained": sum(len(s.prompt) + len(s.ids) for s in some), "scored": 0}
+    theirs = [s for s in some if id(s) in measured]
+    if theirs:
+        chosen = each([id(s) in measured for s in some]) > 0                                        # (M,)
+        with torch.no_grad():
+            other = hidden_before(start, theirs, cfg.bf16)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16), torch.set_grad_enabled(cfg.rl_kl > 0):
+            kl = token_kl(hidden[chosen], model.head_weight, other, start.head_weight)
+        if cfg.rl_kl:
+            loss = loss + cfg.rl_kl * (w[chosen] * kl).sum()                                        # objective
+        sums.update(kl_tokens=len(kl), kl_start=kl.detach().sum(), scored=sum(len(s.prompt) + len(s.ids) for s in theirs))
+    return loss, {key: float(x) for key, x in sums.items()}
+
+
+def update(model, start, opt, samples, cfg, seed, forbid=()):
+    """`epochs` x `minibatches` optimizer steps up J on samples with their advantages -> metrics. start: the model that the KL is taken to.
+    With rl_kl = 0 the KL is only measured, on one completion a group."""
+    samples = [s for s in samples if s.finished or not cfg.mask_overlong]
+    total = dict.fromkeys(("entropy", "clip_low", "clip_high", "logp_gap", "logp_gap_max", "tokens", "kl_tokens", "kl_start", "trained", "scored"), 0.0)
+    losses, norms = [], []
+    if any(s.advantage for s in samples):
+        groups = list(dict.fromkeys(s.group for s in samples))
+        parts_of = np.array_split(np.random.default_rng(seed).permutation(groups), min(cfg.minibatches, len(groups)))
+        minis = [[s for s in samples if s.group in set(some)] for some in parts_of]
+        plan = [[[mini[i] for i in at] for at in batches(mini)] for mini in minis]                  # minibatch -> micro-batch -> samples
+        measured = {id(s) for s in samples} if cfg.rl_kl else {id(s) for s in {s.group: s for s in samples}.values()}
+        old = {}
+        if cfg.epochs * len(minis) > 1:
+            with torch.no_grad():
+                for m, some in ((m, some) for m, mini in enumerate(plan) for some in enumerate(mini)):
+                    old[m, some[0]] = scored(model, hidden_before(model, some[1], cfg.bf16), some[1], forbid, cfg.bf16)[0]
+                    total["scored"] += sum(len(s.prompt) + len(s.ids) for s in some[1])
+        for epoch in range(cfg.epochs):
+            for m, mini in enumerate(plan):
+                w = iter(token_weights([len(s.ids) for some in mini for s in some], cfg.rl_norm, cfg.max_new))
+                losses.append(0.0)
+                for k, some in enumerate(mini):
+                    loss, sums = micro_loss(model, start, some, [next(w) for _ in some], old.get((m, k)), cfg, forbid, measured)
+                    loss.backward()
+                    losses[-1] += loss.item()
+                    for key, x in sums.items():
+                        total[key] = max(total[key], x) if key == "logp_gap_max" else total[key] + x
+                norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip).item())
+                opt.step()
+                opt.zero_grad(set_to_none=True)
+    mean = lambda key, by="tokens": total[key] / max(1, total[by])
+    return {"loss": float(np.mean(losses or [0.0])), "grad_norm": float(np.mean(norms or [0.0])), "updates": len(norms),
+            **{key: mean(key) for key in ("entropy", "clip_low", "clip_high", "logp_gap")}, "logp_gap_max": total["logp_gap_max"],
+            "kl_start": mean("kl_start", "kl_tokens"), "trained": int(total["trained"]), "scored": int(total["scored"])}
+
+
+def thought_share(tok, ids):
+    """Share of tokens from one that begins with `#` to the end of its line."""
+    inside, n = False, 0
+    for i in ids:
+        inside = (inside or i in tok.thought_ids) and i not in tok.stop_ids
+        n += inside
+    return n / max(1, len(ids))
+
+
+# ---------------------------------------------------------------- the stage
+
+def held_out(model, tok, tasks, cfg):
+    """Pass rate of a model on held-out problems, eval_samples programs each, and what these look like."""
+    rows = []
+    for stops in dict.fromkeys(task.stops for task in tasks):
+        mine = [task for task in tasks if task.stops == stops]
+        rows += solve(for_rollouts(model, cfg), tok, mine, cfg.eval_samples, cfg.temperature, cfg.max_new, cfg.seed, progress=False,
+                      forbid=() if cfg.thoughts else tok.thought_ids)
+    verdicts = {v: sum(row["verdict"] == v for row in rows) for v in sorted({row["verdict"] for row in rows})}
+    return {"pass@1": score(rows, cfg.eval_samples, (1,))["pass@1"], "comments": float(np.mean([row["completion"].count("#") for row in rows])),
+            "verdicts": verdicts}
+
+
+def show(s):
+    """A completion with what it got, its thoughts marked."""
+    marked = "\n".join(("> " if line.lstrip().startswith("#") else "  ") + line for line in (s.task.prompt + s.text).split("\n"))
+    return f"--- {s.task.name}: {s.verdict}, reward {s.reward:g}, advantage {s.advantage:+.2f}, {len(s.ids)} tokens\n{marked}"
+
+
+def rollouts(model, tok, train, cfg, first, grader):
+    """Samples for one update, in one round or several -> (samples in the loss, all samples, seconds waited for the grader after sampling)."""
+    kept, everything, waited = [], [], 0.0
+    for _ in range(cfg.rounds):
+        wanted = cfg.prompts - len(kept) // cfg.completions
+        if not wanted:
+            break
+        tasks = [train[i] for i in drawn(len(train), cfg.seed, first + len(everything) // cfg.completions, wanted)]
+        new, wait = collect(model, tok, tasks, cfg, first + len(everything) // cfg.completions, grader)
+        R = np.array([s.reward for s in new]).reshape(-1, cfg.completions)                         # (B, G)
+        for s, A in zip(new, advantages(R, cfg.rl_std).flatten()):
+            s.advantage = float(A)
+        everything += new
+        kept += new if cfg.rounds == 1 else [s for s, signal in zip(new, np.repeat(R.std(1) > 0, cfg.completions)) if signal]
+        waited += wait
+    return kept, everything, waited
+
+
+def rlvr(run, name):
+    """The stage: cfg.rl_steps of GRPO from the model cfg.init of the run's folder -> NAME.pt."""
+    cfg, tok = run.cfg, run.tok
+    (start, extra), (model, _) = run.load(cfg.init), run.load(cfg.init)
+    start.requires_grad_(False)
+    train, held, counts = problems(cfg, tok, start.cfg.max_len)
+    tqdm.write(f"{name}: from {cfg.init}; problems: " + ", ".join(f"{k} {n}" for k, n in counts.items() if n) + f"; {len(held)} held out")
+    opt = mstep.adamw(model, cfg.rl_lr, 0.0)
+    forbid, work = () if cfg.thoughts else tuple(tok.thought_ids), work_size(model)
+    at = dict(step=0, drawn=0, flops=extra["flops"], sampled_tokens=0, seconds=0.0)                 # where the run stands
+    state = run.restore(name)
+    if state:
+        model.load_state_dict(state["weights"])
+        opt.load_state_dict(state["opt"])
+        at = {key: state[key] for key in at}
+
+    def curve():
+        if cfg.eval_every and held:
+            said = held_out(model, tok, held, cfg)
+            run.log(name, phase="rlvr-heldout", **at, **said)
+            tqdm.write(f"{name}: after {at['step']} steps, {at['sampled_tokens']:,} tokens, {at['seconds']:.0f} s: held-out pass rate {said['pass@1']:.3f}")
+
+    if not at["step"]:
+        curve()
+    bar = steps_bar(f"{name}: GRPO", at["step"], cfg.rl_steps)
+    with Grader() as grader:
+        for step in bar:
+            began = time.time()
+            samples, everything, waited = rollouts(for_rollouts(model, cfg), tok, train, cfg, at["drawn"], grader)       # sample, reward, advantage
+            sampled = time.time()
+            for group in opt.param_groups:
+                group["lr"] = cfg.rl_lr * min(1.0, (step + 1) / max(1, cfg.rl_warmup))
+            m = update(model, start, opt, samples, cfg, (cfg.seed, SHUFFLE, step), forbid)                               # objective
+            now, new = time.time(), sum(len(s.ids) for s in everything)
+            R = np.array([s.reward for s in everything]).reshape(-1, cfg.completions)                                    # (groups, G)
+            prompts = sum(len(s.prompt) for s in everything) // cfg.completions                                          # tokens, each once
+            at.update(step=step + 1, drawn=at["drawn"] + len(R), sampled_tokens=at["sampled_tokens"] + new, seconds=at["seconds"] + now - began,
+                      flops=at["flops"] + work * (2 * (prompts + new + m["scored"]) + 6 * m["trained"]))
+            verdicts = [s.verdict for s in everything]
+            run.log(name, phase="rlvr", **at, reward=float(R.mean()), pass_rate=float(np.mean([v == "passed" for v in verdicts])),
+                    no_signal=float((R.std(1) == 0).mean()), length=new / len(everything), unfinished=float(np.mean([not s.finished for s in everything])),
+                    thought_tokens=float(np.mean([thought_share(tok, s.ids) for s in everything])), lr=opt.param_groups[0]["lr"],
+                    sample_s=sampled - began - waited, grade_wait_s=waited, grade_s=sum(s.run.result().seconds for s in everything),
+                    update_s=now - sampled, sample_tokens_per_s=new / max(1e-9, sampled - began - waited),
+                    train_tokens_per_s=m["trained"] / max(1e-9, now - sampled), verdicts={v: verdicts.count(v) for v in sorted(set(verdicts))}, **m)
+            bar.set_postfix(reward=f"{R.mean():.3f}", no_signal=f"{(R.std(1) == 0).mean():.2f}", length=f"{new / len(everything):.0f}",
+                            tok_s=f"{new / max(1e-9, now - began):.0f}")
+            if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
+                best = sorted(everything, key=lambda s: (-s.reward, -s.advantage))
+                tqdm.write(show(best[0]) + "\n" + show(best[-1]))
+            if cfg.eval_every and (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.rl_steps:
+                curve()
+            if (step + 1) % cfg.save_every == 0 and step + 1 < cfg.rl_steps:
+                run.save_state(name, weights=model.state_dict(), opt=opt.state_dict(), **at)
+    run.save(name, model, flops=at["flops"], settings=run.settings, rl_seconds=at["seconds"])
