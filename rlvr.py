@@ -27,7 +27,7 @@ Departures from GRPO
 3. The KL is the exact one over the vocabulary at every sampled state, and not GRPO's estimate from the sampled token.
 4. With `rounds` > 1, groups without signal (all rewards equal) are dropped, and others sampled in their place, up to so many rounds (DAPO samples until
    the batch is full). With one round they stay, with A = 0, and count in Z. A step without any signal changes nothing.
-5. `thoughts=false` samples from pi given that no token begins a comment; rho, entropy and gradient are those of that distribution.
+5. `thoughts=false` samples from pi given that no token begins a comment; rho and its gradient are those of that distribution.
 
 Shapes: N completions, B groups, G of each, M their tokens together, T tokens of a padded row, D width.
 """
@@ -115,10 +115,11 @@ def drawn(n, seed, first, count):
 
 # ---------------------------------------------------------------- sampling and rewards
 
-def collect(model, tok, tasks, cfg, first, grader, desc="sampling"):
+def collect(model, tok, tasks, cfg, first, grader):
     """Sample G completions for each task and grade them meanwhile -> list of Samples, a group's next to each other, and seconds waited for the grader
     after the last one was written. first: the number of the first task in the order of drawing, which with the seed fixes its draws."""
     samples, prompts = {}, [tok.encode(task.prompt) for task in tasks]
+    bar = tqdm(total=len(tasks) * cfg.completions, desc="sampling", unit="sample", delay=5, leave=False)
     for stops in dict.fromkeys(task.stops for task in tasks):                # suites differ in what ends a completion
         mine = [i for i, task in enumerate(tasks) if task.stops == stops]
 
@@ -127,10 +128,12 @@ def collect(model, tok, tasks, cfg, first, grader, desc="sampling"):
             text = benchmarks.cut(tok.decode(done.ids), stops)
             samples[i, j] = Sample(tasks[i], prompts[i], done.ids, done.logprobs, done.finished, first + i, text,
                                    grader.submit(job_of(tasks[i], text, cfg)))
+            bar.update()
 
         generate(model, [prompts[i] for i in mine], cfg.max_new, tok.eos, seed=int(np.random.SeedSequence([cfg.seed, RLVR]).generate_state(1)[0]),
                  seeds=[first + i for i in mine], n=cfg.completions, batch=cfg.prompts * cfg.completions, stop=list(stops), decode=tok.decode,
                  forbid=() if cfg.thoughts else tok.thought_ids, on_done=on_done)
+    bar.close()
     began = time.time()
     samples = [samples[key] for key in sorted(samples)]
     for s in samples:
@@ -172,8 +175,8 @@ def token_weights(lengths, norm, max_new):
 
 # ---------------------------------------------------------------- the update
 
-def batches(samples, tokens_at_once=6000):
-    """Lists of indices, completions of one length together, of about so many padded tokens each."""
+def batches(samples, tokens_at_once):
+    """Micro-batches: lists of indices, completions of one length together, of about so many padded tokens each."""
     order = sorted(range(len(samples)), key=lambda i: (len(samples[i].prompt) + len(samples[i].ids), i))
     longest = len(samples[order[-1]].prompt) + len(samples[order[-1]].ids)
     size = max(1, tokens_at_once // longest)
@@ -191,7 +194,7 @@ def hidden_before(model, samples, amp):
 
 
 def scored(model, hidden, samples, forbid, amp):
-    """log pi of every token of the completions, and the entropy of the distribution it was drawn from: (M,), (M,). hidden (M, D)."""
+    """log pi of every token of the completions (given that it is none of `forbid`), and the entropy of pi there: (M,), (M,). hidden (M, D)."""
     targets = torch.tensor([i for s in samples for i in s.ids], device=model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
         logp, *mass, entropy = token_logprobs(hidden, model.head_weight, targets, [forbid] if forbid else [], entropy=True)
@@ -234,7 +237,7 @@ def micro_loss(model, start, some, w, old, cfg, forbid, measured):
 
 def update(model, start, opt, samples, cfg, seed, forbid=()):
     """`epochs` x `minibatches` optimizer steps up J on samples with their advantages -> metrics. start: the model that the KL is taken to.
-    With rl_kl = 0 the KL is only measured, on one completion a group."""
+    With rl_kl = 0 the KL is only measured, on one completion a group. Without any signal nothing is done, and nothing measured."""
     samples = [s for s in samples if s.finished or not cfg.mask_overlong]
     total = dict.fromkeys(("entropy", "clip_low", "clip_high", "logp_gap", "logp_gap_max", "tokens", "kl_tokens", "kl_start", "trained", "scored"), 0.0)
     losses, norms = [], []
@@ -242,14 +245,14 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
         groups = list(dict.fromkeys(s.group for s in samples))
         parts_of = np.array_split(np.random.default_rng(seed).permutation(groups), min(cfg.minibatches, len(groups)))
         minis = [[s for s in samples if s.group in set(some)] for some in parts_of]
-        plan = [[[mini[i] for i in at] for at in batches(mini)] for mini in minis]                  # minibatch -> micro-batch -> samples
+        plan = [[[mini[i] for i in at] for at in batches(mini, cfg.micro_tokens)] for mini in minis]                  # minibatch -> micro-batch -> samples
         measured = {id(s) for s in samples} if cfg.rl_kl else {id(s) for s in {s.group: s for s in samples}.values()}
         old = {}
         if cfg.epochs * len(minis) > 1:
             with torch.no_grad():
-                for m, some in ((m, some) for m, mini in enumerate(plan) for some in enumerate(mini)):
-                    old[m, some[0]] = scored(model, hidden_before(model, some[1], cfg.bf16), some[1], forbid, cfg.bf16)[0]
-                    total["scored"] += sum(len(s.prompt) + len(s.ids) for s in some[1])
+                for m, k in ((m, k) for m, mini in enumerate(plan) for k in range(len(mini))):
+                    old[m, k] = scored(model, hidden_before(model, plan[m][k], cfg.bf16), plan[m][k], forbid, cfg.bf16)[0]
+                    total["scored"] += sum(len(s.prompt) + len(s.ids) for s in plan[m][k])
         for epoch in range(cfg.epochs):
             for m, mini in enumerate(plan):
                 w = iter(token_weights([len(s.ids) for some in mini for s in some], cfg.rl_norm, cfg.max_new))
@@ -263,9 +266,9 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
                 norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip).item())
                 opt.step()
                 opt.zero_grad(set_to_none=True)
-    mean = lambda key, by="tokens": total[key] / max(1, total[by])
-    return {"loss": float(np.mean(losses or [0.0])), "grad_norm": float(np.mean(norms or [0.0])), "updates": len(norms),
-            **{key: mean(key) for key in ("entropy", "clip_low", "clip_high", "logp_gap")}, "logp_gap_max": total["logp_gap_max"],
+    mean = lambda key, by="tokens": total[key] / total[by] if total[by] else None                  # None: nothing was measured
+    return {"loss": float(np.mean(losses)) if losses else None, "grad_norm": float(np.mean(norms)) if norms else None, "updates": len(norms),
+            **{key: mean(key) for key in ("entropy", "clip_low", "clip_high", "logp_gap")}, "logp_gap_max": total["logp_gap_max"] if norms else None,
             "kl_start": mean("kl_start", "kl_tokens"), "trained": int(total["trained"]), "scored": int(total["scored"])}
 
 

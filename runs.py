@@ -153,8 +153,8 @@ class Run:
         write_whole({**state, "settings": self.settings, "lines": self.lines}, self.path(f"{name}.state"))
 
 
-RLVR_FIELDS = ("init", "suite", "eval_suite", "n_rl", "rl_steps", "prompts", "completions", "rl_lr", "rl_warmup", "epochs", "minibatches", "clip_low",
-               "clip_high", "rl_norm", "rl_std", "rl_kl", "mask_overlong", "rounds", "reward", "reward_time", "thoughts", "eval_every", "eval_samples")
+RLVR_FIELDS = ("init", "suite", "eval_suite", "n_rl", "rl_steps", "prompts", "completions", "rl_lr", "rl_warmup", "epochs", "minibatches", "micro_tokens",
+               "clip_low", "clip_high", "rl_norm", "rl_std", "rl_kl", "mask_overlong", "rounds", "reward", "reward_time", "thoughts", "eval_every", "eval_samples")
 
 
 def rlvr_settings(cfg):
