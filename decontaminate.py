@@ -23,7 +23,9 @@ Departures, and what is not covered:
 2. Ten-grams ignore case. They are taken of prompts and solutions, not of tests: in the nine of 38,921 library functions that held a ten-gram of a
    test and none of a prompt or solution, it was a row of primes, of zeros or of 1, 2, 3, ...
 3. Where there is no solution (Codeforces, two thirds of LiveCodeBench), statements count for (2) only.
-4. A translation, or a rewriting under another name, is found by none of the rules; nor is code outside functions, which is not trained on either.
+4. Problem sets for RLVR are checked by the same rules, prompt and solution as one text, but ten-grams that three or more of the set's own problems
+   share are not counted: statements of one site share many phrases (of 1,889 problems of LeetCode 731 would be dropped, and 421 are).
+5. A translation, or a rewriting under another name, is found by none of the rules; nor is code outside functions, which is not trained on either.
 """
 import argparse
 import ast
@@ -157,6 +159,14 @@ class Checker:
         self.needles = collections.defaultdict(list)         # rarest inner word -> [(substring, problems)]; None: fewer than three words
         for text, at in needles.items():
             self.needles[min(text.split()[1:-1], key=lambda w: (often[w], w), default=None)].append((text, at))
+
+    def forget_phrases(self, texts, often=3):
+        """Ten-grams that so many of these texts share do not count from here on: phrases of a genre ("a subarray is a contiguous non-empty sequence ...")."""
+        if not self.problems:
+            self.index()
+        count = collections.Counter(gram for text in texts for gram in set(grams(norm(bare(text)).split())))
+        for gram in (gram for gram, n in count.items() if n >= often):
+            self.grams.pop(gram, None)
 
     def hits(self, name, text):
         """Why to drop a function -> list of {reason, benchmark, problem, span}, the strongest a reason and benchmark; empty: keep it.

@@ -84,6 +84,7 @@ def problems(cfg, tok, max_len):
             found = benchmarks.load(TRAINING.get(name, name), cfg.data_dir)
             if cfg.decontaminate:
                 check = checker(cfg.data_dir)
+                check.forget_phrases([task.prompt + task.solution for task in found])
                 found = [task for task in found if not check(task.entry_point, task.prompt + task.solution)]
                 tqdm.write(f"{name}: {check.line()}")
             if not cfg.eval_suite:                       # by checksum: a problem is on one side in every run

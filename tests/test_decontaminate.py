@@ -117,6 +117,18 @@ def test_ten_words_in_a_row_and_no_fewer():
     assert [h["span"] for h in longer] == ["one = two + three * four five = six - seven"]                    # the whole run
 
 
+def test_phrases_of_a_genre_are_forgotten_and_nothing_else():
+    phrase = "you are given an array of boats and each boat has a width"                 # 13 words
+    check = Checker({"toy": [Task("toy/7", f"{phrase} so count them while the moon is up and nobody rows", "", "", "")]})
+    mine = f'def g():\n    """{phrase}, sort them."""\n'
+    assert check.hits("g", mine)
+    check.forget_phrases([mine, mine.replace("sort", "sink")])
+    assert check.hits("g", mine)                                                         # two are not three
+    check.forget_phrases([mine, mine.replace("sort", "sink"), mine.replace("sort", "burn")])
+    assert not check.hits("g", mine)
+    assert check.hits("g", f'def g():\n    """{phrase} so count them while the moon is up"""\n')
+
+
 def test_statements_count_for_ten_grams_only():
     check = Checker({"toy": [Task("toy/4", "Count the boats that a river of width w can carry at once.\n\nInput\n", "", "", "")]})
     assert reasons(check, "g", '"""\ncount the boats THAT a river\n of width w can not"""') == ["10-gram"]
