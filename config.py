@@ -49,6 +49,7 @@ class Config:
     max_len: int = setting(1024, "positions; a snippet with all its thoughts must fit")
 
     # next-token training: pretrain, ntp, and the M-step
+    useful: float = setting(0.3, "base corpus: share of hard lines with their worked note before them; small: thoughts are rare at first")
     rows: int = setting(20, "packed rows a step")
     block: int = setting(288, "tokens a packed row; none is longer, so at least max_tokens and room for thoughts")
     pretrain_steps: int = setting(600, "steps of the base model")

@@ -212,8 +212,8 @@ def domain_tasks(seed, n, split):
 
 # ---------------------------------------------------------------- the base corpus
 
-def base_text(rng, notes_only=False):
-    """One text of the base corpus (training split only), as (prompt, rest). Shares: see the branches."""
+def base_text(rng, notes_only=False, useful=0.3):
+    """One text of the base corpus (training split only), as (prompt, rest). Shares: see the branches; useful: of hard lines, with their worked note."""
     kind = rng.random()
     if notes_only or kind < 0.15:                                   # worked notes, as a file of their own
         _, stages, _ = random_function(rng, "train")
@@ -227,8 +227,9 @@ def base_text(rng, notes_only=False):
     for i, line in enumerate(body):
         comment, r = None, rng.random()
         if i in hard:                                               # useful .30, wrong .02, useless .06
-            comment = (worked(*stages[hard.index(i)], slip=rng if r < 0.02 else None) if r < 0.32
-                       else rng.choice(JUNK) if r < 0.38 else None)
+            wrong = useful / 15
+            comment = (worked(*stages[hard.index(i)], slip=rng if r < wrong else None) if r < useful + wrong
+                       else rng.choice(JUNK) if r < useful + wrong + 0.06 else None)
         elif r < 0.09:                                              # useless .06, misplaced .03
             comment = rng.choice(JUNK) if r < 0.06 else worked(*rng.choice(stages))
         indent = line[:len(line) - len(line.lstrip())]

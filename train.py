@@ -40,8 +40,8 @@ from runs import Run, stage_settings, steps_bar
 from sandbox import HarnessError
 
 PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)          # second word of every seed, after the run's own
-MODEL_FIELDS = ("n_layer", "n_head", "d_model", "d_ff", "vocab_size", "max_len", "pretrain_steps", "pretrain_lr", "notes_share", "rows",
-                "block", "weight_decay", "grad_clip", "bf16", "seed")                                  # what decides the base model
+MODEL_FIELDS = ("n_layer", "n_head", "d_model", "d_ff", "vocab_size", "max_len", "pretrain_steps", "pretrain_lr", "notes_share", "useful",
+                "rows", "block", "weight_decay", "grad_clip", "bf16", "seed")                                  # what decides the base model
 TUNE_FIELDS = MODEL_FIELDS + ("preset", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "decontaminate", "data_dir", "infuse", "mstep_steps",
                               "lr", "warmup", "iters", "match")                                                        # what decides the NTP baseline
 
@@ -166,7 +166,7 @@ def base_batch(run, step):
     cfg, docs, kinds = run.cfg, [], []
     rng = random.Random(f"{cfg.seed}/{PRETRAIN}/{step}")
     while sum(map(len, docs)) < 0.9 * cfg.rows * cfg.block:
-        prompt, rest = tasks.base_text(rng, notes_only=step < cfg.notes_share * cfg.pretrain_steps)
+        prompt, rest = tasks.base_text(rng, step < cfg.notes_share * cfg.pretrain_steps, cfg.useful)
         ids, given = run.tok.encode(prompt + rest) + [run.tok.eos], len(run.tok.encode(prompt))
         if len(ids) <= cfg.block:
             docs.append(ids)
