@@ -162,8 +162,13 @@ def rewards(samples, cfg, grader):
 
 def advantages(R, std=True):
     """A of each completion from the rewards R (B, G) -> (B, G).   Example: [[1, 0, 0, 0]] -> [[1.73, -.58, -.58, -.58]], std=False: [[.75, -.25, ...]]"""
-    A = R - R.mean(1, keepdims=True)                                                       # advantage
+    A = np.where(signal(R)[:, None], R - R.mean(1, keepdims=True), 0.0)                    # advantage
     return A / (R.std(1, keepdims=True) + 1e-6) if std else A
+
+
+def signal(R):
+    """Which groups have unequal rewards (the mean of equal ones may differ from them by rounding). R (B, G) -> (B,) bool."""
+    return (R != R[:, :1]).any(1)
 
 
 def token_weights(lengths, norm, max_new):
@@ -315,7 +320,7 @@ def rollouts(model, tok, train, cfg, first, grader):
         for s, A in zip(new, advantages(R, cfg.rl_std).flatten()):
             s.advantage = float(A)
         everything += new
-        kept += new if cfg.rounds == 1 else [s for s, signal in zip(new, np.repeat(R.std(1) > 0, cfg.completions)) if signal]
+        kept += new if cfg.rounds == 1 else [s for s, keep in zip(new, np.repeat(signal(R), cfg.completions)) if keep]
         waited += wait
     return kept, everything, waited
 
@@ -360,12 +365,12 @@ def rlvr(run, name):
                       flops=at["flops"] + work * (2 * (prompts + new + m["scored"]) + 6 * m["trained"]))
             verdicts = [s.verdict for s in everything]
             run.log(name, phase="rlvr", **at, reward=float(R.mean()), pass_rate=float(np.mean([v == "passed" for v in verdicts])),
-                    no_signal=float((R.std(1) == 0).mean()), length=new / len(everything), unfinished=float(np.mean([not s.finished for s in everything])),
+                    no_signal=float(1 - signal(R).mean()), length=new / len(everything), unfinished=float(np.mean([not s.finished for s in everything])),
                     thought_tokens=float(np.mean([thought_share(tok, s.ids) for s in everything])), lr=opt.param_groups[0]["lr"],
                     sample_s=sampled - began - waited, grade_wait_s=waited, grade_s=sum(s.run.result().seconds for s in everything),
                     update_s=now - sampled, sample_tokens_per_s=new / max(1e-9, sampled - began - waited),
                     train_tokens_per_s=m["trained"] / max(1e-9, now - sampled), verdicts={v: verdicts.count(v) for v in sorted(set(verdicts))}, **m)
-            bar.set_postfix(reward=f"{R.mean():.3f}", no_signal=f"{(R.std(1) == 0).mean():.2f}", length=f"{new / len(everything):.0f}",
+            bar.set_postfix(reward=f"{R.mean():.3f}", no_signal=f"{1 - signal(R).mean():.2f}", length=f"{new / len(everything):.0f}",
                             tok_s=f"{new / max(1e-9, now - began):.0f}")
             if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
                 best = sorted(everything, key=lambda s: (-s.reward, -s.advantage))
