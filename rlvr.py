@@ -204,7 +204,7 @@ def scored(model, hidden, samples, forbid, amp):
     targets = torch.tensor([i for s in samples for i in s.ids], device=model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
         logp, *mass, entropy = token_logprobs(hidden, model.head_weight, targets, [forbid] if forbid else [], entropy=True)
-    return (logp - log1mexp(mass[0]) if forbid else logp), entropy
+    return (logp - log1mexp(mass[0]) if forbid else logp), entropy.detach()
 
 
 def surrogate(logp, old, A, low, high):
