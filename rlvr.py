@@ -330,7 +330,7 @@ def rlvr(run, name):
     cfg, tok = run.cfg, run.tok
     (start, extra), (model, _) = run.load(cfg.init), run.load(cfg.init)
     start.requires_grad_(False)
-    train, held, counts = problems(cfg, tok, start.cfg.max_len)
+    train, held, counts = run.problems or problems(cfg, tok, start.cfg.max_len)
     tqdm.write(f"{name}: from {cfg.init}; problems: " + ", ".join(f"{k} {n}" for k, n in counts.items() if n) + f"; {len(held)} held out")
     opt = mstep.adamw(model, cfg.rl_lr, 0.0)
     forbid, work = () if cfg.thoughts else tuple(tok.thought_ids), work_size(model)

@@ -31,7 +31,7 @@ class Run:
         self.started = time.time()
         if os.path.exists(self.out) and not os.path.isdir(self.out):
             raise UserError(f"--out {self.out}: expected a folder, found a file; give another path")
-        self.hard = self.expert_hard = self.contamination = None
+        self.hard = self.expert_hard = self.contamination = self.problems = None
         self.most = 0                                        # tokens of the longest snippet with its thoughts
         self.tok = self.tokenizer()
         if stage != "rlvr":

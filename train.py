@@ -35,7 +35,7 @@ from config import UserError, parse
 from estep import advantages, policy_gradient, rollout, summary
 from evaluate import bound, for_rollouts, rollouts_of, score, solve
 from model import ModelConfig, Transformer, load_gguf, set_threads, smollm2_path, work_size
-from rlvr import rlvr
+from rlvr import problems, rlvr
 from runs import Run, stage_settings, steps_bar
 from sandbox import HarnessError
 
@@ -89,6 +89,8 @@ def check(run, stage):
         run.unfinished(ntp_name(cfg), mmap=True)
     if stage == "rlvr":
         run.unfinished(rlvr_name(cfg), mmap=True)
+        if os.path.exists(run.path(f"{cfg.init}.pt")):       # or it is about to be loaded
+            run.problems = problems(cfg, run.tok, run.load(cfg.init)[0].cfg.max_len)
     if em_too:
         if not run.unfinished(name, mmap=True) and cfg.resume and os.path.exists(run.path(f"{name}.pt")) and not current(run, name, stage_settings(cfg)):
             raise UserError(f"{run.path(name + '.pt')}: finished with other settings, so there is nothing to resume; leave out --resume to start over, "
