@@ -481,6 +481,8 @@ def own(path):
             row = json.loads(line)
             task = Task(str(row["task_id"]), row["prompt"].rstrip("\n"), row.get("canonical_solution", "").rstrip("\n"), row["test"], row["entry_point"],
                         stops=tuple(row.get("stops", CODEX_STOPS)))
+            if isinstance(row.get("stops"), str) or not all(isinstance(stop, str) and stop for stop in task.stops):
+                raise ValueError("stops is a list of texts, none of them empty")
             solution = task.solution if task.solution.startswith("\n") or not task.solution else "\n" + task.solution
             tasks.append(dataclasses.replace(task, solution=solution))
             check_job(job_of(tasks[-1], ""), f"{path}:{i}")
