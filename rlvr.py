@@ -334,7 +334,7 @@ def rlvr(run, name):
     tqdm.write(f"{name}: from {cfg.init}; problems: " + ", ".join(f"{k} {n}" for k, n in counts.items() if n) + f"; {len(held)} held out")
     opt = mstep.adamw(model, cfg.rl_lr, 0.0)
     forbid, work = () if cfg.thoughts else tuple(tok.thought_ids), work_size(model)
-    at = dict(step=0, drawn=0, flops=extra["flops"], sampled_tokens=0, seconds=0.0)                 # where the run stands
+    at = dict(step=0, drawn=0, flops=extra["flops"], sampled_tokens=0, seconds=0.0, cpu_s=0.0)      # where the run stands
     state = run.restore(name)
     if state:
         model.load_state_dict(state["weights"])
@@ -352,7 +352,7 @@ def rlvr(run, name):
     bar = steps_bar(f"{name}: GRPO", at["step"], cfg.rl_steps)
     with Grader() as grader:
         for step in bar:
-            began = time.time()
+            began, cpu = time.time(), time.process_time()
             samples, everything, waited = rollouts(for_rollouts(model, cfg), tok, train, cfg, at["drawn"], grader)       # sample, reward, advantage
             sampled = time.time()
             for group in opt.param_groups:
@@ -362,6 +362,7 @@ def rlvr(run, name):
             R = np.array([s.reward for s in everything]).reshape(-1, cfg.completions)                                    # (groups, G)
             prompts = sum(len(s.prompt) for s in everything) // cfg.completions                                          # tokens, each once
             at.update(step=step + 1, drawn=at["drawn"] + len(R), sampled_tokens=at["sampled_tokens"] + new, seconds=at["seconds"] + now - began,
+                      cpu_s=at["cpu_s"] + time.process_time() - cpu,
                       flops=at["flops"] + work * (2 * (prompts + new + m["scored"]) + 6 * m["trained"]))
             verdicts = [s.verdict for s in everything]
             run.log(name, phase="rlvr", **at, reward=float(R.mean()), pass_rate=float(np.mean([v == "passed" for v in verdicts])),
