@@ -115,6 +115,70 @@ def test_hashes_and_items_of_the_manifest():
         assert len(benchmarks.read_rows(file)) == items
 
 
+# ---------------------------------------------------------------- a user's file
+
+OWN = {"task_id": "double", "prompt": "def double(x):\n", "entry_point": "double", "test": "def check(candidate):\n    assert candidate(2) == 4\n"}
+
+
+def test_own_file(tmp_path):
+    """Two problems with all fields and with the least, blank lines between: prompts and solutions by convention 1, stop sequences, verdicts."""
+    full = {**OWN, "task_id": 7, "test": "assert double(2) == 4\nassert double(0) == 0", "canonical_solution": "    return 2 * x\n", "stops": ["\n\n", "END"]}
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(OWN) + "\n\n  \n" + json.dumps(full))
+    least, most = load(str(path))
+    check_tasks([least, most])
+    assert (least.name, least.prompt, least.solution, least.stops) == ("double", "def double(x):", "", benchmarks.CODEX_STOPS)
+    assert (most.name, most.prompt, most.solution, most.stops) == ("7", "def double(x):", "\n    return 2 * x", ("\n\n", "END"))
+    assert verdicts([job_of(task, text) for task in (least, most) for text in ("\n    return 2 * x", "\n    return x * x", "\n    return x")]) == [
+        "passed", "passed", "wrong_answer", "passed", "passed", "wrong_answer"]
+
+
+def without(key):
+    return json.dumps({k: v for k, v in OWN.items() if k != key})
+
+
+BAD_LINES = {
+    '{"task_id": "x", "prompt"': "Expecting",
+    '["a list"]': "",
+    '"a text"': "",
+    "null": "",
+    without("task_id"): "no 'task_id'", without("prompt"): "no 'prompt'", without("entry_point"): "no 'entry_point'", without("test"): "no 'test'",
+    json.dumps({**OWN, "prompt": 3}): "", json.dumps({**OWN, "entry_point": None}): "", json.dumps({**OWN, "test": ["assert True"]}): "no tests",
+    json.dumps({**OWN, "canonical_solution": None}): "",
+    json.dumps({**OWN, "test": "  \n"}): "no tests: everything would pass",
+    json.dumps({**OWN, "entry_point": " "}): "needs an entry_point",
+    json.dumps({**OWN, "test": "assert double(2) =="}): "do not compile",
+    json.dumps({**OWN, "entry_point": "double("}): "do not compile",
+    json.dumps({**OWN, "stops": "\n\n"}): "stops", json.dumps({**OWN, "stops": [""]}): "stops", json.dumps({**OWN, "stops": [1]}): "stops",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_bad_line_of_an_own_file(line, tmp_path):
+    """A bad third line after a good one and a blank: one line with the file, its number, what is wrong and what was expected."""
+    path = tmp_path / "own.jsonl"
+    path.write_text(f"{json.dumps(OWN)}\n\n{line}\n")
+    with pytest.raises(UserError) as error:
+        load(str(path))
+    text = one_line(error)
+    assert text.startswith(f"{path}:3: ") and BAD_LINES[line] in text and "expected a JSON object with task_id, prompt, entry_point and test" in text
+
+
+def test_bad_own_file(tmp_path):
+    """No file, a folder, bytes that are no text, no problem, and a problem that is there twice."""
+    path = tmp_path / "own.jsonl"
+    for content, words in ((None, "cannot be read (No such file"), (b"\xff\xfe", "cannot be read ("), (b"\n \n", "no problem in it"), (b"", "no problem in it"),
+                           (f"{json.dumps(OWN)}\n{json.dumps({**OWN, 'task_id': 'other'})}\n{json.dumps(OWN)}".encode(), "task_id double is there 2 times")):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            load(str(path))
+        assert one_line(error).startswith(f"{path}: ") and words in one_line(error)
+    with pytest.raises(UserError, match="cannot be read"):
+        os.mkdir(tmp_path / "folder.jsonl")
+        load(str(tmp_path / "folder.jsonl"))
+
+
 # ---------------------------------------------------------------- tasks
 
 def check_tasks(tasks):

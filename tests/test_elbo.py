@@ -167,6 +167,28 @@ def test_token_logprobs(chunk):
         assert token_logprobs(hidden[:0], weight, targets[:0], sets).shape == (4, 0)
 
 
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_entropy_of_the_distributions(chunk):
+    """The last row equals -sum p log p of the full softmax in float64, from nearly even to nearly certain distributions; the other rows and their gradients
+    are those without it, and it has none of its own."""
+    gen = torch.Generator().manual_seed(1)
+    hidden, weight = torch.randn(12, 8, generator=gen) * torch.logspace(-2, 1.7, 12)[:, None], torch.randn(30, 8, generator=gen)
+    targets, logp = torch.randint(30, (12,), generator=gen), (hidden.double() @ weight.double().T).log_softmax(-1)
+    want = -(logp.exp() * logp).sum(-1)
+    assert want[0] > 3.39 and want.min() < 0.1                                           # log 30 is 3.40
+    rows = []
+    for entropy in (False, True):
+        h = hidden.clone().requires_grad_()
+        out = token_logprobs(h, weight, targets, [[4, 5]], chunk=chunk, entropy=entropy)
+        assert out.shape == (2 + entropy, 12)
+        out.sum().backward()                                                             # the entropy's part of it must not count
+        rows.append((out.detach(), h.grad))
+    assert torch.allclose(rows[1][0][2].double(), want, rtol=1e-4, atol=1e-4)
+    assert torch.equal(rows[0][0], rows[1][0][:2]) and torch.equal(rows[0][1], rows[1][1])
+    huge = token_logprobs(torch.eye(8)[:1] * 1e4, weight, targets[:1], entropy=True)     # all mass on one token: p log p is 0 where p is
+    assert huge[1].tolist() == [0]
+
+
 def test_log1mexp():
     """log(1 - exp(x)) in float32 against math in float64, from 1e-6 below 0 to -inf; its gradient is finite at both ends."""
     x = torch.tensor([-1e-6, -1e-3, -0.1, -math.log(2), -1.0, -10.0, -60.0])

@@ -1,4 +1,5 @@
 """The built-in domain: splits, solutions, tests, notes and corpora."""
+import dataclasses
 import random
 import re
 
@@ -140,3 +141,77 @@ def test_every_line_can_take_a_thought(problems):
         for line, a, b in zip(lines, snip.first, snip.first[1:] + [len(snip.ids)]):
             assert tok.decode(snip.ids[a:b]).strip() == line.strip()
         assert all(0 <= t < len(lines) for t in task.hard)
+
+
+# ---------------------------------------------------------------- one task a test
+
+def of_tests(tests, kind="assert"):
+    return tasks.Task("t", "p", "s", tests, "f", kind=kind, stops=("x",), time_limit=3.0)
+
+
+def passed_by(function, tests):
+    """Do these tests, top level and check(), let a function pass?"""
+    scope = {"f": function}
+    try:
+        exec(tests, scope)
+        if "check" in scope:
+            scope["check"](function)
+    except AssertionError:
+        return False
+    return True
+
+
+CHECKS = """import math
+
+def helper(x):
+    assert x != 99
+    return x
+
+def check(candidate):
+    assert candidate(0) == 0, 'zero'
+    k = 2
+    for i in range(3):
+        assert candidate(i) is not None
+    assert candidate(k) == math.floor(helper(4.5))
+    k = 3
+    assert candidate(k) == 9
+"""
+
+
+FUNCTIONS = (lambda x: x * x, lambda x: x + x, lambda x: 0, lambda x: 9)
+
+
+@pytest.mark.parametrize("tests, count, shares", [
+    ("assert f(0) == 0\ny = 4\nassert f(2) == y\ny = 9\nassert f(3) == y\n", 3, (3, 2, 1, 1)),
+    (CHECKS, 3, (3, 2, 1, 1)),
+    ("def check(candidate):\n    assert candidate(3) == 9\nassert f(0) == 0\n", 2, (2, 1, 1, 1)),
+    ("for x in (0, 3):\n    assert f(x) == x * x\n", 1, (1, 0, 0, 0)),
+    ("def check(candidate):\n    for x in (0, 3):\n        assert candidate(x) == x * x\n", 1, (1, 0, 0, 0)),
+    ("def test():\n    assert f(3) == 9\ntest()\n", 1, (1, 0, 0, 1))])
+def test_parts(tests, count, shares):
+    """One task for each assertion at the top level and in check(), with all other statements there; loops and other functions stay whole. A square passes all
+    parts; a double, 0 and 9 those counted by hand."""
+    task = of_tests(tests)
+    parts = tasks.parts(task)
+    assert len(parts) == count and tuple(sum(passed_by(f, part.tests) for part in parts) for f in FUNCTIONS) == shares
+    for part in parts:
+        assert dataclasses.replace(part, tests=tests) == task and (count == 1 or part.tests != tests)
+    assert count > 1 or parts == [task]
+
+
+def test_parts_of_stdio():
+    cases = [{"input": "1", "output": "2"}, {"input": "2", "output": "3"}]
+    assert [part.tests for part in tasks.parts(of_tests(cases, "stdio"))] == [[case] for case in cases]
+
+
+def test_parts_of_the_domain(problems):
+    """Four parts a task; its solution passes each; other programs pass the whole if and only if they pass all parts, and some pass some."""
+    partly = 0
+    for task in problems[:10]:
+        parts = tasks.parts(task)
+        assert len(parts) == 4 and all(passes(part, task.solution) for part in parts)
+        for wrong in ("\n    return xs", "\n    return 0", task.solution.replace("return ", "return xs and ")):
+            each = [passes(part, wrong) for part in parts]
+            assert all(each) == passes(task, wrong)
+            partly += 0 < sum(each) < 4
+    assert partly

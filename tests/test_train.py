@@ -168,12 +168,17 @@ def test_ntp_of_equal_compute(whole, tmp_path):
     assert 0.6 < flops["ntp-as-ra3"] / flops["ra3"] < 1.1
 
 
-def test_every_metric_is_defined(whole):
-    """The keys of metrics.jsonl and results.json against the names that the README defines."""
+def test_every_metric_is_defined(whole, tmp_path):
+    """The keys of metrics.jsonl and results.json against the names that the README defines, those of --stage rlvr too."""
     if not (HERE / "README.md").exists():
         pytest.skip("there is no README.md yet")
     defined = set(re.findall(r"`([^`\s]+)`", (HERE / "README.md").read_text()))
-    keys = {k for line in open(whole / "metrics.jsonl") for k in json.loads(line)} | set(json.load(open(whole / "results.json"))["ra3"])
+    out = copied(whole, tmp_path)
+    run(out, *"--stage rlvr --init base --rl-steps 1 --prompts 1 --completions 2 --eval-every 1 --reward random --mask-overlong false".split())
+    lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
+    assert {"rlvr", "rlvr-heldout"} <= {line["phase"] for line in lines}
+    lines += [json.loads(line) for line in open(whole / "metrics.jsonl")]
+    keys = {k for line in lines for k in line} | set(json.load(open(whole / "results.json"))["ra3"])
     keys = {re.sub(r"elbo_\d+_samples", "elbo_G_samples", k) for k in keys}
     assert keys <= defined, sorted(keys - defined)
 
