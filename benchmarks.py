@@ -487,6 +487,8 @@ def own(path):
             tasks.append(dataclasses.replace(task, solution=solution))
             check_job(job_of(tasks[-1], ""), f"{path}:{i}")
             prepare(task.tests, task.entry_point.strip(), False)
+            if "assert" not in task.tests and "raise" not in task.tests:
+                raise ValueError("its test asserts nothing: everything would pass")
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             what = f"no {e}" if isinstance(e, KeyError) else str(e)
             raise UserError(f"{path}:{i}: {what}; expected a JSON object with task_id, prompt, entry_point and test") from None

@@ -146,6 +146,7 @@ BAD_LINES = {
     json.dumps({**OWN, "prompt": 3}): "", json.dumps({**OWN, "entry_point": None}): "", json.dumps({**OWN, "test": ["assert True"]}): "no tests",
     json.dumps({**OWN, "canonical_solution": None}): "",
     json.dumps({**OWN, "test": "  \n"}): "no tests: everything would pass",
+    json.dumps({**OWN, "test": "double(2)"}): "asserts nothing",
     json.dumps({**OWN, "entry_point": " "}): "needs an entry_point",
     json.dumps({**OWN, "test": "assert double(2) =="}): "do not compile",
     json.dumps({**OWN, "entry_point": "double("}): "do not compile",

@@ -438,11 +438,13 @@ def test_rewards():
     task = Task("square", "def f(x):", "", check, "f")
     texts = ["\n    return x * x", "\n    return x + x", "\n    return 0", "\n    return None", "\n    return (", "\n    return 9 if x else 1 / x"]
     stdio = Task("add", "", "", [{"input": "1 2", "output": "3"}, {"input": "2 2", "output": "4"}], "", kind="stdio", prefix="")
+    once = "\n    f.calls = getattr(f, 'calls', 0) + 1\n    return x * x if f.calls < 3 else None"                     # each alone, not together
     with Grader(workers=1) as grader:
         rewards, verdicts = of_texts(task, texts, grader, settings(reward="tests"))
         assert rewards == pytest.approx([1, 2 / 3, 1 / 3, 0, 0, 1 / 3])
         assert verdicts == ["passed", "wrong_answer", "wrong_answer", "wrong_answer", "syntax_error", "exception"]
         assert of_texts(task, texts, grader, settings(reward="pass"))[0] == [1, 0, 0, 0, 0, 0]
+        assert of_texts(task, [once], grader, settings(reward="tests")) == ([2 / 3], ["wrong_answer"])
         rewards, _ = of_texts(stdio, ["print(sum(map(int, input().split())))", "print(4)", "print(5)"], grader, settings(reward="tests"))
         assert rewards == [1, 0.5, 0]
 
