@@ -335,7 +335,8 @@ def rlvr(run, name):
     tqdm.write(f"{name}: from {cfg.init}; problems: " + ", ".join(f"{k} {n}" for k, n in counts.items() if n) + f"; {len(held)} held out")
     opt = mstep.adamw(model, cfg.rl_lr, 0.0)
     forbid, work = () if cfg.thoughts else tuple(tok.thought_ids), work_size(model)
-    at = dict(step=0, drawn=0, flops=extra["flops"], sampled_tokens=0, seconds=0.0, cpu_s=0.0)      # where the run stands
+    at = dict(step=0, drawn=0, sampled_tokens=0, seconds=0.0, cpu_s=0.0,                            # where the run stands
+              flops=0.0 if cfg.init == "base" else extra["flops"])                                  # of all that came after pre-training
     state = run.restore(name)
     if state:
         model.load_state_dict(state["weights"])
