@@ -90,7 +90,7 @@ class Config:
     suite: str = setting("domain", "problems, several with commas: domain (built-in), leetcode, mbpp-train, a .jsonl in HumanEval's format")
     eval_suite: str = setting("", "held-out problems of the curve; default: other tasks of the domain, or a tenth of each suite by checksum")
     n_rl: int = setting(2000, "problems of the built-in domain's RL split")
-    rl_steps: int = setting(60, "GRPO steps")
+    rl_steps: int = setting(80, "GRPO steps")
     prompts: int = setting(16, "problems a step, B")
     completions: int = setting(8, "completions a problem, G")
     rl_lr: float = setting(2e-4, "learning rate, constant after the warm-up")
