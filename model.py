@@ -69,9 +69,9 @@ class Cache:
         return new
 
     def put(self, rows, other):
-        """Write the cache of `other` back into `rows` (the inverse of select). rows: (B',) int64."""
+        """Write the cache of `other`, which may have fewer slots, into `rows` (the inverse of select). rows: (B',) int64."""
         for mine, theirs in zip(self.k + self.v, other.k + other.v):
-            mine[rows] = theirs
+            mine[rows, :, :theirs.shape[2]] = theirs.to(mine.dtype)
 
 
 def attend(q, k, v, bias):
