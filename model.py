@@ -55,12 +55,18 @@ class Cache:
         self.k = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(cfg.n_layer)]
         self.v = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(cfg.n_layer)]
 
+    @property
+    def slots(self):
+        return self.k[0].shape[2]
+
     def reserve(self, slots):
         """Make room for at least `slots` positions; by half as much again, so that growing stays rare."""
-        have = self.k[0].shape[2]
-        if slots > have:
-            more = max(slots, have * 3 // 2) - have
-            self.k, self.v = ([F.pad(x, (0, 0, 0, more)) for x in xs] for xs in (self.k, self.v))
+        if slots > self.slots:
+            self.fit(max(slots, self.slots * 3 // 2))
+
+    def fit(self, slots):
+        """Make it exactly so many slots: cut, or filled up with zeros."""
+        self.k, self.v = ([F.pad(x, (0, 0, 0, slots - x.shape[2])) for x in xs] for xs in (self.k, self.v))
 
     def select(self, rows):
         """The cache of some rows, in any order and with repeats. rows: (B',) int64. Returns a copy."""
@@ -191,7 +197,7 @@ class Transformer(nn.Module):
         else:
             rope = self.cos[pos][:, :, None], self.sin[pos][:, :, None]                      # (B, T, 1, E/2)
         if cache is not None:
-            S = cache.k[0].shape[2] if reach is None else reach
+            S = cache.slots if reach is None else reach
             mask = torch.arange(S, device=ids.device) <= pos[:, None, :, None]               # (B, 1, T, S)
         else:
             mask = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()[None, None]  # (1, 1, T, T)

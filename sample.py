@@ -176,10 +176,11 @@ class Decoder:
         self.model, self.rows, self.new, self.amp, self.temperature, self.top_p = model, rows, new, amp, temperature, top_p
         self.dtype = torch.bfloat16 if amp else model.dtype
         self.B, self.slot_of, self.steps, self.graphs = rows, {}, collections.Counter(), {}
-        self.quantum = 128 if device.type == "cuda" else 16                              # lengths are rounded up to multiples of it
+        self.exact = device.type != "cuda"                                               # else few shapes, and buffers that stay where they are
+        self.quantum = 16 if self.exact else 128                                         # lengths are rounded up to multiples of it
         self.forbid = torch.tensor(list(forbid), dtype=torch.int64, device=device)
         like = torch.empty(0, dtype=self.dtype, device=device)
-        self.own = Cache(cfg, rows, self.round(new) if device.type == "cuda" else self.quantum, like)
+        self.own = Cache(cfg, rows, self.quantum if self.exact else self.round(new), like)
         self.shared = Cache(cfg, prompts, self.round(prefix), like)
         zeros = functools.partial(torch.zeros, dtype=torch.int64, device=device)
         self.token, self.count, self.slot, self.place = zeros(rows), zeros(rows), zeros(rows), zeros(rows)  # count: tokens drawn so far
@@ -202,7 +203,7 @@ class Decoder:
 
     def bucket(self, n):
         """Rows that a step is made for when n are left: on a GPU a power of two."""
-        return min(self.rows, 1 << (n - 1).bit_length()) if self.model.device.type == "cuda" else n
+        return min(self.rows, 1 << (n - 1).bit_length()) if not self.exact else n
 
     def told(self):
         return f", {len(self.graphs)} graphs" if self.graphs else ""
@@ -211,13 +212,15 @@ class Decoder:
         """Put rows on `seats` and draw their first tokens. prompt_of (B,): prompt index of every seat, -1 if free. uniforms: an array a new row."""
         wanted = list(dict.fromkeys(i for i in prompt_of[seats].tolist() if i not in self.slot_of))
         self.slot_of = {i: s for i, s in self.slot_of.items() if i in prompt_of}
+        self.Sp = self.round(max(len(prompts[i]) for i in (*self.slot_of, *wanted)))
+        if self.exact:
+            self.shared.fit(self.Sp)
         free = sorted(set(range(len(self.length))) - set(self.slot_of.values()))
         while wanted:
             some = wanted[:max(1, 4096 // len(prompts[wanted[0]]))]
             slots, free, wanted = free[:len(some)], free[len(some):], wanted[len(some):]
             self.prefill([prompts[i] for i in some], torch.tensor(slots, device=self.model.device))
             self.slot_of.update(zip(some, slots))
-        self.longest = max(len(prompts[i]) for i in self.slot_of)
         self.arrange(prompt_of)
         at, new = torch.tensor(seats, device=self.model.device), np.zeros((len(seats), self.new), np.float32)
         for row, u in zip(new, uniforms):
@@ -249,7 +252,7 @@ class Decoder:
             place.append(taken[s] if i >= 0 else 0)
             taken[s] += i >= 0
         self.B, self.P, self.M = len(slot), max(self.slot_of.values()) + 1, max(taken.values())
-        if self.model.device.type == "cuda":
+        if not self.exact:
             self.P, self.M = min(len(self.length), 1 << (self.P - 1).bit_length()), min(self.rows, 1 << (self.M - 1).bit_length())
         cells = np.zeros((self.P, self.M), np.int64)
         live = prompt_of >= 0
@@ -266,9 +269,9 @@ class Decoder:
 
     def next(self, most):
         """One more token in each seat -> (2, B) float64 array: tokens and log-probabilities. most: tokens that any row has so far."""
-        Sn = self.round(most)
-        self.own.reserve(Sn)
-        shape = self.B, self.P, self.M, self.round(self.longest), Sn
+        if self.exact and most > self.own.slots:
+            self.own.fit(self.round(most + most // 8))
+        shape = self.B, self.P, self.M, self.Sp, self.own.slots if self.exact else self.round(most)
         self.steps[shape] += 1
         self.step(*shape)
         return self.said[:, :self.B].cpu().numpy()
@@ -282,20 +285,20 @@ class Decoder:
         cos, sin = self.rope((self.length[slot] + count - 1).clamp(max=cfg.max_len - 1))
         cells = self.cells[:P * M].view(P, 1, M), kv[:, None]                            # rows by prompt, a head at a time
         back = slot[:, None], kv, place[:, None]
-        near, far = (torch.zeros(n, 1, 1, S, dtype=self.dtype, device=device).masked_fill_(
-            torch.arange(S, device=device) >= end[:, None, None, None], -torch.inf)
-            for n, S, end in ((B, Sn, at + 1), (P, Sp, self.length[:P])))                # (B, 1, 1, Sn), (P, 1, 1, Sp)
+        seen = torch.cat((torch.arange(Sp, device=device) < self.length[slot, None], torch.arange(Sn, device=device) <= at[:, None]), 1)
+        bias = torch.zeros(seen.shape, dtype=self.dtype, device=device).masked_fill_(~seen, -torch.inf)[:, None, None]     # (B, 1, 1, Sp + Sn)
         x = self.model.embed(self.token[:B])                                             # (B, D)
         for layer, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self.layers):
             h = qkv(norm(x).to(self.dtype)).view(B, H + 2 * K, E)
-            h = (h * cos + h.roll(E // 2, -1) * sin).to(self.dtype)
+            h = (h.float() * cos).addcmul_(h.roll(E // 2, -1), sin).to(self.dtype)
             q = h[:, :H].view(B, K, H // K, E)
             ck, cv = self.own.k[layer][:B], self.own.v[layer][:B]
             ck[row, :, at], cv[row, :, at] = h[:, H:H + K], h[:, H + K:]
-            mine, z_mine = attend_part(q, ck[:, :, :Sn], cv[:, :, :Sn], near)            # (B, K, G, E), (B, K, G, 1)
-            ours, z_ours = attend_part(q[cells].flatten(2, 3), self.shared.k[layer][:P, :, :Sp], self.shared.v[layer][:P, :, :Sp], far)
-            ours, z_ours = (y.view(P, K, M, H // K, -1)[back] for y in (ours, z_ours))   # (B, K, G, E), (B, K, G, 1)
-            x = x + out(torch.lerp(mine, ours, (z_ours - z_mine).sigmoid()).view(B, H * E))
+            pk, pv = self.shared.k[layer][:P, :, :Sp], self.shared.v[layer][:P, :, :Sp]  # (P, K, Sp, E)
+            far = (q[cells].flatten(2, 3) @ pk.mT).view(P, K, M, H // K, Sp)[back]       # (B, K, G, Sp)
+            p = (torch.cat((far, q @ ck[:, :, :Sn].mT), -1) + bias).softmax(-1)          # (B, K, G, Sp + Sn)
+            far = (p[..., :Sp][cells].flatten(2, 3) @ pv).view(P, K, M, H // K, E)[back]
+            x = x + out((far + p[..., Sp:] @ cv[:, :, :Sn]).view(B, H * E))
             gate, up = gate_up(mlp_norm(x).to(self.dtype)).chunk(2, -1)
             x = x + down(F.silu(gate) * up)
         token, logprob = self.draw(self.model.norm(x), self.uniforms[:B].gather(1, count.clamp(max=self.new - 1)[:, None])[:, 0])
@@ -304,9 +307,10 @@ class Decoder:
         count += 1
 
     def draw(self, hidden, uniforms):
-        """A token a row and its log-probability. hidden (N, D), uniforms (N,); the logits of 64 rows at once stay in a CPU's cache."""
-        parts = [pick(self.head(h.float()).index_fill_(1, self.forbid, -torch.inf), u, self.temperature, self.top_p)
-                 for h, u in zip(hidden.split(64), uniforms.split(64))]
+        """A token a row and its log-probability. hidden (N, D), uniforms (N,). On the CPU some rows at a time, which its cache holds."""
+        logits = self.head(hidden.float()).index_fill_(1, self.forbid, -torch.inf)       # (N, V)
+        some = max(1, 2**20 // logits.shape[1]) if self.exact else len(logits)
+        parts = [pick(l, u, self.temperature, self.top_p) for l, u in zip(logits.split(some), uniforms.split(some))]
         return tuple(torch.cat(p) for p in zip(*parts))                                  # (N,), (N,)
 
 
@@ -315,13 +319,11 @@ def linear(modules, dtype):
     with torch.no_grad():
         w = torch.cat([m.weight for m in modules]).to(dtype)
         b = None if getattr(modules[0], "bias", None) is None else torch.cat([m.bias for m in modules]).to(dtype)
-    return lambda x: F.linear(x, w, b)
-
-
-def attend_part(q, k, v, bias):
-    """Attention over a part of the keys, and the logarithm of its normaliser. q (N, K, R, E) scaled, k and v (N, K, S, E), bias (N, 1, 1, S)."""
-    scores = q @ k.transpose(-1, -2) + bias                                              # (N, K, R, S)
-    return scores.softmax(-1) @ v, scores.logsumexp(-1, keepdim=True)
+    if w.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not (
+            torch.ops.mkldnn._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else w.numel() >= 2**20):
+        return lambda x: F.linear(x, w, b)
+    packed = torch.ops.mkldnn._reorder_linear_weight(w)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, b, "none", [], "")
 
 
 def pick(logits, uniforms, temperature, top_p):
@@ -329,20 +331,20 @@ def pick(logits, uniforms, temperature, top_p):
 
     Example: pick(log [.5, .5, 0], [.7], 1, 1) -> [1], [log .5]
     """
-    logprobs = logits.log_softmax(-1)                                                     # (N, V)
+    probs = logits.softmax(-1)                                                            # (N, V)
     if temperature == 0:
         token = logits.argmax(-1, keepdim=True)                                           # (N, 1)
     else:
-        probs, names = logprobs.exp() if temperature == 1 else (logits / temperature).softmax(-1), None     # (N, V)
+        cut, names = probs if temperature == 1 else (logits / temperature).softmax(-1), None                # (N, V)
         if top_p < 1:                                # the smallest set of likeliest tokens that holds top_p
-            probs, names = probs.sort(dim=-1, descending=True, stable=True)
-            probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0)
-        cdf = probs.cumsum(-1)                                                            # (N, V)
+            cut, names = cut.sort(dim=-1, descending=True, stable=True)
+            cut = cut.masked_fill(cut.cumsum(-1) - cut >= top_p, 0)
+        cdf = cut.cumsum(-1)                                                              # (N, V)
         u = torch.as_tensor(uniforms, dtype=cdf.dtype, device=cdf.device).clamp(max=1 - 2**-24)[:, None] * cdf[:, -1:]
         token = torch.searchsorted(cdf, u, right=True).clamp_(max=logits.shape[-1] - 1)   # (N, 1): the first with cdf > u
         if names is not None:
             token = names.gather(-1, token)
-    return token[:, 0], logprobs.gather(-1, token)[:, 0]                                  # (N,), (N,)
+    return token[:, 0], probs.gather(-1, token)[:, 0].log()                               # (N,), (N,)
 
 
 def contains(text, stop):
