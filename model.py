@@ -97,17 +97,24 @@ def attend(q, k, v, bias):
         return (scores.softmax(-1) @ v).view(B, H, T, E)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Computed in the type of the residual stream, which is at least float32; given out in the type of the weights."""
+
+    def forward(self, x):
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
+
+
 class Block(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
         E = cfg.d_model // cfg.n_head
-        self.attn_norm = nn.RMSNorm(cfg.d_model, eps=cfg.norm_eps)
+        self.attn_norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
         self.q = nn.Linear(cfg.d_model, cfg.n_head * E, bias=cfg.qkv_bias)
         self.k = nn.Linear(cfg.d_model, cfg.n_kv_head * E, bias=cfg.qkv_bias)
         self.v = nn.Linear(cfg.d_model, cfg.n_kv_head * E, bias=cfg.qkv_bias)
         self.o = nn.Linear(cfg.n_head * E, cfg.d_model, bias=False)
-        self.mlp_norm = nn.RMSNorm(cfg.d_model, eps=cfg.norm_eps)
+        self.mlp_norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
         self.gate = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
         self.up = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
         self.down = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
@@ -144,7 +151,7 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
-        self.norm = nn.RMSNorm(cfg.d_model, eps=cfg.norm_eps)
+        self.norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
         self.head = None if cfg.tied else nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
         E = cfg.d_model // cfg.n_head
         angle = torch.outer(torch.arange(cfg.max_len).float(), cfg.rope_theta ** (-torch.arange(0, E, 2).float() / E))
@@ -203,7 +210,7 @@ class Transformer(nn.Module):
             mask = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()[None, None]  # (1, 1, T, T)
             if doc is not None:
                 mask = mask & (doc[:, None, :, None] == doc[:, None, None, :])               # (B, 1, T, T)
-        x = self.embed(ids)                                                                  # (B, T, D)
+        x = self.embed(ids).to(torch.promote_types(self.dtype, torch.float32))               # (B, T, D); see RMSNorm
         bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, float("-inf"))
         for layer, block in enumerate(self.blocks):
             x = block(x, rope, bias, cache, layer, pos)

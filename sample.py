@@ -183,8 +183,8 @@ class Decoder:
         self.own = Cache(cfg, rows, self.quantum if self.exact else self.round(new), like)
         self.shared = Cache(cfg, prompts, self.round(prefix), like)
         zeros = functools.partial(torch.zeros, dtype=torch.int64, device=device)
-        self.token, self.count, self.slot, self.place = zeros(rows), zeros(rows), zeros(rows), zeros(rows)  # count: tokens drawn so far
-        self.cells = zeros(rows * prompts)                                               # the row of each of P x M cells
+        self.token, self.count, self.slot = zeros(rows), zeros(rows), zeros(rows)        # the last token; tokens drawn so far; the prompt's slot
+        self.cells, self.back = zeros(prompts * cfg.n_kv_head * rows), zeros(rows * cfg.n_kv_head)      # see `arrange`
         self.length = zeros(prompts) + 1
         self.said = torch.zeros(2, rows, dtype=torch.float64, device=device)             # token and log-probability
         self.uniforms = torch.zeros(rows, new, device=device)
@@ -244,21 +244,22 @@ class Decoder:
         self.hidden[slots] = hidden[torch.arange(len(prompts), device=slots.device), lengths - 1].to(self.hidden.dtype)   # (p, D)
 
     def arrange(self, prompt_of):
-        """Which cell (prompt slot, place) of the shared attention each seat's row has, and which row each cell."""
-        slot, place, taken = [], [], collections.Counter()
-        for i in prompt_of.tolist():
-            s = self.slot_of.get(i, 0)                                # a free seat reads whatever is there
-            slot.append(s)
-            place.append(taken[s] if i >= 0 else 0)
-            taken[s] += i >= 0
-        self.B, self.P, self.M = len(slot), max(self.slot_of.values()) + 1, max(taken.values())
+        """Lay the rows out by prompt, for attention to the prompts: P prompts with M places each. `cells` says which (row, head) is at (prompt,
+        head, place), `back` which of these a (row, head) is at. Free seats and empty places read what they do not need."""
+        slot = np.array([self.slot_of.get(i, 0) for i in prompt_of.tolist()])                 # (B,)
+        place, live = np.zeros_like(slot), np.flatnonzero(prompt_of >= 0)
+        for s in set(slot[live]):
+            mine = live[slot[live] == s]
+            place[mine] = np.arange(len(mine))
+        self.B, self.P, self.M = len(slot), max(self.slot_of.values()) + 1, int(place.max()) + 1
         if not self.exact:
             self.P, self.M = min(len(self.length), 1 << (self.P - 1).bit_length()), min(self.rows, 1 << (self.M - 1).bit_length())
-        cells = np.zeros((self.P, self.M), np.int64)
-        live = prompt_of >= 0
-        cells[np.array(slot)[live], np.array(place)[live]] = np.flatnonzero(live)
-        for mine, new in ((self.slot, slot), (self.place, place), (self.cells, cells.ravel())):
-            mine[:len(new)] = torch.as_tensor(new, device=mine.device)
+        head = np.arange(self.model.cfg.n_kv_head)
+        cells = np.zeros((self.P, len(head), self.M), np.int64)
+        cells[slot[live], :, place[live]] = live[:, None] * len(head) + head
+        back = (slot[:, None] * len(head) + head) * self.M + place[:, None]                   # (B, K)
+        for mine, new in ((self.slot, slot), (self.cells, cells.ravel()), (self.back, back.ravel())):
+            mine[:len(new)] = torch.from_numpy(new).to(mine.device)
 
     def move(self, kept, prompt_of):
         """Move the rows of the seats `kept` to the first seats, and go on with as many as prompt_of has."""
@@ -280,14 +281,18 @@ class Decoder:
         """The decode step. Static shapes; reads and writes the buffers in place."""
         cfg, device = self.model.cfg, self.model.device
         H, K, E = cfg.n_head, cfg.n_kv_head, cfg.d_model // cfg.n_head
-        row, kv, slot, place, count = torch.arange(B, device=device), torch.arange(K, device=device), self.slot[:B], self.place[:B], self.count[:B]
+        row, slot, count = torch.arange(B, device=device), self.slot[:B], self.count[:B]
         at = (count - 1).clamp(max=Sn - 1)                                               # (B,) where the token goes; ended rows may be further
         cos, sin = self.rope((self.length[slot] + count - 1).clamp(max=cfg.max_len - 1))
-        cells = self.cells[:P * M].view(P, 1, M), kv[:, None]                            # rows by prompt, a head at a time
-        back = slot[:, None], kv, place[:, None]
+        def by_prompt(y):                                                                # (B, K, G, S) -> (P, K, M * G, S)
+            return y.reshape(B * K, -1).index_select(0, self.cells[:P * K * M]).view(P, K, M * (H // K), -1)
+
+        def by_row(y):                                                                   # (P, K, M * G, S) -> (B, K, G, S)
+            return y.view(P * K * M, -1).index_select(0, self.back[:B * K]).view(B, K, H // K, -1)
+
         seen = torch.cat((torch.arange(Sp, device=device) < self.length[slot, None], torch.arange(Sn, device=device) <= at[:, None]), 1)
         bias = torch.zeros(seen.shape, dtype=self.dtype, device=device).masked_fill_(~seen, -torch.inf)[:, None, None]     # (B, 1, 1, Sp + Sn)
-        x = self.model.embed(self.token[:B])                                             # (B, D)
+        x = self.model.embed(self.token[:B]).to(torch.promote_types(self.model.dtype, torch.float32))     # (B, D)
         for layer, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self.layers):
             h = qkv(norm(x).to(self.dtype)).view(B, H + 2 * K, E)
             h = (h.float() * cos).addcmul_(h.roll(E // 2, -1), sin).to(self.dtype)
@@ -295,10 +300,10 @@ class Decoder:
             ck, cv = self.own.k[layer][:B], self.own.v[layer][:B]
             ck[row, :, at], cv[row, :, at] = h[:, H:H + K], h[:, H + K:]
             pk, pv = self.shared.k[layer][:P, :, :Sp], self.shared.v[layer][:P, :, :Sp]  # (P, K, Sp, E)
-            far = (q[cells].flatten(2, 3) @ pk.mT).view(P, K, M, H // K, Sp)[back]       # (B, K, G, Sp)
+            far = by_row(by_prompt(q) @ pk.mT)                                           # (B, K, G, Sp)
             p = (torch.cat((far, q @ ck[:, :, :Sn].mT), -1) + bias).softmax(-1)          # (B, K, G, Sp + Sn)
-            far = (p[..., :Sp][cells].flatten(2, 3) @ pv).view(P, K, M, H // K, E)[back]
-            x = x + out((far + p[..., Sp:] @ cv[:, :, :Sn]).view(B, H * E))
+            y = by_row(by_prompt(p[..., :Sp]) @ pv) + p[..., Sp:] @ cv[:, :, :Sn]        # (B, K, G, E)
+            x = x + out(y.view(B, H * E))
             gate, up = gate_up(mlp_norm(x).to(self.dtype)).chunk(2, -1)
             x = x + down(F.silu(gate) * up)
         token, logprob = self.draw(self.model.norm(x), self.uniforms[:B].gather(1, count.clamp(max=self.new - 1)[:, None])[:, 0])
@@ -308,7 +313,9 @@ class Decoder:
 
     def draw(self, hidden, uniforms):
         """A token a row and its log-probability. hidden (N, D), uniforms (N,). On the CPU some rows at a time, which its cache holds."""
-        logits = self.head(hidden.float()).index_fill_(1, self.forbid, -torch.inf)       # (N, V)
+        logits = self.head(hidden.float())                                               # (N, V)
+        if len(self.forbid):
+            logits.index_fill_(1, self.forbid, -torch.inf)
         some = max(1, 2**20 // logits.shape[1]) if self.exact else len(logits)
         parts = [pick(l, u, self.temperature, self.top_p) for l, u in zip(logits.split(some), uniforms.split(some))]
         return tuple(torch.cat(p) for p in zip(*parts))                                  # (N,), (N,)
