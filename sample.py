@@ -76,8 +76,8 @@ def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, s
                 if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e) or "DefaultCPUAllocator" in str(e)):
                     raise
                 if batch == 1:
-                    raise UserError(f"out of memory with one row of {prefix + new} tokens, which needs about {row_bytes(model, prefix + new) / 2**20:.0f} "
-                                    "MiB besides the model; expected shorter prompts, a smaller max_new or more memory") from None
+                    raise UserError(f"out of memory with one row of {prefix + new} tokens, which needs about {row_bytes(model, prefix + new) >> 20} MiB "
+                                    "besides the model; expected shorter prompts, a smaller max_new or more memory") from None
                 decoder = None
             else:
                 break
@@ -137,6 +137,7 @@ class Ends:
     def __init__(self, stop, decode, eos, vocab):
         self.stop, self.decode, self.eos = stop, decode, eos
         self.tail = max((len(s.encode()) for s in stop), default=0) + 4   # tokens that surely hold a stop string: one has at least a byte
+        self.rests = tuple(s[k:] for s in stop for k in range(1, len(s)))
         self.kind = np.full(vocab, 2 if stop else 0, np.int8)             # (V,) 0: ends nothing, 1: may, 2: not known yet
         if 0 <= eos < vocab:
             self.kind[eos] = 1
@@ -145,7 +146,7 @@ class Ends:
         """Whether each token may end its row: (N,) bool. It completes a stop string only if it contains it or begins with the end of it."""
         for t in set(tokens[self.kind[tokens] == 2].tolist()):
             text = self.decode([t])                                       # "" or "\\ufffd": a part of a character, or a blank that decode strips
-            self.kind[t] = not text or "\ufffd" in text or any(s in text or text.startswith(tuple(s[k:] for k in range(1, len(s)))) for s in self.stop)
+            self.kind[t] = not text or "\ufffd" in text or contains(text, self.stop) or text.startswith(self.rests)
         return self.kind[tokens] > 0
 
     def here(self, ids):
