@@ -76,8 +76,8 @@ def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, s
                 if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e) or "DefaultCPUAllocator" in str(e)):
                     raise
                 if batch == 1:
-                    raise UserError(f"out of memory with one row of {prefix + new} tokens, which needs about {row_bytes(model, prefix + new) >> 20} MiB "
-                                    "besides the model; expected shorter prompts, a smaller max_new or more memory") from None
+                    raise UserError(f"out of memory with one row of {prefix + new} tokens, which needs about {row_bytes(model, prefix + new) >> 20} "
+                                    "MiB besides the model; expected shorter prompts, a smaller max_new or more memory") from None
                 decoder = None
             else:
                 break
