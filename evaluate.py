@@ -106,6 +106,21 @@ def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc=
         rows = rows[:whole * n]
         if [row.get("task_id") for row in rows] != [task.name for task in tasks[:whole] for _ in range(n)]:
             raise UserError(f"{path}: its rows are not those of this suite; leave out --resume to start over, or give another --samples-out")
+    begin_samples(path, beside, rows, settings)
+    for start in range(len(rows) // n, len(tasks), at_once):
+        some = tasks[start:start + at_once]
+        new = solve(model, tok, some, n, cfg.temperature, cfg.max_new, cfg.seed, list(range(start, start + len(some))), sanitise,
+                    f"{desc} {start}-{start + len(some)} of {len(tasks)}")
+        if parallel.rank() == 0:
+            with open(path, "a") as f:
+                f.writelines(json.dumps(row) + "\n" for row in new)
+        rows += new
+    return rows
+
+
+@parallel.alone
+def begin_samples(path, beside, rows, settings):
+    """Write the rows that are kept, and the settings beside them. Raises UserError."""
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path + ".part", "w") as f:
@@ -115,14 +130,6 @@ def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc=
         os.replace(path + ".part", path)
     except OSError as e:
         raise UserError(f"--samples-out {path}: cannot be written ({e.strerror}); give another path") from None
-    for start in range(len(rows) // n, len(tasks), at_once):
-        some = tasks[start:start + at_once]
-        new = solve(model, tok, some, n, cfg.temperature, cfg.max_new, cfg.seed, list(range(start, start + len(some))), sanitise,
-                    f"{desc} {start}-{start + len(some)} of {len(tasks)}")
-        with open(path, "a") as f:
-            f.writelines(json.dumps(row) + "\n" for row in new)
-        rows += new
-    return rows
 
 
 def rates(rows, n, k):
@@ -165,6 +172,7 @@ def main(argv):
         "--sanitise": dict(action="store_true", help="as EvalPlus: of the program, keep what the entry point needs of the longest part that parses"),
         "--limit": dict(type=int, default=0, metavar="N", help="the first N problems of each suite only; 0: all"),
     }, __doc__.split("\n")[0])
+    parallel.settle(cfg)
     set_threads(cfg)
     names = [name for name in args.suite.split(",") if name]
     if not names or args.limit < 0:
@@ -196,7 +204,8 @@ def main(argv):
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        with parallel.ranks():
+            main(sys.argv[1:])
     except UserError as e:
         print(f"evaluate.py: {e}", file=sys.stderr)
         sys.exit(2)

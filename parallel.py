@@ -24,6 +24,7 @@ import datetime
 import functools
 import os
 import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -65,7 +66,8 @@ def ranks():
     except SystemExit:
         raise
     except BaseException:
-        if store.add("failed", 1) > 1:                       # another one has said why
+        if store.add("failed", 1) > 1:                       # another one is saying why; torchrun ends all once one has ended
+            time.sleep(3)
             os._exit(1)
         sys.stderr = sys.__stderr__
         raise
@@ -145,7 +147,9 @@ def spread(model, shard=False):
     if world() == 1:
         return model
     if not shard:
-        return Replicated(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        model = Replicated(model, gradient_as_bucket_view=True)
+        model.broadcast_buffers = False                      # the rotary tables never change; as an argument its name depends on torch's version
+        return model
     mesh = init_device_mesh(model.device.type, (world(),))
     for part in (*model.blocks, model):
         fully_shard(part, mesh=mesh)
@@ -180,7 +184,9 @@ def restore(opt, saved):
     params = [p for group in opt.param_groups for p in group["params"]]
 
     def cut(value, p):
-        return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None) if isinstance(p, DTensor) and value.shape == p.shape else value
+        if isinstance(p, DTensor) and value.shape == p.shape:
+            return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
+        return value
     opt.load_state_dict({**saved, "state": {i: {key: cut(v, params[i]) for key, v in of.items()} for i, of in saved["state"].items()}})
 
 

@@ -281,8 +281,8 @@ def em(run):
 def learn_q(run, name, pi, iteration, state, flops, seconds):
     """The E-step by policy gradient, from a copy of pi. Returns q and the FLOPs so far."""
     cfg, start = run.cfg, state["step"] if state else 0
-    q, opt = mstep.trained(copy.deepcopy(pi), cfg, lambda m: torch.optim.AdamW(m.parameters(), lr=cfg.estep_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-                     state if start else None, "q")
+    q, opt = mstep.trained(copy.deepcopy(pi), cfg, lambda m: torch.optim.AdamW(m.parameters(), lr=cfg.estep_lr, betas=(0.9, 0.95), weight_decay=0.0,
+                                                                               fused=True), state if start else None, "q")
     if not start:
         run.log(name, phase="diagnose", iteration=iteration, **diagnose(run, pi))
     pi.requires_grad_(False)                                 # or the KL's gradient would wait in pi for the M-step's first step
