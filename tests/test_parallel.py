@@ -62,7 +62,8 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def assert_same(a, b, names, most=1e-5):
-    """Weights, metrics and results of two runs, but for what a clock says, to within `most`."""
+    """Weights, metrics and results of two runs, but for what a clock says, to within `most`; the E-step's surrogate, whose terms of some tens of nats cancel,
+    to within ten times that. (The norm of its gradient is among the metrics.)"""
     for name in names:
         x, y = (torch.load(p / f"{name}.pt", weights_only=True) for p in (a, b))
         assert x["weights"].keys() == y["weights"].keys() and x["extra"]["flops"] == y["extra"]["flops"]
@@ -71,10 +72,12 @@ def assert_same(a, b, names, most=1e-5):
     assert len(lines[0]) == len(lines[1])
     for u, v in zip(*lines):
         u, v = ({k: x for k, x in line.items() if k not in ("seconds", "cpu_s", "tokens_per_s") and not k.endswith("_s")} for line in (u, v))
-        assert u == {k: pytest.approx(x, rel=most, abs=most) if isinstance(x, float) else x for k, x in v.items()}, (u, v)
+        most_of = lambda k: 10 * most if (u["phase"], k) == ("estep", "loss") else most
+        near = {k: pytest.approx(x, rel=most_of(k), abs=most) for k, x in v.items() if isinstance(x, float)}
+        assert u == {**v, **near}, (u, v)
     if (a / "results.json").exists():
         u, v = (json.load(open(p / "results.json")) for p in (a, b))
-        assert u.keys() == v.keys() and all(u[m] == {k: pytest.approx(x, rel=most, abs=most) for k, x in v[m].items()} for m in u)
+        assert u.keys() == v.keys() and all(u[m] == {k: x if x is None else pytest.approx(x, rel=most, abs=most) for k, x in v[m].items()} for m in u)
     assert not list(b.glob("*.state")) + list(b.glob("*.part"))
 
 
@@ -120,7 +123,7 @@ def test_rlvr_with_two_ranks(whole, tmp_path, monkeypatch):
 
 
 PARTS = """
-import sys, torch, parallel
+import copy, torch, parallel
 from model import ModelConfig, Transformer
 torch.set_num_threads(1)
 
@@ -129,6 +132,7 @@ def loss(model, ids):
 
 with parallel.ranks():
     me = parallel.rank()
+    torch.manual_seed(0)
     for n in range(6):
         xs = list(range(n))
         assert parallel.gather(parallel.mine(xs)) == xs and parallel.mine(torch.arange(n)).tolist() == parallel.mine(xs) == xs[me::2]
@@ -136,7 +140,7 @@ with parallel.ranks():
     for tied, shard, counts in ((t, s, c) for t in (True, False) for s in (False, True) for c in ((3, 1), (0, 2), (1, 1), (0, 0))):
         cfg = ModelConfig(50, 2, 2, 1, 16, 32, 16, tied=tied, qkv_bias=True)
         alone = Transformer(cfg).init_weights(1)
-        model = parallel.spread(Transformer(cfg).init_weights(1 + me if not shard else 1), shard)
+        model = parallel.spread(copy.deepcopy(alone), shard)
         opts = [torch.optim.AdamW(m.parameters(), 1e-2, fused=True) for m in (alone, model)]
         for step in range(3):
             ids = [torch.randint(50, (2, 7 + k), generator=torch.Generator().manual_seed(10 * step + k)) for k in range(sum(counts))]
