@@ -3,8 +3,8 @@
     torchrun --standalone --nproc_per_node=8 train.py --stage em                      a whole model on every GPU (DistributedDataParallel)
     torchrun --standalone --nproc_per_node=8 train.py --stage em --shard true         a share of it on every GPU (FSDP2, fully_shard)
 
-Every rank knows the whole batch, because a batch is a function of (seed, stage, iteration, step), and works on its share: every world()-th row, snippet
-or problem (`mine`). What the ranks find goes back to all of them, in the order of one process (`gather`), so that every rank computes the same
+Every rank knows the whole batch, because a batch is a function of (seed, stage, iteration, step), and works on its share: every world()-th row,
+snippet or problem (`mine`). What the ranks find goes back to all of them, in the order of one process (`gather`), so that every rank computes the same
 baselines, advantages and normalisers from the whole batch. The loss of a rank is its part of the sum that one process would compute; the sum of the
 gradients is then the gradient, and one process and several differ by rounding only.
 
@@ -14,8 +14,8 @@ gradients is then the gradient, and one process and several differ by rounding o
    belongs to the outermost group, which stays whole between forward and backward.
 3. What samples and scores is a whole model on every rank, and so is what is frozen (pi in the E-step, the start of RLVR). FSDP2 shares out what is
    trained: weights, gradients and the optimizer's state.
-4. Checkpoints are whole, and those of one process: a run goes on with any number of ranks. The run's folder changes between two barriers only (`alone`), so
-   that all ranks find the same files in it; it must be one folder for all.
+4. Checkpoints are whole, and those of one process: a run goes on with any number of ranks. The run's folder changes between two barriers only
+   (`alone`), so that all ranks find the same files in it; it must be one folder for all.
 
 Without torchrun there is one rank, and nothing here does anything.
 """
@@ -28,9 +28,6 @@ import time
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from config import UserError
@@ -50,7 +47,7 @@ def world():
 
 @contextlib.contextmanager
 def ranks():
-    """Around the whole program: join the ranks that torchrun started. Only rank 0 is heard; of ranks that fail, the first, and torchrun ends the others."""
+    """Around the whole program: join the ranks that torchrun started. Only rank 0 is heard; of ranks that fail, the first. torchrun ends the others."""
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield
         return
@@ -150,15 +147,22 @@ def spread(model, shard=False):
         model = Replicated(model, gradient_as_bucket_view=True)
         model.broadcast_buffers = False                      # the rotary tables never change; as an argument its name depends on torch's version
         return model
+    from torch.distributed.device_mesh import init_device_mesh          # here and below: loading them takes a second
+    from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(model.device.type, (world(),))
     for part in (*model.blocks, model):
         fully_shard(part, mesh=mesh)
     return model
 
 
+def is_shared(x):
+    """Is it a DTensor, of which every rank has a part?"""
+    return hasattr(x, "full_tensor")
+
+
 def whole(model):
     """A Transformer of this rank alone with the weights of one that was spread; all ranks must ask for it."""
-    if isinstance(model, FSDPModule):
+    if any(is_shared(p) for p in model.parameters()):
         with torch.device("meta"):                           # nothing is allocated or drawn
             one = Transformer(model.cfg)
         one.load_state_dict({name: w.full_tensor() for name, w in model.state_dict().items()}, assign=True)
@@ -172,7 +176,7 @@ def state(x):
     def full(value):
         if isinstance(value, dict):
             return {key: full(v) for key, v in value.items()}
-        if isinstance(value, DTensor):
+        if is_shared(value):
             value = value.full_tensor()
             return None if rank() else value.cpu()
         return value
@@ -184,7 +188,8 @@ def restore(opt, saved):
     params = [p for group in opt.param_groups for p in group["params"]]
 
     def cut(value, p):
-        if isinstance(p, DTensor) and value.shape == p.shape:
+        if is_shared(p) and value.shape == p.shape:
+            from torch.distributed.tensor import distribute_tensor
             return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
         return value
     opt.load_state_dict({**saved, "state": {i: {key: cut(v, params[i]) for key, v in of.items()} for i, of in saved["state"].items()}})
@@ -215,4 +220,4 @@ def backward(loss):
 def clip(model, largest):
     """Clip the gradient of all ranks to a norm -> the norm before, a float."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    return (norm.full_tensor() if is_shared(norm) else norm).item()

@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo) against one: the same losses, weights and results, with DDP and with FSDP2, resumed with another number of ranks; mistakes."""
+"""Two processes on the CPU (gloo) against one: the same losses, weights and results, with DDP and FSDP2, resumed with another number; mistakes."""
 import json
 import os
 import pathlib
@@ -15,8 +15,8 @@ from test_train import TINY, Stop
 HERE = pathlib.Path(train.__file__).parent
 FP32 = [*TINY, *"--pretrain-steps 60 --bf16 false --rollout-bf16 false".split()]
 EM = [*FP32, *"--rows 3 --snippets 3 --n-heldout 3 --infuse 5 --eval-tasks 1 --samples 1 --estep-steps 4 --mstep-steps 4 --save-every 2".split()]
-RLVR = [*FP32, *("--stage rlvr --init base --n-rl 3 --rl-steps 4 --prompts 1 --completions 5 --max-new 12 --rl-lr 1e-3 --epochs 2 --rounds 2 --minibatches 2 --rl-kl "
-                 "0.1 --micro-tokens 150 --mask-overlong false --eval-every 2 --eval-samples 1 --eval-tasks 1 --reward random --save-every 2").split()]
+RLVR = [*FP32, *("--stage rlvr --init base --n-rl 3 --rl-steps 4 --prompts 1 --completions 5 --max-new 12 --rl-lr 1e-3 --epochs 2 --rounds 2 --minibatches 2 "
+                 "--rl-kl 0.1 --micro-tokens 150 --mask-overlong false --eval-every 2 --eval-samples 1 --eval-tasks 1 --reward random --save-every 2").split()]
 
 
 def two(script, *argv):
@@ -62,8 +62,8 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def assert_same(a, b, names, most=1e-5):
-    """Weights, metrics and results of two runs, but for what a clock says, to within `most`; the E-step's surrogate, whose terms of some tens of nats cancel,
-    to within ten times that. (The norm of its gradient is among the metrics.)"""
+    """Weights, metrics and results of two runs, but for what a clock says, to within `most`; the E-step's surrogate, whose terms of some tens of nats
+    cancel, to within ten times that. (The norm of its gradient is among the metrics.)"""
     for name in names:
         x, y = (torch.load(p / f"{name}.pt", weights_only=True) for p in (a, b))
         assert x["weights"].keys() == y["weights"].keys() and x["extra"]["flops"] == y["extra"]["flops"]
@@ -172,8 +172,8 @@ with parallel.ranks():
 
 
 def test_gradients_of_uneven_shares(tmp_path):
-    """Two ranks with 3 and 1, 0 and 2, 1 and 1 and no micro-batches, of different lengths, through three steps of AdamW and a checkpoint, against one process that
-    has them all; tied head and not, DDP and FSDP2. Scores without gradients in between."""
+    """Two ranks with 3 and 1, 0 and 2, 1 and 1 and no micro-batches, of different lengths, through three steps of AdamW and a checkpoint, against one
+    process that has them all; tied head and not, DDP and FSDP2. Scores without gradients in between."""
     status, said = two(script(tmp_path, PARTS))
     assert status == 0 and said.count("all is well") == 1, said
 
