@@ -51,7 +51,7 @@ ACT, FIRST, TOKEN, END = range(4)             # events: <act>; the first token o
 class Row:
     """One rollout in the making."""
     snip: object
-    group: int                                # index of the snippet
+    group: int                                # index of the snippet in the call
     uniforms: tuple                           # (L,) for the decisions, (L, think_max + 1) for the thoughts' tokens
     ids: list                                 # as known now: thoughts so far, and the rest of the code without thoughts
     first: list                               # (L,) where in ids the decision of line t falls

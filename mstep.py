@@ -159,9 +159,10 @@ def ntp_step(model, opt, batch, lr, cfg):
             loss, thought = ntp_loss(model, ids, pos, doc, kind_of)
         parallel.backward(loss.sum() / n[0])
         loss, thought = loss.detach(), thought == THOUGHT
-        sums = torch.stack([loss.sum(), loss[~thought].sum(), loss[thought].sum()]).cpu()               # (3,)
+        sums = torch.stack([loss.sum(), loss[~thought].sum(), loss[thought].sum()])                     # (3,)
     norm = parallel.clip(model, cfg.grad_clip)
     opt.step()
     opt.zero_grad(set_to_none=True)
-    said = (torch.stack(parallel.everyone(sums)).sum(0) / torch.tensor(n)).tolist()
-    return {"loss": said[0], "ce_code": said[1], "ce_thought": said[2] if n[2] else None, "grad_norm": norm, "lr": lr, "tokens": int((kind >= 0).sum())}
+    said = (torch.stack(parallel.everyone(sums.cpu())).sum(0) / torch.tensor(n)).tolist()
+    return {"loss": said[0], "ce_code": said[1], "ce_thought": said[2] if n[2] else None, "grad_norm": norm.item(), "lr": lr,
+            "tokens": int((kind >= 0).sum())}

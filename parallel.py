@@ -218,6 +218,6 @@ def backward(loss):
 
 
 def clip(model, largest):
-    """Clip the gradient of all ranks to a norm -> the norm before, a float."""
+    """Clip the gradient of all ranks to a norm -> the norm before, a tensor."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
-    return (norm.full_tensor() if is_shared(norm) else norm).item()
+    return norm.full_tensor() if is_shared(norm) else norm

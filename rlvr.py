@@ -190,7 +190,7 @@ def token_weights(lengths, norm, max_new):
 # ---------------------------------------------------------------- the update
 
 def batches(samples, tokens_at_once):
-    """Micro-batches: lists of indices, completions of one length together, of about so many padded tokens each. With several ranks, of this rank's share."""
+    """Micro-batches: lists of indices, completions of one length together, of about so many padded tokens each; of this rank's share."""
     order = parallel.mine(sorted(range(len(samples)), key=lambda i: (len(samples[i].prompt) + len(samples[i].ids), i)))
     longest = max((len(samples[i].prompt) + len(samples[i].ids) for i in order), default=1)
     size = max(1, tokens_at_once // longest)
@@ -278,7 +278,7 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
                     losses[-1] += loss.item()
                     for key, x in sums.items():
                         total[key] = max(total[key], x) if key == "logp_gap_max" else total[key] + x
-                norms.append(parallel.clip(model, cfg.grad_clip))
+                norms.append(parallel.clip(model, cfg.grad_clip).item())
                 opt.step()
                 opt.zero_grad(set_to_none=True)
     of_ranks = parallel.everyone((total, losses))

@@ -181,12 +181,13 @@ def expert_part(run, iteration):
 
 
 def fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops, keep=lambda: {}):
-    """The M-step: `steps` of next-token training on docs. state: where to go on, or None; keep(): what else its checkpoints hold.
+    """The M-step: `steps` of next-token training on docs. state: where to go on (it is emptied), or None; keep(): what else its checkpoints hold.
     Returns the model and the FLOPs so far."""
     cfg, start = run.cfg, 0
     model, opt = mstep.trained(model, cfg, lambda m: mstep.adamw(m, cfg.lr, cfg.weight_decay), state)
     if state:
         start, flops = state["step"], state["flops"]
+        state.clear()                                        # or its weights would take memory until the end
     bar = steps_bar(f"{name}: M-step {iteration + 1}", start, steps)
     for step in bar:
         began = time.time()
@@ -299,7 +300,7 @@ def learn_q(run, name, pi, iteration, state, flops, seconds):
         logp, gain = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain)
         A = advantages(logp, gain, rolls.think, rolls.valid, cfg.group, cfg.c, cfg.credit, cfg.discount, cfg.normalise, cfg.gain_floor)
         loss, away, trained, gap = policy_gradient(q, pi, run.tok, rolls, A, cfg.kl, cfg.bf16)
-        norm = parallel.clip(q, cfg.grad_clip)
+        norm = parallel.clip(q, cfg.grad_clip).item()
         opt.step()
         opt.zero_grad(set_to_none=True)
         flops += work_size(q) * (2 * rolls.forward_tokens + (6 + 2 * (cfg.kl > 0)) * trained)

@@ -15,8 +15,9 @@ from test_train import TINY, Stop
 HERE = pathlib.Path(train.__file__).parent
 FP32 = [*TINY, *"--pretrain-steps 60 --bf16 false --rollout-bf16 false".split()]
 EM = [*FP32, *"--rows 3 --snippets 3 --n-heldout 3 --infuse 5 --eval-tasks 1 --samples 1 --estep-steps 4 --mstep-steps 4 --save-every 2".split()]
-RLVR = [*FP32, *("--stage rlvr --init base --n-rl 3 --rl-steps 4 --prompts 1 --completions 5 --max-new 12 --rl-lr 1e-3 --epochs 2 --rounds 2 --minibatches 2 "
-                 "--rl-kl 0.1 --micro-tokens 150 --mask-overlong false --eval-every 2 --eval-samples 1 --eval-tasks 1 --reward random --save-every 2").split()]
+RLVR = [*FP32, *("--stage rlvr --init base --n-rl 3 --rl-steps 4 --prompts 1 --completions 5 --max-new 12 --rl-lr 1e-3 --epochs 2 --rounds 2 "
+                 "--minibatches 2 --rl-kl 0.1 --micro-tokens 150 --mask-overlong false --eval-every 2 --eval-samples 1 --eval-tasks 1 --reward random "
+                 "--save-every 2").split()]
 
 
 def two(script, *argv):
@@ -124,11 +125,12 @@ def test_rlvr_with_two_ranks(whole, tmp_path, monkeypatch):
 
 PARTS = """
 import copy, torch, parallel
+from elbo import token_logprobs
 from model import ModelConfig, Transformer
 torch.set_num_threads(1)
 
 def loss(model, ids):
-    return -(model(ids)[:, :-1] @ model.head_weight.T).log_softmax(-1).gather(-1, ids[:, 1:, None]).sum()
+    return -token_logprobs(model(ids)[:, :-1].flatten(0, 1), model.head_weight, ids[:, 1:].flatten(), chunk=5).sum()          # in chunks, recomputed
 
 with parallel.ranks():
     me = parallel.rank()
@@ -152,7 +154,7 @@ with parallel.ranks():
             for part in parallel.turns(model, ids[:counts[0]] if me == 0 else ids[counts[0]:]):
                 parallel.backward(loss(model, part))
             norm = torch.nn.utils.clip_grad_norm_(alone.parameters(), 1.0).item()
-            assert abs(parallel.clip(model, 1.0) - norm) < 1e-4 * norm + 1e-9
+            assert abs(parallel.clip(model, 1.0).item() - norm) < 1e-4 * norm + 1e-9
             for opt in opts:
                 opt.step()
                 opt.zero_grad()
@@ -192,8 +194,8 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def test_an_error_of_one_rank_ends_all(tmp_path):
-    """A mistake that all ranks see, and an error of one while the other waits for it: told once, in one line; no rank is left."""
+    """A mistake that all ranks see, and an error of one while the other waits for it: told once, and torchrun ends."""
     for path, argv, line in (("train.py", ["--gruop", "4"], "train.py: --gruop: no such setting; did you mean --group?; see --help"),
                              (script(tmp_path, FAILS), [], "train.py: only rank 1 cannot go on")):
         status, said = two(path, *FP32, "--stage", "pretrain", "--out", tmp_path / "run", *argv)
-        assert status == 1 and said.split("\n").count(line) == 1 and said.count("train.py:") == 1, said
+        assert status == 1 and said.count(line + "\n") == said.count("train.py:") == 1, said
