@@ -26,6 +26,7 @@ class Config:
     seed: int = setting(0, "seeds the initial weights, the corpora, the order of the data and every draw")
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     threads: int = setting(0, "CPU threads; 0: as many as there are cores")
+    shard: bool = setting(False, "under torchrun: share weights, gradients and optimizer out over the ranks (FSDP2); false: a whole model on each (DDP)")
     resume: bool = setting(False, "go on where a killed run stopped; stages that are done are not repeated")
     save_every: int = setting(5, "steps between checkpoints (pretraining: five times as many)")
     bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay in float32)")

@@ -38,9 +38,11 @@ import math
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+import parallel
+from decoder import pick
 from elbo import iw_bound, line_rewards, log1mexp, token_kl, token_logprobs
-from sample import pick
 
 ACT, FIRST, TOKEN, END = range(4)             # events: <act>; the first token of a thought; a further one; its end
 
@@ -49,7 +51,7 @@ ACT, FIRST, TOKEN, END = range(4)             # events: <act>; the first token o
 class Row:
     """One rollout in the making."""
     snip: object
-    group: int                                # index of the snippet
+    group: int                                # index of the snippet in the call
     uniforms: tuple                           # (L,) for the decisions, (L, think_max + 1) for the thoughts' tokens
     ids: list                                 # as known now: thoughts so far, and the rest of the code without thoughts
     first: list                               # (L,) where in ids the decision of line t falls
@@ -86,9 +88,18 @@ class Rollouts:
 
 
 def merge(parts):
-    """Rollouts of several calls with the same G as one, for `summary` (without their events)."""
-    return Rollouts([r for p in parts for r in p.rows], parts[0].G, [b for p in parts for b in p.base_logp], None, None,
-                    sum(p.forward_tokens for p in parts))
+    """Rollouts of several snippets or batches of snippets, with the same G, as one."""
+    before = np.cumsum([0] + [len(p.rows) for p in parts])                                  # rows before those of each part
+    events = np.concatenate([p.events + [n, 0, 0, 0, 0] for n, p in zip(before, parts)])
+    return Rollouts([r for p in parts for r in p.rows], parts[0].G, [b for p in parts for b in p.base_logp], events,
+                    np.concatenate([p.logq for p in parts]), sum(p.forward_tokens for p in parts))
+
+
+def split(rolls):
+    """The inverse of `merge`: Rollouts of a snippet each. The forwards, which they shared, count as the first one's."""
+    G, of = rolls.G, rolls.events[:, 0] // rolls.G                                          # (M,): snippet of each event
+    return [Rollouts(rolls.rows[b * G:(b + 1) * G], G, [base], rolls.events[of == b] - [b * G, 0, 0, 0, 0], rolls.logq[of == b],
+                     0 if b else rolls.forward_tokens) for b, base in enumerate(rolls.base_logp)]
 
 
 def draw_uniforms(seed, number, g, n_lines, think_max):
@@ -229,6 +240,15 @@ def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numb
     return Rollouts(rows, G, base, np.array(events, dtype=np.int64).reshape(-1, 5)[order], np.array(logq)[order], forwards)
 
 
+def rollouts(q, pi, tok, snippets, G, think_max, seed, numbers, at_once, desc="", **how):
+    """`rollout` for any number of snippets, at_once of them in a call, with a progress bar if that takes a while -> Rollouts. Ranks share the snippets
+    out, and all get all rollouts."""
+    snippets, numbers = parallel.mine(snippets), parallel.mine(numbers)
+    parts = [rollout(q, pi, tok, snippets[i:i + at_once], G, think_max, seed, numbers=numbers[i:i + at_once], **how)
+             for i in tqdm(range(0, len(snippets), at_once), desc=desc, unit="batch", delay=2, leave=False, disable=len(snippets) <= at_once)]
+    return merge(parallel.gather([one for part in parts for one in split(part)]))
+
+
 def think(q, tok, rows, numbers, cache, think_max, events, logq):
     """Decode the thought that each row has begun, token by token, all rows at once. Appends to row.thoughts[t], moves row.known to
     behind what the cache holds, and records the events. Returns the number of tokens forwarded."""
@@ -311,17 +331,16 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, tokens_at_once=6000
 
         -1/N sum_n sum_t A_t log q(z_t | s_t, z_<t)  +  kl/N sum over the thoughts' tokens of KL( q(. | ...) || pi(. | ...) )
 
-    A (2, N, L) as from `advantages`. Returns (loss, mean KL a token, trained tokens, largest |log q now - log q recorded|).
+    A (2, N, L) as from `advantages`. Returns (loss, mean KL a token, trained tokens, largest |log q now - log q recorded|). With several ranks
+    each takes its share of the rows, and all give them all.
     """
     loss, total_kl, tokens, gap, contents = 0.0, 0.0, 0, 0.0, 0
-    order = sorted(range(len(rolls.rows)), key=lambda n: len(rolls.rows[n].ids))            # rows of one length together
-    rows_at_once = max(1, tokens_at_once // len(rolls.rows[order[-1]].ids))
-    for start in range(0, len(order), rows_at_once):
-        chosen = order[start:start + rows_at_once]
+    order = parallel.mine(sorted(range(len(rolls.rows)), key=lambda n: len(rolls.rows[n].ids)))            # rows of one length together
+    rows_at_once = max(1, tokens_at_once // max((len(rolls.rows[n].ids) for n in order), default=1))
+    parts = [order[start:start + rows_at_once] for start in range(0, len(order), rows_at_once)]
+    for chosen in parallel.turns(q, [part for part in parts if np.isin(rolls.events[:, 0], part).any()]):
         where = {n: i for i, n in enumerate(chosen)}
         mine = np.isin(rolls.events[:, 0], chosen)
-        if not mine.any():
-            continue
         events = rolls.events[mine].copy()
         content = events[:, 2] >= TOKEN
         weight = torch.as_tensor(A[content.astype(int), events[:, 0], events[:, 3]], dtype=torch.float32, device=q.device)
@@ -338,11 +357,13 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, tokens_at_once=6000
             part = part + kl * away.sum() / len(rolls.rows)
             total_kl += float(away.detach().sum())
             contents += int(content.sum())
-        part.backward()
+        parallel.backward(part)
         loss += float(part.detach())
         tokens += sum(len(row) for row in ids)
         gap = max(gap, float((logp.detach().cpu().double() - torch.as_tensor(rolls.logq[mine])).abs().max()))
-    return loss, total_kl / max(1, contents), tokens, gap
+    *sums, gaps = zip(*parallel.everyone((loss, total_kl, contents, tokens, gap)))
+    loss, total_kl, contents, tokens = map(sum, sums)
+    return loss, total_kl / max(1, contents), tokens, max(gaps)
 
 
 # ---------------------------------------------------------------- what the bound says

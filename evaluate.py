@@ -20,12 +20,12 @@ import os
 import sys
 
 import numpy as np
-from tqdm import tqdm
 
 import benchmarks
+import parallel
 from config import UserError, parse
 from data import gguf_tokenizer, load_tokenizer
-from estep import merge, rollout, summary
+from estep import rollouts, summary
 from model import device_of, load_gguf, load_model, set_threads, smollm2_path
 from sample import generate
 from sandbox import HarnessError, grade
@@ -59,26 +59,30 @@ def open_model(cfg, checkpoint=""):
 
 
 def for_rollouts(model, cfg):
-    """The model that samples and scores: itself, or a bfloat16 copy."""
+    """The model that samples and scores: itself, or a bfloat16 copy; whole on every rank."""
+    model = parallel.whole(model)
     return copy.deepcopy(model).bfloat16() if cfg.rollout_bf16 else model
 
 
 def solve(model, tok, tasks, n, temperature, max_new, seed, numbers=None, sanitise=False, desc="sampling", forbid=(), progress=True):
     """Sample n programs a task and run their tests -> list of {task_id, completion, verdict, seconds}, n a task, in order.
-    numbers: one int a task (default its index), which with the seed fixes its samples; forbid: token ids that are never written."""
+    numbers: one int a task (default its index), which with the seed fixes its samples; forbid: token ids that are never written. Ranks share the tasks
+    out, and all get all rows."""
     prompts = [tok.encode(task.prompt) for task in tasks]
     for task, prompt in zip(tasks, prompts):
         if len(prompt) >= model.cfg.max_len:
             raise UserError(f"{task.name}: its prompt has {len(prompt)} tokens; the model's max_len is {model.cfg.max_len}")
     stops = tasks[0].stops if tasks else ()
+    numbers = list(range(len(tasks))) if numbers is None else numbers
+    tasks, prompts, numbers = parallel.mine(tasks), parallel.mine(prompts), parallel.mine(numbers)
     done = generate(model, prompts, max_new, tok.eos, temperature, seed=seed, seeds=numbers, n=n, stop=list(stops), decode=tok.decode,
                     progress=progress, desc=desc, batch=128, forbid=forbid)
     rows = [{"task_id": task.name, "completion": benchmarks.cut(tok.decode(completion.ids), task.stops)}
             for task, completions in zip(tasks, done) for completion in completions]
     jobs = [benchmarks.job_of(task, row["completion"], clean=sanitise) for task, row in zip((t for t in tasks for _ in range(n)), rows)]
-    for row, result in zip(rows, grade(jobs, progress=progress, desc="grading")):
+    for row, result in zip(rows, grade(jobs, progress=progress, desc="grading", workers=parallel.workers())):
         row.update(verdict=result.verdict, seconds=round(result.seconds, 3))
-    return rows
+    return [row for of_task in parallel.gather([rows[i:i + n] for i in range(0, len(rows), n)]) for row in of_task]
 
 
 def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc="sampling"):
@@ -102,6 +106,21 @@ def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc=
         rows = rows[:whole * n]
         if [row.get("task_id") for row in rows] != [task.name for task in tasks[:whole] for _ in range(n)]:
             raise UserError(f"{path}: its rows are not those of this suite; leave out --resume to start over, or give another --samples-out")
+    begin_samples(path, beside, rows, settings)
+    for start in range(len(rows) // n, len(tasks), at_once):
+        some = tasks[start:start + at_once]
+        new = solve(model, tok, some, n, cfg.temperature, cfg.max_new, cfg.seed, list(range(start, start + len(some))), sanitise,
+                    f"{desc} {start}-{start + len(some)} of {len(tasks)}")
+        if parallel.rank() == 0:
+            with open(path, "a") as f:
+                f.writelines(json.dumps(row) + "\n" for row in new)
+        rows += new
+    return rows
+
+
+@parallel.alone
+def begin_samples(path, beside, rows, settings):
+    """Write the rows that are kept, and the settings beside them. Raises UserError."""
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path + ".part", "w") as f:
@@ -111,14 +130,6 @@ def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc=
         os.replace(path + ".part", path)
     except OSError as e:
         raise UserError(f"--samples-out {path}: cannot be written ({e.strerror}); give another path") from None
-    for start in range(len(rows) // n, len(tasks), at_once):
-        some = tasks[start:start + at_once]
-        new = solve(model, tok, some, n, cfg.temperature, cfg.max_new, cfg.seed, list(range(start, start + len(some))), sanitise,
-                    f"{desc} {start}-{start + len(some)} of {len(tasks)}")
-        with open(path, "a") as f:
-            f.writelines(json.dumps(row) + "\n" for row in new)
-        rows += new
-    return rows
 
 
 def rates(rows, n, k):
@@ -141,10 +152,8 @@ def interval(rows, n, k, draws=10_000):
 
 def rollouts_of(model, tok, snippets, G, cfg, seed, desc):
     """G rollouts of a model over each snippet, with itself as q, in float32 and with a progress bar -> Rollouts. At c = inf it never thinks."""
-    at_once = max(1, 128 // G)
-    return merge([rollout(model, model, tok, snippets[i:i + at_once], G, cfg.think_max, seed, horizon=cfg.horizon,
-                          rate=0.0 if cfg.c == math.inf else None, numbers=list(range(len(snippets)))[i:i + at_once])
-                  for i in tqdm(range(0, len(snippets), at_once), desc=desc, unit="batch", delay=2, leave=False)])
+    return rollouts(model, model, tok, snippets, G, cfg.think_max, seed, list(range(len(snippets))), max(1, 128 // G), desc, horizon=cfg.horizon,
+                    rate=0.0 if cfg.c == math.inf else None)
 
 
 def bound(model, tok, snippets, cfg, hard=None):
@@ -163,6 +172,7 @@ def main(argv):
         "--sanitise": dict(action="store_true", help="as EvalPlus: of the program, keep what the entry point needs of the longest part that parses"),
         "--limit": dict(type=int, default=0, metavar="N", help="the first N problems of each suite only; 0: all"),
     }, __doc__.split("\n")[0])
+    parallel.settle(cfg)
     set_threads(cfg)
     names = [name for name in args.suite.split(",") if name]
     if not names or args.limit < 0:
@@ -194,7 +204,8 @@ def main(argv):
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        with parallel.ranks():
+            main(sys.argv[1:])
     except UserError as e:
         print(f"evaluate.py: {e}", file=sys.stderr)
         sys.exit(2)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import parallel
 from data import PROMPT, THOUGHT, batch_rows, canonical, infuse, pack
 from elbo import token_logprobs
 from estep import rollout
@@ -31,13 +32,14 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True):
     cfg.estep says how. reinforce draws one of cfg.resample rollouts of q with probability proportional to exp(sum_t r_t), rewards from pi; for
     cfg.resample = 1 that is a plain sample of q. best-of-n takes, of cfg.group rollouts of the frozen model (q is pi), the one with the best
     sum_t r_t. none takes one sample as it is; so does random, which thinks before each line with probability cfg.rate.
-    numbers: one int a snippet, seeds its draws with `seed`, a tuple of ints.
+    numbers: one int a snippet, seeds its draws with `seed`, a tuple of ints. Ranks share the snippets out, and all get all documents.
     """
     docs, kinds = [], []
     stats = {"think": 0, "lines": 0, "thought_tokens": 0, "not_canonical": 0, "cut": 0, "forward_tokens": 0}
     never = cfg.c == float("inf")
     n = {"best-of-n": cfg.group, "reinforce": cfg.resample}.get(cfg.estep, 1)
     at_once = max(1, 256 // n)
+    snippets, numbers = parallel.mine(snippets), parallel.mine(numbers)
     bar = tqdm(range(0, len(snippets), at_once), desc="infuse", unit="batch", disable=not progress, delay=2, leave=False)
     for start in bar:
         part = snippets[start:start + at_once]
@@ -58,7 +60,7 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True):
             ids, kind = write(tok, snip, thoughts, cfg.block, stats)
             docs.append(ids)
             kinds.append(kind)
-    return docs, kinds, stats
+    return parallel.gather(docs), parallel.gather(kinds), {key: sum(some[key] for some in parallel.everyone(stats)) for key in stats}
 
 
 def write(tok, snip, thoughts, block, stats):
@@ -87,9 +89,14 @@ def ntp_loss(model, ids, pos, doc, kind):
 
     A token is predicted from the earlier tokens of its own document; the first of a document is not, nor is padding, nor what is given. The end-of-text token is.
     """
-    inside = (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] > PROMPT)         # (B, T-1)
+    inside = predicted(doc, kind)                                         # (B, T-1)
     hidden = model(ids, pos, doc)[:, :-1][inside]                                                       # (M, D)
     return -token_logprobs(hidden, model.head_weight, ids[:, 1:][inside])[0], kind[:, 1:][inside]       # (M,): J
+
+
+def predicted(doc, kind):
+    """Which tokens from the second on are predicted. doc, kind (B, T) -> (B, T-1) bool."""
+    return (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] > PROMPT)
 
 
 def packed_batch(docs, kinds, rows, block, pad, seed, step, cache={}):
@@ -126,19 +133,36 @@ def adamw(model, lr, weight_decay):
                              lr=lr, betas=(0.9, 0.95), fused=True)
 
 
+def trained(model, cfg, optimizer, state=None, weights="weights"):
+    """(the model as it is trained, its optimizer), both as in a state, if there is one. optimizer: model -> Optimizer. What the model was before
+    must not be used until `parallel.whole` gives it back."""
+    if state:
+        model.load_state_dict(state[weights])
+    model = parallel.spread(model, cfg.shard)
+    opt = optimizer(model)
+    if state:
+        parallel.restore(opt, state["opt"])
+    return model, opt
+
+
 def ntp_step(model, opt, batch, lr, cfg):
-    """One optimizer step on a batch of packed rows, the loss a mean over predicted tokens. Returns metrics; ce_* are nats a token."""
+    """One optimizer step on a batch of packed rows, the loss a mean over predicted tokens. Returns metrics; ce_* are nats a token. With several
+    ranks each takes its rows of the batch, which all give whole."""
     for group in opt.param_groups:
         group["lr"] = lr
-    ids, pos, doc, kind = (x.to(model.device) for x in batch)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
-        loss, kinds = ntp_loss(model, ids, pos, doc, kind)
-    loss.mean().backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+    kind = batch[3]
+    kinds = kind[:, 1:][predicted(batch[2], kind)]                                                      # (M,)
+    n = [len(kinds), int((kinds != THOUGHT).sum()), int((kinds == THOUGHT).sum())]                      # predicted tokens; of code; of thoughts
+    sums, rows = torch.zeros(3), [parallel.mine(x).to(model.device) for x in batch]
+    for ids, pos, doc, kind_of in parallel.turns(model, [rows] if len(rows[0]) else []):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
+            loss, thought = ntp_loss(model, ids, pos, doc, kind_of)
+        parallel.backward(loss.sum() / n[0])
+        loss, thought = loss.detach(), thought == THOUGHT
+        sums = torch.stack([loss.sum(), loss[~thought].sum(), loss[thought].sum()])                     # (3,)
+    norm = parallel.clip(model, cfg.grad_clip)
     opt.step()
     opt.zero_grad(set_to_none=True)
-    loss = loss.detach()
-    thought = kinds == THOUGHT
-    return {"loss": loss.mean().item(), "ce_code": loss[~thought].mean().item(),
-            "ce_thought": loss[thought].mean().item() if thought.any() else None,
-            "grad_norm": norm.item(), "lr": lr, "tokens": int((kind >= 0).sum())}
+    said = (torch.stack(parallel.everyone(sums.cpu())).sum(0) / torch.tensor(n)).tolist()
+    return {"loss": said[0], "ce_code": said[1], "ce_thought": said[2] if n[2] else None, "grad_norm": norm.item(), "lr": lr,
+            "tokens": int((kind >= 0).sum())}

@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 import benchmarks
 import mstep
+import parallel
 from config import UserError
 from decontaminate import checker
 from elbo import log1mexp, token_kl, token_logprobs
@@ -69,6 +70,7 @@ class Sample:
     reward: float = 0.0
     verdict: str = ""
     advantage: float = 0.0
+    seconds: float = 0.0     # that its program ran
 
 
 # ---------------------------------------------------------------- problems
@@ -118,11 +120,13 @@ def drawn(n, seed, first, count):
 
 def collect(model, tok, tasks, cfg, first, grader):
     """Sample G completions for each task and grade them meanwhile -> list of Samples, a group's next to each other, and seconds waited for the grader
-    after the last one was written. first: the number of the first task in the order of drawing, which with the seed fixes its draws."""
+    after the last one was written. first: the number of the first task in the order of drawing, which with the seed fixes its draws. Ranks share the
+    tasks out, and all get all samples (but not their runs)."""
+    own = set(parallel.mine(range(len(tasks))))
     samples, prompts = {}, [tok.encode(task.prompt) for task in tasks]
-    bar = tqdm(total=len(tasks) * cfg.completions, desc="sampling", unit="sample", delay=5, leave=False)
+    bar = tqdm(total=len(own) * cfg.completions, desc="sampling", unit="sample", delay=5, leave=False)
     for stops in dict.fromkeys(task.stops for task in tasks):                # suites differ in what ends a completion
-        mine = [i for i, task in enumerate(tasks) if task.stops == stops]
+        mine = [i for i, task in enumerate(tasks) if task.stops == stops and i in own]
 
         def on_done(k, j, done):
             i = mine[k]
@@ -138,9 +142,12 @@ def collect(model, tok, tasks, cfg, first, grader):
     began = time.time()
     samples = [samples[key] for key in sorted(samples)]
     for s in samples:
-        s.verdict = s.run.result().verdict
+        s.verdict, s.seconds = s.run.result().verdict, s.run.result().seconds
     rewards(samples, cfg, grader)
-    return samples, time.time() - began
+    waited, G = time.time() - began, cfg.completions
+    if parallel.world() > 1:
+        samples = [dataclasses.replace(s, run=None) for s in samples]
+    return [s for group in parallel.gather([samples[i:i + G] for i in range(0, len(samples), G)]) for s in group], waited
 
 
 def job_of(task, text, cfg):
@@ -183,9 +190,9 @@ def token_weights(lengths, norm, max_new):
 # ---------------------------------------------------------------- the update
 
 def batches(samples, tokens_at_once):
-    """Micro-batches: lists of indices, completions of one length together, of about so many padded tokens each."""
-    order = sorted(range(len(samples)), key=lambda i: (len(samples[i].prompt) + len(samples[i].ids), i))
-    longest = len(samples[order[-1]].prompt) + len(samples[order[-1]].ids)
+    """Micro-batches: lists of indices, completions of one length together, of about so many padded tokens each; of this rank's share."""
+    order = parallel.mine(sorted(range(len(samples)), key=lambda i: (len(samples[i].prompt) + len(samples[i].ids), i)))
+    longest = max((len(samples[i].prompt) + len(samples[i].ids) for i in order), default=1)
     size = max(1, tokens_at_once // longest)
     return [order[i:i + size] for i in range(0, len(order), size)]
 
@@ -245,7 +252,8 @@ def micro_loss(model, start, some, w, old, cfg, forbid, measured):
 
 def update(model, start, opt, samples, cfg, seed, forbid=()):
     """`epochs` x `minibatches` optimizer steps up J on samples with their advantages -> metrics. start: the model that the KL is taken to.
-    With rl_kl = 0 the KL is only measured, on one completion a group. Without any signal nothing is done, and nothing measured."""
+    With rl_kl = 0 the KL is only measured, on one completion a group. Without any signal nothing is done, and nothing measured. With several ranks
+    each takes its share of a minibatch, and all give all samples."""
     samples = [s for s in samples if s.finished or not cfg.mask_overlong]
     total = dict.fromkeys(("entropy", "clip_low", "clip_high", "logp_gap", "ratio_off", "logp_gap_max", "tokens", "kl_tokens", "kl_start", "trained",
                            "scored"), 0.0)
@@ -259,22 +267,25 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
         old = {}
         if cfg.epochs * len(minis) > 1:
             with torch.no_grad():
-                for m, k in ((m, k) for m, mini in enumerate(plan) for k in range(len(mini))):
-                    old[m, k] = scored(model, hidden_before(model, plan[m][k], cfg.bf16), plan[m][k], forbid, cfg.bf16)[0]
-                    total["scored"] += sum(len(s.prompt) + len(s.ids) for s in plan[m][k])
+                for m, k, some in ((m, k, some) for m, mini in enumerate(plan) for k, some in enumerate(parallel.turns(model, mini))):
+                    old[m, k] = scored(model, hidden_before(model, some, cfg.bf16), some, forbid, cfg.bf16)[0]
+                    total["scored"] += sum(len(s.prompt) + len(s.ids) for s in some)
         for epoch in range(cfg.epochs):
             for m, mini in enumerate(plan):
-                w = iter(token_weights([len(s.ids) for some in mini for s in some], cfg.rl_norm, cfg.max_new))
+                w = dict(zip(map(id, minis[m]), token_weights([len(s.ids) for s in minis[m]], cfg.rl_norm, cfg.max_new)))
                 losses.append(0.0)
-                for k, some in enumerate(mini):
-                    loss, sums = micro_loss(model, start, some, [next(w) for _ in some], old.get((m, k)), cfg, forbid, measured)
-                    loss.backward()
+                for k, some in enumerate(parallel.turns(model, mini)):
+                    loss, sums = micro_loss(model, start, some, [w[id(s)] for s in some], old.get((m, k)), cfg, forbid, measured)
+                    parallel.backward(loss)
                     losses[-1] += loss.item()
                     for key, x in sums.items():
                         total[key] = max(total[key], x) if key == "logp_gap_max" else total[key] + x
-                norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip).item())
+                norms.append(parallel.clip(model, cfg.grad_clip).item())
                 opt.step()
                 opt.zero_grad(set_to_none=True)
+    of_ranks = parallel.everyone((total, losses))
+    total = {key: (max if key == "logp_gap_max" else sum)(sums[key] for sums, _ in of_ranks) for key in total}
+    losses = [sum(shares) for shares in zip(*(shares for _, shares in of_ranks))]
     mean = lambda key, by="tokens": total[key] / total[by] if total[by] else None                  # None: nothing was measured
     return {"loss": float(np.mean(losses)) if losses else None, "grad_norm": float(np.mean(norms)) if norms else None, "updates": len(norms),
             **{key: mean(key) for key in ("entropy", "clip_low", "clip_high", "logp_gap", "ratio_off")}, "logp_gap_max": total["logp_gap_max"] if norms else None,
@@ -335,14 +346,12 @@ def rlvr(run, name):
     start.requires_grad_(False)
     train, held, counts = run.problems or problems(cfg, tok, start.cfg.max_len)
     tqdm.write(f"{name}: from {cfg.init}; problems: " + ", ".join(f"{k} {n}" for k, n in counts.items() if n) + f"; {len(held)} held out")
-    opt = mstep.adamw(model, cfg.rl_lr, 0.0)
     forbid, work = () if cfg.thoughts else tuple(tok.thought_ids), work_size(model)
     at = dict(step=0, drawn=0, sampled_tokens=0, seconds=0.0, cpu_s=0.0,                            # where the run stands
               flops=0.0 if cfg.init == "base" else extra["flops"])                                  # of all that came after pre-training
     state = run.restore(name)
+    model, opt = mstep.trained(model, cfg, lambda m: mstep.adamw(m, cfg.rl_lr, 0.0), state)
     if state:
-        model.load_state_dict(state["weights"])
-        opt.load_state_dict(state["opt"])
         at = {key: state[key] for key in at}
 
     def curve():
@@ -354,7 +363,7 @@ def rlvr(run, name):
     if not at["step"]:
         curve()
     bar = steps_bar(f"{name}: GRPO", at["step"], cfg.rl_steps)
-    with Grader() as grader:
+    with Grader(parallel.workers()) as grader:
         for step in bar:
             began, cpu = time.time(), time.process_time()
             samples, everything, waited = rollouts(for_rollouts(model, cfg), tok, train, cfg, at["drawn"], grader)       # sample, reward, advantage
@@ -366,13 +375,13 @@ def rlvr(run, name):
             R = np.array([s.reward for s in everything]).reshape(-1, cfg.completions)                                    # (groups, G)
             prompts = sum(len(s.prompt) for s in everything) // cfg.completions                                          # tokens, each once
             at.update(step=step + 1, drawn=at["drawn"] + len(R), sampled_tokens=at["sampled_tokens"] + new, seconds=at["seconds"] + now - began,
-                      cpu_s=at["cpu_s"] + time.process_time() - cpu,
+                      cpu_s=at["cpu_s"] + sum(parallel.everyone(time.process_time() - cpu)),
                       flops=at["flops"] + work * (2 * (prompts + new + m["scored"]) + 6 * m["trained"]))
             verdicts = [s.verdict for s in everything]
             run.log(name, phase="rlvr", **at, reward=float(R.mean()), pass_rate=float(np.mean([v == "passed" for v in verdicts])),
                     no_signal=float(1 - signal(R).mean()), length=new / len(everything), unfinished=float(np.mean([not s.finished for s in everything])),
                     thought_tokens=float(np.mean([thought_share(tok, s.ids) for s in everything])), lr=opt.param_groups[0]["lr"],
-                    sample_s=sampled - began - waited, grade_wait_s=waited, grade_s=sum(s.run.result().seconds for s in everything),
+                    sample_s=sampled - began - waited, grade_wait_s=waited, grade_s=sum(s.seconds for s in everything),
                     update_s=now - sampled, sample_tokens_per_s=new / max(1e-9, sampled - began - waited),
                     train_tokens_per_s=m["trained"] / max(1e-9, now - sampled), verdicts={v: verdicts.count(v) for v in sorted(set(verdicts))}, **m)
             bar.set_postfix(reward=f"{R.mean():.3f}", no_signal=f"{1 - signal(R).mean():.2f}", length=f"{new / len(everything):.0f}",
@@ -383,5 +392,5 @@ def rlvr(run, name):
             if cfg.eval_every and (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.rl_steps:
                 curve()
             if (step + 1) % cfg.save_every == 0 and step + 1 < cfg.rl_steps:
-                run.save_state(name, weights=model.state_dict(), opt=opt.state_dict(), **at)
-    run.save(name, model, flops=at["flops"], settings=run.settings, rl_seconds=at["seconds"])
+                run.save_state(name, weights=parallel.state(model), opt=parallel.state(opt), **at)
+    run.save(name, parallel.whole(model), flops=at["flops"], settings=run.settings, rl_seconds=at["seconds"])

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 import data
+import parallel
 import tasks
 from config import UserError
 from corpus import corpus
@@ -37,6 +38,7 @@ class Run:
         if stage != "rlvr":
             self.prepare()
 
+    @parallel.alone
     def begin(self):
         """Make the folder and note the settings, once all that was given is known to be right (`check`)."""
         try:
@@ -106,6 +108,7 @@ class Run:
         model, extra = load_model(self.path(f"{name}.pt"), like)
         return model.to(self.device), extra
 
+    @parallel.alone
     def save(self, name, model, **extra):
         save_model(model, self.path(f"{name}.pt"), **extra, seconds=time.time() - self.started)
         if os.path.exists(self.path(f"{name}.state")):
@@ -114,7 +117,7 @@ class Run:
     def unfinished(self, name, **how):
         """The state of an unfinished stage, or None: what was saved last, if --resume is given. Raises UserError if its settings were others."""
         path = self.path(f"{name}.state")
-        state = torch.load(path, map_location=self.device, weights_only=True, **how) if self.cfg.resume and os.path.exists(path) else None
+        state = torch.load(path, map_location="cpu", weights_only=True, **how) if self.cfg.resume and os.path.exists(path) else None
         if state and state["settings"] != self.settings:
             other = [f"{k}={v!r}" for k, v in state["settings"].items() if v != getattr(self.cfg, k)]
             raise UserError(f"{path}: the unfinished run was made with {', '.join(other)}; give the same settings with --resume, or leave "
@@ -124,12 +127,14 @@ class Run:
     def restore(self, name):
         """The state of an unfinished stage, or None; the metrics that it had written by then are kept, later ones dropped."""
         state = self.unfinished(name)
-        self.keep_metrics(name, state["lines"] if state else 0)
+        self.lines = state["lines"] if state else 0
+        self.keep_metrics(name, self.lines)
         return state
 
+    @parallel.alone
     def keep_metrics(self, name, n):
         """Keep the first n metrics lines of a model, and all of other models."""
-        self.lines, path = n, self.path("metrics.jsonl")
+        path = self.path("metrics.jsonl")
         if os.path.exists(path):
             kept, seen = [], 0
             for line in open(path):
@@ -145,10 +150,12 @@ class Run:
             os.replace(path + ".part", path)
 
     def log(self, name, **metrics):
-        with open(self.path("metrics.jsonl"), "a") as f:
-            f.write(json.dumps({"model": name, **metrics}) + "\n")
+        if parallel.rank() == 0:
+            with open(self.path("metrics.jsonl"), "a") as f:
+                f.write(json.dumps({"model": name, **metrics}) + "\n")
         self.lines += 1
 
+    @parallel.alone
     def save_state(self, name, **state):
         write_whole({**state, "settings": self.settings, "lines": self.lines}, self.path(f"{name}.state"))
 
@@ -165,7 +172,7 @@ def rlvr_settings(cfg):
 
 def stage_settings(cfg):
     """All settings that decide what another stage computes."""
-    free = {"resume", "out", "save_every", "threads", "device", "models", "eval_tasks", "eval_split", "samples", "temperature", "max_new",
+    free = {"resume", "out", "save_every", "threads", "shard", "device", "models", "eval_tasks", "eval_split", "samples", "temperature", "max_new",
             "elbo_samples", *RLVR_FIELDS}
     return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in free}
 

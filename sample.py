@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from config import UserError
-from decoder import Decoder, pick
+from decoder import Decoder
 
 
 @dataclasses.dataclass

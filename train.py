@@ -30,9 +30,10 @@ from tqdm import tqdm
 
 import data
 import mstep
+import parallel
 import tasks
 from config import UserError, parse
-from estep import advantages, policy_gradient, rollout, summary
+from estep import advantages, policy_gradient, rollouts, summary
 from evaluate import bound, for_rollouts, rollouts_of, score, solve
 from model import ModelConfig, Transformer, load_gguf, set_threads, smollm2_path, work_size
 from rlvr import problems, rlvr
@@ -140,13 +141,11 @@ def pretrain(run):
         return
     if os.path.exists(run.path("base.pt")):
         return
-    data.save_tokenizer(run.tok, run.path("tokenizer.txt"))
+    parallel.alone(data.save_tokenizer)(run.tok, run.path("tokenizer.txt"))
     model = Transformer(base_shape(run)).init_weights(cfg.seed).to(run.device)
-    opt = mstep.adamw(model, cfg.pretrain_lr, cfg.weight_decay)
     state, start, flops = run.restore("base"), 0, 0.0
+    model, opt = mstep.trained(model, cfg, lambda m: mstep.adamw(m, cfg.pretrain_lr, cfg.weight_decay), state)
     if state:
-        model.load_state_dict(state["weights"])
-        opt.load_state_dict(state["opt"])
         start, flops = state["step"], state["flops"]
     bar = steps_bar("pretrain", start, cfg.pretrain_steps)
     for step in bar:
@@ -159,8 +158,8 @@ def pretrain(run):
         run.log("base", phase="pretrain", step=step, **m)
         bar.set_postfix(loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}")
         if (step + 1) % (5 * cfg.save_every) == 0:
-            run.save_state("base", weights=model.state_dict(), opt=opt.state_dict(), step=step + 1, flops=flops)
-    run.save("base", model, flops=flops, settings=run.settings_of(MODEL_FIELDS))
+            run.save_state("base", weights=parallel.state(model), opt=parallel.state(opt), step=step + 1, flops=flops)
+    run.save("base", parallel.whole(model), flops=flops, settings=run.settings_of(MODEL_FIELDS))
 
 
 def base_batch(run, step):
@@ -182,14 +181,13 @@ def expert_part(run, iteration):
 
 
 def fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops, keep=lambda: {}):
-    """The M-step: `steps` of next-token training on docs. state: where to go on, or None; keep(): what else its checkpoints hold.
-    Returns the FLOPs so far."""
-    cfg = run.cfg
-    opt, start = mstep.adamw(model, cfg.lr, cfg.weight_decay), 0
+    """The M-step: `steps` of next-token training on docs. state: where to go on (it is emptied), or None; keep(): what else its checkpoints hold.
+    Returns the model and the FLOPs so far."""
+    cfg, start = run.cfg, 0
+    model, opt = mstep.trained(model, cfg, lambda m: mstep.adamw(m, cfg.lr, cfg.weight_decay), state)
     if state:
-        model.load_state_dict(state["weights"])
-        opt.load_state_dict(state["opt"])
         start, flops = state["step"], state["flops"]
+        state.clear()                                        # or its weights would take memory until the end
     bar = steps_bar(f"{name}: M-step {iteration + 1}", start, steps)
     for step in bar:
         began = time.time()
@@ -200,9 +198,9 @@ def fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops, kee
         run.log(name, phase="mstep", iteration=iteration, step=step, flops=flops, **m)
         bar.set_postfix(loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}")
         if (step + 1) % cfg.save_every == 0 and step + 1 < steps:
-            run.save_state(name, phase="mstep", iteration=iteration, step=step + 1, flops=flops, weights=model.state_dict(),
-                           opt=opt.state_dict(), **keep())
-    return flops
+            run.save_state(name, phase="mstep", iteration=iteration, step=step + 1, flops=flops, weights=parallel.state(model),
+                           opt=parallel.state(opt), **keep())
+    return parallel.whole(model), flops
 
 
 def ntp(run, name, match=""):
@@ -220,7 +218,7 @@ def ntp(run, name, match=""):
         some = [run.expert[i] for i in parts[iteration]]
         docs = [s.ids for s in some]
         kinds = [[data.PROMPT] * s.prompt + [data.CODE] * (len(s.ids) - s.prompt) for s in some]
-        flops = fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops)
+        model, flops = fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops)
         state = None
         if iteration + 1 < iters:
             run.save_state(name, phase="mstep", iteration=iteration + 1, step=0, flops=flops, weights=model.state_dict(),
@@ -259,8 +257,7 @@ def em(run):
         if not (state and state["phase"] == "mstep"):
             q = pi
             if cfg.estep == "reinforce" and cfg.c < float("inf"):
-                q = copy.deepcopy(pi)
-                flops = learn_q(run, name, q, pi, iteration, state, flops, lambda: time.time() - began)
+                q, flops = learn_q(run, name, pi, iteration, state, flops, lambda: time.time() - began)
             chosen = expert_part(run, iteration)
             docs, kinds, stats = infused(run, q, pi, chosen, iteration)
             flops += 2 * work_size(pi) * stats["forward_tokens"]
@@ -270,8 +267,8 @@ def em(run):
             run.save_state(name, phase="mstep", iteration=iteration, docs=docs, kinds=kinds, seconds=time.time() - began, **state)
         else:
             docs, kinds = state["docs"], state["kinds"]
-        flops = fine_tune(run, name, pi, docs, kinds, iteration, cfg.mstep_steps, state, flops,
-                          lambda: {"docs": docs, "kinds": kinds, "seconds": time.time() - began})
+        pi, flops = fine_tune(run, name, pi, docs, kinds, iteration, cfg.mstep_steps, state, flops,
+                              lambda: {"docs": docs, "kinds": kinds, "seconds": time.time() - began})
         state = None
         said = bound(pi, run.tok, run.heldout, cfg, run.hard)
         run.log(name, phase="heldout", iteration=iteration, flops=flops, **said)
@@ -282,15 +279,12 @@ def em(run):
     run.save(name, pi, flops=flops, settings=stage_settings(cfg), em_seconds=time.time() - began)
 
 
-def learn_q(run, name, q, pi, iteration, state, flops, seconds):
-    """The E-step by policy gradient. Changes q in place; returns the FLOPs so far."""
-    cfg = run.cfg
-    opt, start = torch.optim.AdamW(q.parameters(), lr=cfg.estep_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True), 0
-    if state and state["step"]:
-        q.load_state_dict(state["q"])
-        opt.load_state_dict(state["opt"])
-        start = state["step"]
-    else:
+def learn_q(run, name, pi, iteration, state, flops, seconds):
+    """The E-step by policy gradient, from a copy of pi. Returns q and the FLOPs so far."""
+    cfg, start = run.cfg, state["step"] if state else 0
+    q, opt = mstep.trained(copy.deepcopy(pi), cfg, lambda m: torch.optim.AdamW(m.parameters(), lr=cfg.estep_lr, betas=(0.9, 0.95), weight_decay=0.0,
+                                                                               fused=True), state if start else None, "q")
+    if not start:
         run.log(name, phase="diagnose", iteration=iteration, **diagnose(run, pi))
     pi.requires_grad_(False)                                 # or the KL's gradient would wait in pi for the M-step's first step
     pi_fixed = for_rollouts(pi, cfg)
@@ -300,13 +294,13 @@ def learn_q(run, name, q, pi, iteration, state, flops, seconds):
         for group in opt.param_groups:
             group["lr"] = mstep.learning_rate(step, cfg.estep_steps, cfg.estep_lr * cfg.estep_lr_decay ** iteration, 1)
         mine = np.random.default_rng([cfg.seed, ESTEP, iteration, step]).choice(len(run.expert), min(cfg.snippets, len(run.expert)), replace=False)
-        rolls = rollout(for_rollouts(q, cfg), pi_fixed, run.tok, [run.expert[i] for i in mine], cfg.group, cfg.think_max,
-                        (cfg.seed, ESTEP, iteration, step), horizon=cfg.horizon, numbers=mine.tolist())
+        rolls = rollouts(for_rollouts(q, cfg), pi_fixed, run.tok, [run.expert[i] for i in mine], cfg.group, cfg.think_max,
+                         (cfg.seed, ESTEP, iteration, step), mine.tolist(), cfg.snippets, horizon=cfg.horizon)
         sampled = time.time()
         logp, gain = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain)
         A = advantages(logp, gain, rolls.think, rolls.valid, cfg.group, cfg.c, cfg.credit, cfg.discount, cfg.normalise, cfg.gain_floor)
         loss, away, trained, gap = policy_gradient(q, pi, run.tok, rolls, A, cfg.kl, cfg.bf16)
-        norm = torch.nn.utils.clip_grad_norm_(q.parameters(), cfg.grad_clip).item()
+        norm = parallel.clip(q, cfg.grad_clip).item()
         opt.step()
         opt.zero_grad(set_to_none=True)
         flops += work_size(q) * (2 * rolls.forward_tokens + (6 + 2 * (cfg.kl > 0)) * trained)
@@ -318,10 +312,10 @@ def learn_q(run, name, q, pi, iteration, state, flops, seconds):
         bar.set_postfix(reward=f"{s['elbo']:.2f}", think=f"{s['think_share']:.2f}", gain=f"{s['gain']:+.2f}",
                         tok_s=f"{tokens / (time.time() - began):.0f}")
         if (step + 1) % cfg.save_every == 0:
-            run.save_state(name, phase="estep", iteration=iteration, step=step + 1, flops=flops, q=q.state_dict(), opt=opt.state_dict(),
+            run.save_state(name, phase="estep", iteration=iteration, step=step + 1, flops=flops, q=parallel.state(q), opt=parallel.state(opt),
                            weights=pi.state_dict(), seconds=seconds())
     pi.requires_grad_(True)
-    return flops
+    return parallel.whole(q), flops
 
 
 def infused(run, q, pi, chosen, iteration):
@@ -351,10 +345,22 @@ def evaluate(run, names):
                 rows = solve(for_rollouts(model, cfg), run.tok, problems, n, temperature, cfg.max_new, cfg.seed, desc=f"{name}: {key or 'sampling'}")
                 said.update({"greedy": score(rows, 1)["pass@1"]} if key else score(rows, n))
             shown[name] = rows                               # the greedy ones
-            with open(run.path(f"samples-{name}.jsonl"), "w") as f:
-                f.writelines(json.dumps(row) + "\n" for row in rows)
+            write_samples(run, name, rows)
         said.update(bound(model, run.tok, run.heldout, cfg, run.hard), flops=extra["flops"])
         results[name] = said
+    write_results(run, results)
+    print_table(results)
+    print_programs(run, names[-1], problems, shown.get(names[-1], []))
+
+
+@parallel.alone
+def write_samples(run, name, rows):
+    with open(run.path(f"samples-{name}.jsonl"), "w") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@parallel.alone
+def write_results(run, results):
     path = run.path("results.json")
     try:
         kept = json.load(open(path))
@@ -363,8 +369,6 @@ def evaluate(run, names):
     with open(path + ".part", "w") as f:
         json.dump({**kept, **results}, f, indent=1)
     os.replace(path + ".part", path)
-    print_table(results)
-    print_programs(run, names[-1], problems, shown.get(names[-1], []))
 
 
 COLUMNS = (("pass@1", "pass@1", "{:.3f}"), ("pass@5", "pass@5", "{:.3f}"), ("greedy", "greedy", "{:.3f}"), ("CE of code", "ce_code", "{:.4f}"),
@@ -395,6 +399,7 @@ def print_programs(run, name, problems, rows):
 def main(argv):
     stages = ("pretrain", "ntp", "em", "rlvr", "eval", "all")
     cfg, args = parse(argv, {"--stage": dict(default="em", choices=stages, help="what to do (default em)")}, __doc__)
+    parallel.settle(cfg)
     set_threads(cfg)
     run = Run(cfg, args.stage)
     check(run, args.stage)
@@ -420,7 +425,8 @@ def main(argv):
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        with parallel.ranks():
+            main(sys.argv[1:])
     except UserError as e:
         print(f"train.py: {e}", file=sys.stderr)
         sys.exit(2)
