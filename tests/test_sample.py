@@ -8,9 +8,9 @@ import data
 import model as models
 import sample
 from config import UserError
-from decoder import Decoder
+from decoder import Decoder, pick
 from model import ModelConfig, Transformer
-from sample import generate, pick
+from sample import generate
 
 torch.set_num_threads(1)
 V, EOS, NO_EOS = 29, 0, -1
