@@ -55,12 +55,18 @@ class Cache:
         self.k = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(cfg.n_layer)]
         self.v = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(cfg.n_layer)]
 
+    @property
+    def slots(self):
+        return self.k[0].shape[2]
+
     def reserve(self, slots):
         """Make room for at least `slots` positions; by half as much again, so that growing stays rare."""
-        have = self.k[0].shape[2]
-        if slots > have:
-            more = max(slots, have * 3 // 2) - have
-            self.k, self.v = ([F.pad(x, (0, 0, 0, more)) for x in xs] for xs in (self.k, self.v))
+        if slots > self.slots:
+            self.fit(max(slots, self.slots * 3 // 2))
+
+    def fit(self, slots):
+        """Make it exactly so many slots: cut, or filled up with zeros."""
+        self.k, self.v = ([F.pad(x, (0, 0, 0, slots - x.shape[2])) for x in xs] for xs in (self.k, self.v))
 
     def select(self, rows):
         """The cache of some rows, in any order and with repeats. rows: (B',) int64. Returns a copy."""
@@ -69,9 +75,9 @@ class Cache:
         return new
 
     def put(self, rows, other):
-        """Write the cache of `other` back into `rows` (the inverse of select). rows: (B',) int64."""
+        """Write the cache of `other`, which may have fewer slots, into `rows` (the inverse of select). rows: (B',) int64."""
         for mine, theirs in zip(self.k + self.v, other.k + other.v):
-            mine[rows] = theirs
+            mine[rows, :, :theirs.shape[2]] = theirs.to(mine.dtype)
 
 
 def attend(q, k, v, bias):
@@ -91,17 +97,24 @@ def attend(q, k, v, bias):
         return (scores.softmax(-1) @ v).view(B, H, T, E)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Computed in the type of the residual stream, which is at least float32; given out in the type of the weights."""
+
+    def forward(self, x):
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
+
+
 class Block(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
         E = cfg.d_model // cfg.n_head
-        self.attn_norm = nn.RMSNorm(cfg.d_model, eps=cfg.norm_eps)
+        self.attn_norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
         self.q = nn.Linear(cfg.d_model, cfg.n_head * E, bias=cfg.qkv_bias)
         self.k = nn.Linear(cfg.d_model, cfg.n_kv_head * E, bias=cfg.qkv_bias)
         self.v = nn.Linear(cfg.d_model, cfg.n_kv_head * E, bias=cfg.qkv_bias)
         self.o = nn.Linear(cfg.n_head * E, cfg.d_model, bias=False)
-        self.mlp_norm = nn.RMSNorm(cfg.d_model, eps=cfg.norm_eps)
+        self.mlp_norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
         self.gate = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
         self.up = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
         self.down = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
@@ -138,7 +151,7 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
-        self.norm = nn.RMSNorm(cfg.d_model, eps=cfg.norm_eps)
+        self.norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
         self.head = None if cfg.tied else nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
         E = cfg.d_model // cfg.n_head
         angle = torch.outer(torch.arange(cfg.max_len).float(), cfg.rope_theta ** (-torch.arange(0, E, 2).float() / E))
@@ -191,13 +204,13 @@ class Transformer(nn.Module):
         else:
             rope = self.cos[pos][:, :, None], self.sin[pos][:, :, None]                      # (B, T, 1, E/2)
         if cache is not None:
-            S = cache.k[0].shape[2] if reach is None else reach
+            S = cache.slots if reach is None else reach
             mask = torch.arange(S, device=ids.device) <= pos[:, None, :, None]               # (B, 1, T, S)
         else:
             mask = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()[None, None]  # (1, 1, T, T)
             if doc is not None:
                 mask = mask & (doc[:, None, :, None] == doc[:, None, None, :])               # (B, 1, T, T)
-        x = self.embed(ids)                                                                  # (B, T, D)
+        x = self.embed(ids).to(torch.promote_types(self.dtype, torch.float32))               # (B, T, D); see RMSNorm
         bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, float("-inf"))
         for layer, block in enumerate(self.blocks):
             x = block(x, rope, bias, cache, layer, pos)

