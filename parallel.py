@@ -47,7 +47,8 @@ def world():
 
 @contextlib.contextmanager
 def ranks():
-    """Around the whole program: join the ranks that torchrun started. Only rank 0 is heard; of ranks that fail, the first. torchrun ends the others."""
+    """Around the whole program, with nothing after it: join the ranks that torchrun started. Only rank 0 is heard; of ranks that fail, the first.
+    torchrun ends the others."""
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield
         return
@@ -60,6 +61,8 @@ def ranks():
         yield
         dist.barrier()
         dist.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(0)                                          # torch's threads have been seen to abort a process that ends in the ordinary way
     except SystemExit:
         raise
     except BaseException:
