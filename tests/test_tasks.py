@@ -120,6 +120,26 @@ def test_comments():
     assert 0.2 < sum("#" in rest for rest in functions) / len(functions) < 0.98
 
 
+def test_how_often_the_useful_notes_are_there():
+    """A line that copies a constant is preceded by its right note, or by a wrong one, as often as asked."""
+    def share(useful):
+        rng, notes, hard = random.Random(5), 0, 0
+        for _ in range(1500):
+            prompt, rest = tasks.base_text(rng, useful=useful)
+            lines = rest.split("\n")[1:]
+            if not rest.startswith("\n    xs = list(xs)"):
+                continue
+            verbs = [line.split(":")[0].strip() for line in prompt.split("\n") if ": " in line]
+            hard += len(verbs)
+            for verb in verbs:                               # each stage's constant is in the first line with a digit below its note
+                notes += any(line.strip().startswith(f"# {verb}: ") and any(c.isdigit() for c in below)
+                             for line, below in zip(lines, lines[1:]))
+        return notes / hard
+
+    shares = [share(useful) for useful in (0.0, 0.05, 0.3, 0.6)]
+    assert shares[0] < 0.03 and all(abs(b - a - wanted) < 0.05 for a, b, wanted in zip(shares, shares[1:], (0.053, 0.267, 0.32)))
+
+
 def test_base_texts_are_python():
     """Every text of the base corpus compiles, and a function in it has its prompt's docstring."""
     rng = random.Random(2)
