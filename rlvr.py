@@ -207,11 +207,11 @@ def hidden_before(model, samples, amp):
         return model(ids.to(model.device))[n, t]                                                                      # (M, D)
 
 
-def scored(model, hidden, samples, forbid, amp):
+def scored(model, hidden, samples, forbid):
     """log pi of every token of the completions (given that it is none of `forbid`), and the entropy of pi there: (M,), (M,). hidden (M, D)."""
     targets = torch.tensor([i for s in samples for i in s.ids], device=model.device)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
-        logp, *mass, entropy = token_logprobs(hidden, model.head_weight, targets, [forbid] if forbid else [], entropy=True)
+    with torch.autocast(model.device.type, enabled=False):                                 # logits in float32, as the sampler's are
+        logp, *mass, entropy = token_logprobs(hidden.float(), model.head_weight.float(), targets, [forbid] if forbid else [], entropy=True)
     return (logp - log1mexp(mass[0]) if forbid else logp), entropy.detach()
 
 
@@ -229,7 +229,7 @@ def micro_loss(model, start, some, w, old, cfg, forbid, measured):
     each = lambda xs: torch.tensor(xs, dtype=torch.float32, device=model.device).repeat_interleave(lengths)
     w, A, recorded = each(w), each([s.advantage for s in some]), torch.tensor([x for s in some for x in s.logprobs], device=model.device)   # (M,)
     hidden = hidden_before(model, some, cfg.bf16)                                                   # (M, D)
-    logp, entropy = scored(model, hidden, some, forbid, cfg.bf16)                                   # (M,), (M,)
+    logp, entropy = scored(model, hidden, some, forbid)                                   # (M,), (M,)
     old = logp.detach() if old is None else old
     value, below, above = surrogate(logp, old, A, cfg.clip_low, cfg.clip_high)                      # (M,)
     loss = -(w * value).sum()                                                                       # objective
@@ -268,7 +268,7 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
         if cfg.epochs * len(minis) > 1:
             with torch.no_grad():
                 for m, k, some in ((m, k, some) for m, mini in enumerate(plan) for k, some in enumerate(parallel.turns(model, mini))):
-                    old[m, k] = scored(model, hidden_before(model, some, cfg.bf16), some, forbid, cfg.bf16)[0]
+                    old[m, k] = scored(model, hidden_before(model, some, cfg.bf16), some, forbid)[0]
                     total["scored"] += sum(len(s.prompt) + len(s.ids) for s in some)
         for epoch in range(cfg.epochs):
             for m, mini in enumerate(plan):

@@ -363,7 +363,7 @@ def test_sampled_is_scored(tok, model, thoughts):
     samples, _ = collect(model, tok, TASKS, cfg, 0, Judge(by_checksum))
     assert any(set(s.ids) & set(tok.thought_ids) for s in samples) == thoughts
     with torch.no_grad():
-        logp, _ = scored(model, rlvr.hidden_before(model, samples, False), samples, forbid, False)
+        logp, _ = scored(model, rlvr.hidden_before(model, samples, False), samples, forbid)
     recorded = torch.tensor([x for s in samples for x in s.logprobs])
     assert logp.shape == recorded.shape and float((logp - recorded).abs().max()) < 1e-4
     with_advantages(samples[:12], True)
@@ -372,7 +372,7 @@ def test_sampled_is_scored(tok, model, thoughts):
     assert 0 <= m["logp_gap"] <= m["logp_gap_max"] < 1e-4
     if not thoughts:                                         # without the condition they would differ
         with torch.no_grad():
-            assert float((scored(model, rlvr.hidden_before(model, samples, False), samples, (), False)[0] - recorded).abs().max()) > 0.05
+            assert float((scored(model, rlvr.hidden_before(model, samples, False), samples, ())[0] - recorded).abs().max()) > 0.05
 
 
 def test_drawn():
