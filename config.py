@@ -198,4 +198,5 @@ def make(preset="tiny", **given):
 
 
 POSITIVE = {"infuse", "resample", "save_every", "n_expert", "n_heldout", "max_tokens", "min_lines", "n_layer", "n_head", "d_model", "d_ff",
-            "max_len", "rows", "n_rl", "prompts", "completions", "epochs", "minibatches", "micro_tokens", "rounds", "eval_samples", "block", "iters", "snippets", "group", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}
+            "max_len", "rows", "n_rl", "prompts", "completions", "epochs", "minibatches", "micro_tokens", "rounds", "eval_samples", "block",
+            "iters", "snippets", "group", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}

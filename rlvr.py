@@ -99,7 +99,8 @@ def problems(cfg, tok, max_len):
         counts[name] = len(found)
         train += found
     for name in (n for n in cfg.eval_suite.split(",") if n):
-        held += (domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split) if name == "domain" else benchmarks.load(name, cfg.data_dir))[:cfg.eval_tasks]
+        found = domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split) if name == "domain" else benchmarks.load(name, cfg.data_dir)
+        held += found[:cfg.eval_tasks]
     room = max_len - cfg.max_new
     kept = [[task for task in some if 0 < len(tok.encode(task.prompt)) <= room] for some in (train, held)]
     counts["too long"] = len(train) - len(kept[0])
@@ -288,7 +289,8 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
     losses = [sum(shares) for shares in zip(*(shares for _, shares in of_ranks))]
     mean = lambda key, by="tokens": total[key] / total[by] if total[by] else None                  # None: nothing was measured
     return {"loss": float(np.mean(losses)) if losses else None, "grad_norm": float(np.mean(norms)) if norms else None, "updates": len(norms),
-            **{key: mean(key) for key in ("entropy", "clip_low", "clip_high", "logp_gap", "ratio_off")}, "logp_gap_max": total["logp_gap_max"] if norms else None,
+            **{key: mean(key) for key in ("entropy", "clip_low", "clip_high", "logp_gap", "ratio_off")},
+            "logp_gap_max": total["logp_gap_max"] if norms else None,
             "kl_start": mean("kl_start", "kl_tokens"), "trained": int(total["trained"]), "scored": int(total["scored"])}
 
 
@@ -358,7 +360,8 @@ def rlvr(run, name):
         if cfg.eval_every and held:
             said = held_out(model, tok, held, cfg)
             run.log(name, phase="rlvr-heldout", **at, **said)
-            tqdm.write(f"{name}: after {at['step']} steps, {at['sampled_tokens']:,} tokens, {at['seconds']:.0f} s: held-out pass rate {said['pass@1']:.3f}")
+            tqdm.write(f"{name}: after {at['step']} steps, {at['sampled_tokens']:,} tokens, {at['seconds']:.0f} s: "
+                       f"held-out pass rate {said['pass@1']:.3f}")
 
     if not at["step"]:
         curve()

@@ -66,10 +66,11 @@ def check(run, stage):
         raise UserError(f"--models {cfg.models}: expected at least one name; give base,ntp,ra3 or some of them")
     makes = {"base", "ntp", name} if em_too else set()
     makes |= {"base"} if stage == "rlvr" and cfg.preset != "tiny" else set()                # loaded, not trained
-    needs = {"pretrain": [], "ntp": ["base", cfg.match or "base"], "rlvr": [n for n in [cfg.init] if n not in makes]}.get(stage, [n for n in names_to_evaluate(cfg, stage) if n not in makes])
+    needs = {"pretrain": [], "ntp": ["base", cfg.match or "base"], "rlvr": [cfg.init]}.get(stage, names_to_evaluate(cfg, stage))
+    needs = [n for n in needs if n not in makes]
     missing = [n for n in dict.fromkeys(needs) if not os.path.exists(run.path(f"{n}.pt"))]
     if missing:
-        given = f"--init {cfg.init}" if stage == "rlvr" else f"--models {cfg.models}" if stage != "ntp" else f"--match {cfg.match}" if cfg.match else "--stage ntp"
+        given = {"rlvr": f"--init {cfg.init}", "ntp": f"--match {cfg.match}" if cfg.match else "--stage ntp"}.get(stage, f"--models {cfg.models}")
         raise UserError(f"{given}: {run.out} holds no {', '.join(n + '.pt' for n in missing)}; run the stage that makes it first, or give "
                         "another --out or name")
     if cfg.preset == "tiny" and stage in ("pretrain", "em", "all"):
