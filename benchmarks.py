@@ -479,16 +479,16 @@ def own(path):
             continue
         try:
             row = json.loads(line)
-            task = Task(str(row["task_id"]), row["prompt"].rstrip("\n"), row.get("canonical_solution", "").rstrip("\n"), row["test"], row["entry_point"],
-                        stops=tuple(row.get("stops", CODEX_STOPS)))
+            solution = row.get("canonical_solution", "").rstrip("\n")
+            solution = "\n" * (solution[:1] not in ("", "\n")) + solution
+            task = Task(str(row["task_id"]), row["prompt"].rstrip("\n"), solution, row["test"], row["entry_point"], stops=tuple(row.get("stops", CODEX_STOPS)))
             if isinstance(row.get("stops"), str) or not all(isinstance(stop, str) and stop for stop in task.stops):
                 raise ValueError("stops is a list of texts, none of them empty")
-            solution = task.solution if task.solution.startswith("\n") or not task.solution else "\n" + task.solution
-            tasks.append(dataclasses.replace(task, solution=solution))
-            check_job(job_of(tasks[-1], ""), f"{path}:{i}")
+            check_job(job_of(task, ""), f"{path}:{i}")
             prepare(task.tests, task.entry_point.strip(), False)
             if "assert" not in task.tests and "raise" not in task.tests:
                 raise ValueError("its test asserts nothing: everything would pass")
+            tasks.append(task)
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             what = f"no {e}" if isinstance(e, KeyError) else str(e)
             raise UserError(f"{path}:{i}: {what}; expected a JSON object with task_id, prompt, entry_point and test") from None

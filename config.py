@@ -7,6 +7,7 @@ Dashes and underscores are alike on the command line. The order is: defaults, th
 import argparse
 import dataclasses
 import difflib
+import os
 
 
 class UserError(Exception):
@@ -154,6 +155,22 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(given.split("=")[0].replace("_", "-"), known, 1)
             message = f"{given}: no such setting" + (f"; did you mean {near[0]}?" if near else "") + "; see --help"
         raise UserError(message)
+
+
+def check_output(option, path):
+    """Raises UserError if a path, where one is given, cannot be that of a file."""
+    if path and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or ".")):
+        raise UserError(f"{option} {path}: expected a file in a folder that exists; give another path")
+
+
+def write_output(path, option, content):
+    """A file of bytes, whole or not at all. Raises UserError."""
+    try:
+        with open(f"{path}.part", "wb") as f:
+            f.write(content)
+        os.replace(f"{path}.part", path)
+    except OSError as e:
+        raise UserError(f"{option} {path}: cannot be written ({e.strerror}); give another path") from None
 
 
 def parse(argv, extra, description, epilog=""):

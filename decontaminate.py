@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 import benchmarks
 import corpus
-from config import Parser, UserError, convert
+from config import Parser, UserError, check_output, convert, write_output
 
 SHORTEST, GRAM, ALIKE = 24, 10, 0.6                          # characters of a substring; words of a gram; least similarity under the same name
 REASONS = ("substring", "10-gram", "name")
@@ -231,16 +231,6 @@ class Checker:
 
 # ---------------------------------------------------------------- the command
 
-def write(path, option, text):
-    """A file, whole or not at all. Raises UserError."""
-    try:
-        with open(f"{path}.part", "w") as f:
-            f.write(text)
-        os.replace(f"{path}.part", path)
-    except OSError as e:
-        raise UserError(f"{option} {path}: cannot be written ({e.strerror}); give another path") from None
-
-
 def main(argv):
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the corpus: stdlib, a folder of .py files, a .py file, a .jsonl with a field text")
@@ -253,17 +243,16 @@ def main(argv):
     if show < 0:
         raise UserError(f"--show {show}: expected a number of at least 0")
     for option, path in (("--out", args.out), ("--report", args.report)):
-        if path and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or ".")):
-            raise UserError(f"{option} {path}: expected a file in a folder that exists; give another path")
+        check_output(option, path)
     check, counts = checker(args.data_dir), dict.fromkeys(corpus.COUNTED, 0)
     kept = [(name, text) for some in corpus.distinct(args.data, counts) for name, text, _ in some if not check(name, text)]
     if not check.seen:
         raise UserError(f"corpus {args.data!r}: no function in it ({', '.join(f'{k} {n}' for k, n in counts.items() if n)}); give other code")
     tqdm.write(check.line(), file=sys.stderr)
     if args.out:
-        write(args.out, "--out", "".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in kept))
+        write_output(args.out, "--out", "".join(json.dumps({"name": name, "text": text}) + "\n" for name, text in kept).encode())
     if args.report:
-        write(args.report, "--report", json.dumps({"data": args.data, "corpus": counts, **check.report()}, indent=1))
+        write_output(args.report, "--report", json.dumps({"data": args.data, "corpus": counts, **check.report()}, indent=1).encode())
     for dropped in check.dropped[:show]:
         print(dropped["name"])
         for hit in dropped["why"]:

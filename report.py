@@ -21,7 +21,7 @@ import sys
 
 import numpy as np
 
-from config import Parser, UserError, convert
+from config import Parser, UserError, check_output, convert, write_output
 
 HELD, TRAIN = "rlvr-heldout", "rlvr"                         # phases
 NEEDED = {HELD: ("step", "sampled_tokens", "cpu_s", "flops", "pass@1"), TRAIN: ("step",)}
@@ -272,16 +272,6 @@ def page(figures, lines, notes, curves, folders):
 
 # ---------------------------------------------------------------- the command
 
-def write(path, option, content):
-    """A file of bytes, whole or not at all. Raises UserError."""
-    try:
-        with open(f"{path}.part", "wb") as f:
-            f.write(content)
-        os.replace(f"{path}.part", path)
-    except OSError as e:
-        raise UserError(f"{option} {path}: cannot be written ({e.strerror}); give another path") from None
-
-
 def main(argv):
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders of runs, a seed each")
@@ -304,8 +294,7 @@ def main(argv):
     if args.paired and len(pair) != 2:
         raise UserError(f"--paired {args.paired}: expected two models, as in --paired rlvr-ra3,rlvr-ntp")
     for option, path in (("--out", args.out), ("--training", args.training), ("--html", args.html)):
-        if path and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or ".")):
-            raise UserError(f"{option} {path}: expected a file in a folder that exists; give another path")
+        check_output(option, path)
     folders = [os.path.normpath(folder) for folder in args.folders]
     if len({os.path.realpath(folder) for folder in folders}) < len(folders):
         raise UserError(f"{' '.join(args.folders)}: expected each folder once, as each is a seed")
@@ -325,12 +314,12 @@ def main(argv):
     print("\n\n".join([markdown(lines), *notes]))
 
     figures = {"held-out pass rate": curves_figure(curves)}
-    write(args.out, "--out", figures["held-out pass rate"])
+    write_output(args.out, "--out", figures["held-out pass rate"])
     if args.training:
         figures["training"] = training_figure({model: select(runs, TRAIN, model) for model in models})
-        write(args.training, "--training", figures["training"])
+        write_output(args.training, "--training", figures["training"])
     if args.html:
-        write(args.html, "--html", page(figures, lines, notes, curves, folders).encode())
+        write_output(args.html, "--html", page(figures, lines, notes, curves, folders).encode())
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ Departures from GRPO
 
 Shapes: N completions, B groups, G of each, M their tokens together, T tokens of a padded row, D width.
 """
+import copy
 import dataclasses
 import time
 import zlib
@@ -307,10 +308,10 @@ def thought_share(tok, ids):
 
 def held_out(model, tok, tasks, cfg):
     """Pass rate of a model on held-out problems, eval_samples programs each, and what these look like."""
-    rows = []
+    model, rows = for_rollouts(model, cfg), []
     for stops in dict.fromkeys(task.stops for task in tasks):
         mine = [task for task in tasks if task.stops == stops]
-        rows += solve(for_rollouts(model, cfg), tok, mine, cfg.eval_samples, cfg.temperature, cfg.max_new, cfg.seed, progress=False,
+        rows += solve(model, tok, mine, cfg.eval_samples, cfg.temperature, cfg.max_new, cfg.seed, progress=False,
                       forbid=() if cfg.thoughts else tok.thought_ids)
     verdicts = {v: sum(row["verdict"] == v for row in rows) for v in sorted({row["verdict"] for row in rows})}
     return {"pass@1": score(rows, cfg.eval_samples, (1,))["pass@1"], "comments": float(np.mean([row["completion"].count("#") for row in rows])),
@@ -344,7 +345,8 @@ def rollouts(model, tok, train, cfg, first, grader):
 def rlvr(run, name):
     """The stage: cfg.rl_steps of GRPO from the model cfg.init of the run's folder -> NAME.pt."""
     cfg, tok = run.cfg, run.tok
-    (start, extra), (model, _) = run.load(cfg.init), run.load(cfg.init)
+    start, extra = run.load(cfg.init)
+    model = copy.deepcopy(start)
     start.requires_grad_(False)
     train, held, counts = run.problems or problems(cfg, tok, start.cfg.max_len)
     tqdm.write(f"{name}: from {cfg.init}; problems: " + ", ".join(f"{k} {n}" for k, n in counts.items() if n) + f"; {len(held)} held out")

@@ -35,16 +35,8 @@ def near(a, b, tol=1e-5):
 
 # ---------------------------------------------------------------- against transformers
 
-def test_smollm2_logits_are_those_of_transformers():
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("gguf"), pytest.importorskip("accelerate", reason="transformers needs it to read GGUF files")
-    try:
-        path = model.smollm2_path()
-    except UserError as e:
-        pytest.skip(str(e))
-    ours, tok = model.load_gguf(path)[0], data.gguf_tokenizer(path)
-    folder, file = os.path.split(path)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
+def test_smollm2_logits_are_those_of_transformers(smollm2):
+    ours, tok, theirs = smollm2
     worst = 0.0
     for f in (textwrap.dedent, inspect.getdoc, inspect.signature):
         ids = torch.tensor([tok.encode(inspect.getsource(f))[:300]])                  # (1, T)

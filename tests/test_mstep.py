@@ -1,6 +1,5 @@
 """The M-step: packing, the loss on packed rows, infusion, and what is left out of it."""
 import dataclasses
-import random
 
 import pytest
 import torch
@@ -8,18 +7,12 @@ import torch
 import config
 import mstep
 import tasks
-from data import CODE, PROMPT, THOUGHT, batch_rows, canonical, infuse, pack, snippet, train_tokenizer
+from data import CODE, PROMPT, THOUGHT, batch_rows, canonical, infuse, pack, snippet
 from estep import rollout
 from test_estep import thinker
 
 torch.set_num_threads(1)
 SEED = (5, 1)
-
-
-@pytest.fixture(scope="module")
-def tok():
-    rng = random.Random(1)
-    return train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(100)], 400)
 
 
 @pytest.fixture(scope="module")

