@@ -322,3 +322,35 @@ def one_row(docs, kinds=None, multiple=1):
     kinds = [[CODE] * size for size in sizes] if kinds is None else kinds
     ids, kind = (torch.tensor([i for d in lists for i in d], dtype=dtype) for lists, dtype in ((docs, torch.int64), (kinds, torch.int8)))
     return F.pad(ids, (0, rest))[None], torch.cat(pos)[None], F.pad(doc, (0, rest), value=-1)[None], F.pad(kind, (0, rest), value=-1)[None]
+
+
+
+def one_tree(rows):
+    """Rows of ids as one packed row in which a beginning that several share stands once -> (ids, pos, doc (1, T) int64, before, where).
+
+    A row is a document of the tokens in which it differs from the row before it, in lexicographic order; before: numbers of the tokens that stand before
+    each document; where: (len(row),) numbers of the tokens of each row. So T is the number of nodes of the rows' trie.
+    Example: [[5, 6, 7], [5, 6, 8]] -> ids [[5, 6, 7, 8]], pos [[0, 1, 2, 2]], doc [[0, 0, 0, 1]], before [[], [0, 1]], where [[0, 1, 2], [0, 1, 3]]
+    """
+    ids, pos, doc, before, where, last = [], [], [], [], [None] * len(rows), np.zeros(0, np.int64)
+    for n in sorted(range(len(rows)), key=lambda n: rows[n]):
+        row = np.array(rows[n])
+        m = common(last, row)
+        if m < len(row):
+            path = where[previous][:m] if m else np.zeros(0, np.int64)
+            where[n] = np.concatenate([path, np.arange(len(ids), len(ids) + len(row) - m)])
+            doc += [len(before)] * (len(row) - m)
+            before.append(torch.from_numpy(path))
+            ids += rows[n][m:]
+            pos += range(m, len(row))
+        else:                                                # the same row again
+            where[n] = where[previous]
+        previous, last = n, row
+    return *(torch.tensor(x)[None] for x in (ids, pos, doc)), before, [torch.from_numpy(w) for w in where]
+
+
+def common(a, b):
+    """How many tokens two rows (numpy arrays) begin with alike.   Example: [5, 6, 7], [5, 6, 8] -> 2"""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if len(differ) else n

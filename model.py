@@ -90,33 +90,50 @@ class Cache:
 
 
 class Documents:
-    """Where the documents of packed rows lie; worked out once a batch, on its device. The rows are taken end to end: N = B T tokens.
+    """Where the documents of packed rows lie, and what each sees; worked out once a batch, on its device. The rows are taken end to end: N = B T
+    tokens. A document sees what stands `before` it, which may be tokens of other documents, and its own tokens up to each.
 
     bounds, longest    (documents + 1,) int32, the first token of each document, and N; length of the longest one: what varlen_attn asks for
-    shapes             [(n, L), ...] on the way without it: buckets of n documents of nearly one length, each filled up to the longest, L
-    cells              (C,) the token in each cell of the buckets. Cells behind a document's end repeat its last token: causal attention from
-                       a real token never reaches them, and their own result is not used
+    keys, key_bounds   the same for what each sees, by number of the token; keys None: the tokens themselves, as nothing stands before any document
+    buckets            [(n, L, S, bias), ...] on the way without varlen_attn: n documents of nearly one length, filled up to the longest, L tokens that
+                       see S; bias of `attend`, None: causal
+    cells, key_cells   (C,) the token in each cell of the buckets, one bucket after the other. Cells behind a document's end repeat its last token: no
+                       real token attends to them, and their own result is not used
     home               (N,) the cell of each token: cells[home] is 0..N-1
     """
 
-    def __init__(self, doc):
-        """doc (B, T): a document is a run of one number within a row; padding is one too."""
+    def __init__(self, doc, before=None):
+        """doc (B, T): a document is a run of one number within a row; padding is one too. before: None, or numbers of tokens for each document, (m,)."""
         first = torch.ones_like(doc, dtype=torch.bool)
         first[:, 1:] = doc[:, 1:] != doc[:, :-1]
         self.bounds = F.pad(first.flatten().nonzero()[:, 0], (0, 1), value=doc.numel()).int()
-        begin, length = self.bounds[:-1].long(), self.bounds.diff()
+        begin, length, device = self.bounds[:-1].long(), self.bounds.diff(), doc.device
+        sees = length.long() if before is None else length + torch.tensor([len(b) for b in before], device=device)
+        self.keys, self.key_bounds, self.most = None, self.bounds, int(sees.max())
+        if before is not None:
+            before = [torch.as_tensor(b, dtype=torch.int64, device=device) for b in before]
+            own = torch.arange(doc.numel(), device=device).split(length.tolist())
+            self.keys, self.key_bounds = torch.cat([x for pair in zip(before, own) for x in pair]), F.pad(sees.cumsum(0), (1, 0)).int()
         sizes, order = length.sort(descending=True, stable=True)
         sizes = sizes.tolist()
-        self.longest, self.shapes, cells, real = sizes[0], [], [], []
+        self.longest, self.buckets, cells, key_cells, real = sizes[0], [], [], [], []
         while sizes:
             L = sizes[0]
             n = sum(size >= 0.8 * L for size in sizes)
-            some, order, sizes = order[:n, None], order[n:], sizes[n:]                       # (n, 1)
-            place = torch.arange(L, device=doc.device)
-            cells.append((begin[some] + place.minimum(length[some] - 1)).flatten())
-            real.append((place < length[some]).flatten())
-            self.shapes.append((n, L))
+            some, order, sizes = order[:n], order[n:], sizes[n:]                             # (n,)
+            place = torch.arange(L, device=device)
+            cells.append((begin[some, None] + place.minimum(length[some, None] - 1)).flatten())
+            real.append((place < length[some, None]).flatten())
+            S, bias = L, None
+            if before is not None:
+                S = int(sees[some].max())
+                slot, ahead = torch.arange(S, device=device), (sees - length)[some, None]    # (S,), (n, 1)
+                key_cells.append(self.keys[self.key_bounds[some, None] + slot.minimum(sees[some, None] - 1)].flatten())
+                seen = slot <= (ahead + place)[..., None]                                    # (n, L, S)
+                bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))[:, None]
+            self.buckets.append((n, L, S, bias))
         self.cells, real = torch.cat(cells), torch.cat(real).nonzero()[:, 0]
+        self.key_cells = torch.cat(key_cells) if key_cells else self.cells
         self.home = torch.empty_like(real)
         self.home[self.cells[real]] = real
 
@@ -148,10 +165,12 @@ def attend_documents(q, k, v, docs):
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))                        # (N, heads, E)
     if varlen_attn and q.is_cuda and q.dtype != torch.float32:
         k, v = (x.repeat_interleave(H // K, 1) for x in (k, v))           # torch 2.11 knows no grouped heads here
-        return varlen_attn(q, k, v, docs.bounds, docs.bounds, docs.longest, docs.longest, window_size=(-1, 0)).view(shape)
-    sizes = [n * L for n, L in docs.shapes]
-    parts = zip(docs.shapes, *(x.index_select(0, docs.cells).split(sizes) for x in (q, k, v)))
-    y = [attend(*(x.unflatten(0, nL) for x in qkv), None).flatten(0, 1) for nL, *qkv in parts]           # (n L, H, E) each
+        k, v = (x if docs.keys is None else x.index_select(0, docs.keys) for x in (k, v))
+        return varlen_attn(q, k, v, docs.bounds, docs.key_bounds, docs.longest, docs.most, window_size=(-1, 0)).view(shape)
+    q = q.index_select(0, docs.cells).split([n * L for n, L, _, _ in docs.buckets])
+    k, v = (x.index_select(0, docs.key_cells).split([n * S for n, _, S, _ in docs.buckets]) for x in (k, v))
+    y = [attend(qi.unflatten(0, (n, L)), ki.unflatten(0, (n, S)), vi.unflatten(0, (n, S)), bias if bias is None else bias.to(qi.dtype)).flatten(0, 1)
+         for (n, L, S, bias), qi, ki, vi in zip(docs.buckets, q, k, v)]                                  # (n L, H, E) each
     return torch.cat(y).index_select(0, docs.home).view(shape)
 
 
@@ -253,11 +272,12 @@ class Transformer(nn.Module):
         """An empty cache for `rows` rows of `slots` positions."""
         return Cache(self.cfg, rows, slots, self.embed.weight)
 
-    def forward(self, ids, pos=None, doc=None, cache=None, reach=None):
+    def forward(self, ids, pos=None, doc=None, cache=None, reach=None, before=None):
         """Last hidden states. ids (B, T) int64 -> (B, T, D).
 
         pos    (B, T) positions; default 0..T-1 in every row.
         doc    (B, T) document numbers of packed rows: a token sees only earlier tokens of its own document, a run of one number.
+        before with `doc`: what else the tokens of each document see, as from `one_tree`.
         cache  a Cache; then `pos` is required, new keys are written at slots `pos`, and a query at position p sees slots 0..p.
         reach  with a cache: how many slots any query may need (default: all); smaller is faster.
         Right padding needs no mask: no real token looks to its right.
@@ -272,7 +292,7 @@ class Transformer(nn.Module):
         x = self.embed(ids).to(torch.promote_types(self.dtype, torch.float32))               # (B, T, D); see RMSNorm
         seen = None                                                                          # causal
         if doc is not None:
-            seen = Documents(doc)
+            seen = Documents(doc, before)
         elif cache is not None:
             S = cache.slots if reach is None else reach
             mask = torch.arange(S, device=ids.device) <= pos[:, None, :, None]               # (B, 1, T, S)

@@ -44,6 +44,7 @@ import benchmarks
 import mstep
 import parallel
 from config import UserError
+from data import one_tree
 from decontaminate import checker
 from elbo import log1mexp, token_kl, token_logprobs
 from evaluate import for_rollouts, score, solve
@@ -191,22 +192,28 @@ def token_weights(lengths, norm, max_new):
 
 # ---------------------------------------------------------------- the update
 
-def batches(samples, tokens_at_once):
-    """Micro-batches: lists of indices, completions of one length together, of about so many padded tokens each; of this rank's share."""
-    order = parallel.mine(sorted(range(len(samples)), key=lambda i: (len(samples[i].prompt) + len(samples[i].ids), i)))
-    longest = max((len(samples[i].prompt) + len(samples[i].ids) for i in order), default=1)
-    size = max(1, tokens_at_once // longest)
-    return [order[i:i + size] for i in range(0, len(order), size)]
+def batches(samples, most):
+    """Micro-batches: lists of indices, of this rank's share, the completions of a prompt together. So many tokens each, the prompts counted once, or a
+    single completion."""
+    order, out, room = sorted(parallel.mine(range(len(samples))), key=lambda i: (samples[i].prompt, i)), [], 0
+    for before, i in zip([None, *order], order):
+        new = before is None or samples[before].prompt != samples[i].prompt
+        room -= len(samples[i].ids) + new * len(samples[i].prompt)
+        if room < 0 or not out:
+            out.append([])
+            room = most - len(samples[i].prompt) - len(samples[i].ids)
+        out[-1].append(i)
+    return out
 
 
 def hidden_before(model, samples, amp):
-    """The states that predict the tokens of the completions, one completion after the other: (M, D)."""
-    T = max(len(s.prompt) + len(s.ids) for s in samples)
-    ids = torch.tensor([s.prompt + s.ids + [0] * (T - len(s.prompt) - len(s.ids)) for s in samples])                  # (N, T)
-    at = [(n, t - 1) for n, s in enumerate(samples) for t in range(len(s.prompt), len(s.prompt) + len(s.ids))]
-    n, t = torch.tensor(at, device=model.device).T
+    """The states that predict the tokens of the completions, one completion after the other: (M, D), and how many tokens were read: a prompt, and
+    whatever else completions begin with alike, once."""
+    ids, pos, doc, before, where = one_tree([s.prompt + s.ids for s in samples])                                      # (1, T)
+    at = torch.cat([w[len(s.prompt) - 1:-1] for s, w in zip(samples, where)])                                         # (M,)
+    ids, pos, doc, at = (x.to(model.device) for x in (ids, pos, doc, at))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
-        return model(ids.to(model.device))[n, t]                                                                      # (M, D)
+        return model(ids, pos, doc, before=before)[0, at], ids.numel()                                                # (M, D)
 
 
 def scored(model, hidden, samples, forbid):
@@ -230,7 +237,7 @@ def micro_loss(model, start, some, w, old, cfg, forbid, measured):
     lengths = torch.tensor([len(s.ids) for s in some], device=model.device)
     each = lambda xs: torch.tensor(xs, dtype=torch.float32, device=model.device).repeat_interleave(lengths)
     w, A, recorded = each(w), each([s.advantage for s in some]), torch.tensor([x for s in some for x in s.logprobs], device=model.device)   # (M,)
-    hidden = hidden_before(model, some, cfg.bf16)                                                   # (M, D)
+    hidden, read = hidden_before(model, some, cfg.bf16)                                             # (M, D)
     logp, entropy = scored(model, hidden, some, forbid)                                   # (M,), (M,)
     old = logp.detach() if old is None else old
     value, below, above = surrogate(logp, old, A, cfg.clip_low, cfg.clip_high)                      # (M,)
@@ -238,17 +245,17 @@ def micro_loss(model, start, some, w, old, cfg, forbid, measured):
     gap = (old - recorded).abs()
     sums = {"entropy": entropy.sum(), "clip_low": below.sum(), "clip_high": above.sum(), "logp_gap": gap.sum(), "logp_gap_max": gap.max(),
             "ratio_off": ((old - recorded).expm1().abs() > 0.1).sum(),
-            "tokens": lengths.sum(), "kl_tokens": 0, "kl_start": 0.0, "trained": sum(len(s.prompt) + len(s.ids) for s in some), "scored": 0}
+            "tokens": lengths.sum(), "kl_tokens": 0, "kl_start": 0.0, "trained": read, "scored": 0}
     theirs = [s for s in some if id(s) in measured]
     if theirs:
         chosen = each([id(s) in measured for s in some]) > 0                                        # (M,)
         with torch.no_grad():
-            other = hidden_before(start, theirs, cfg.bf16)
+            other, read = hidden_before(start, theirs, cfg.bf16)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16), torch.set_grad_enabled(cfg.rl_kl > 0):
             kl = token_kl(hidden[chosen], model.head_weight, other, start.head_weight)
         if cfg.rl_kl:
             loss = loss + cfg.rl_kl * (w[chosen] * kl).sum()                                        # objective
-        sums.update(kl_tokens=len(kl), kl_start=kl.detach().sum(), scored=sum(len(s.prompt) + len(s.ids) for s in theirs))
+        sums.update(kl_tokens=len(kl), kl_start=kl.detach().sum(), scored=read)
     return loss, {key: float(x) for key, x in sums.items()}
 
 
@@ -270,8 +277,9 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
         if cfg.epochs * len(minis) > 1:
             with torch.no_grad():
                 for m, k, some in ((m, k, some) for m, mini in enumerate(plan) for k, some in enumerate(parallel.turns(model, mini))):
-                    old[m, k] = scored(model, hidden_before(model, some, cfg.bf16), some, forbid)[0]
-                    total["scored"] += sum(len(s.prompt) + len(s.ids) for s in some)
+                    hidden, read = hidden_before(model, some, cfg.bf16)
+                    old[m, k] = scored(model, hidden, some, forbid)[0]
+                    total["scored"] += read
         for epoch in range(cfg.epochs):
             for m, mini in enumerate(plan):
                 w = dict(zip(map(id, minis[m]), token_weights([len(s.ids) for s in minis[m]], cfg.rl_norm, cfg.max_new)))

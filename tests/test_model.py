@@ -108,6 +108,27 @@ def test_ragged_rows_cut_back_and_selected(net):
     near(out[0, 0], net(torch.cat((whole[2], third[0], third[0]))[None])[0, -1])
 
 
+@pytest.mark.parametrize("rows", [[[5, 6, 7], [5, 6, 8]], [[1, 2, 3, 4, 5, 6]] * 3 + [[1, 2]], [[3]], None])
+def test_shared_beginnings_are_one_row_at_a_time(net, rows):
+    """Rows in one trie, states and gradients against each row alone; no beginning is computed twice: the tokens are as many as there are different ones."""
+    gen = torch.Generator().manual_seed(0)
+    rows = rows or [torch.randint(3, (int(n),), generator=gen).tolist() for n in torch.randint(1, 30, (40,), generator=gen)]
+    ids, pos, doc, before, where = data.one_tree(rows)
+    assert ids.shape[1] == len({tuple(row[:k]) for row in rows for k in range(1, len(row) + 1)})
+    weight = torch.randn(40, 30, SMALL.d_model, generator=gen)
+    grads = []
+    with torch.enable_grad():
+        for together in (True, False):
+            net.zero_grad()
+            h = net(ids, pos, doc, before=before)[0] if together else None
+            states = [h[w] if together else net(torch.tensor([row]))[0] for row, w in zip(rows, where)]
+            sum((x * weight[n, :len(x)]).sum() for n, x in enumerate(states)).backward()
+            grads.append([torch.cat(states).detach(), *(p.grad.clone() for p in net.parameters())])
+    net.zero_grad()
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_packed_rows_are_one_document_at_a_time(net):
     gen = torch.Generator().manual_seed(2)
     docs = [torch.randint(97, (n,), generator=gen).tolist() for n in (5, 17, 9, 30, 1, 12)]
