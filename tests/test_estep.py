@@ -11,9 +11,9 @@ import torch
 import corpus
 import data
 import tasks
-from estep import (ACT, END, FIRST, TOKEN, Rollouts, Row, advantages, draw_uniforms, durations, event_logprobs, hidden_before,
-                   policy_gradient, rollout, summary)
+from estep import advantages, durations, event_logprobs, hidden_before, policy_gradient, summary
 from model import ModelConfig, Transformer
+from rollouts import ACT, END, FIRST, TOKEN, Rollouts, Row, draw_uniforms, rollout
 from test_elbo import HASH, LATENTS, NEWLINE, SNIP, THINK_MAX as TINY_MAX, TOK, log_pi, random_q, softmaxed, tiny_model, with_thoughts
 
 torch.set_num_threads(1)
@@ -292,7 +292,7 @@ def test_never_thinking(tok, snips, models):
     """rate = 0: the expert's code, its plain likelihood, no gain, and one forward of q and of pi a snippet."""
     q, pi = models
     rolls = rollout(q, pi, tok, snips, 2, THINK_MAX, (0,), rate=0)
-    assert rolls.forward_tokens == 2 * sum(len(s.ids) for s in snips)
+    assert rolls.forward_tokens == 2 * sum(len(s.ids) - 1 for s in snips)
     assert not rolls.think.any() and (rolls.events[:, 2] == ACT).all() and len(rolls.logq) == rolls.valid.sum()
     for row in rolls.rows:
         assert row.ids == row.snip.ids and not row.gain.any()
