@@ -332,21 +332,33 @@ def one_tree(rows):
     each document; where: (len(row),) numbers of the tokens of each row. So T is the number of nodes of the rows' trie.
     Example: [[5, 6, 7], [5, 6, 8]] -> ids [[5, 6, 7, 8]], pos [[0, 1, 2, 2]], doc [[0, 0, 0, 1]], before [[], [0, 1]], where [[0, 1, 2], [0, 1, 3]]
     """
-    ids, pos, doc, before, where, last = [], [], [], [], [None] * len(rows), np.zeros(0, np.int64)
+    ids, pos, doc, before, where, last, path = [], [], [], [], [None] * len(rows), np.zeros(0, np.int64), np.zeros(0, np.int64)
     for n in sorted(range(len(rows)), key=lambda n: rows[n]):
         row = np.array(rows[n])
         m = common(last, row)
-        if m < len(row):
-            path = where[previous][:m] if m else np.zeros(0, np.int64)
-            where[n] = np.concatenate([path, np.arange(len(ids), len(ids) + len(row) - m)])
+        path = path[:m]                                      # numbers of the tokens that it shares
+        if m < len(row):                                     # else it is the same row again
             doc += [len(before)] * (len(row) - m)
             before.append(torch.from_numpy(path))
+            path = np.concatenate([path, np.arange(len(ids), len(ids) + len(row) - m)])
             ids += rows[n][m:]
             pos += range(m, len(row))
-        else:                                                # the same row again
-            where[n] = where[previous]
-        previous, last = n, row
+        where[n], last = path, row
     return *(torch.tensor(x)[None] for x in (ids, pos, doc)), before, [torch.from_numpy(w) for w in where]
+
+
+def tree_parts(rows, most):
+    """Deal rows out to parts whose trees have at most so many tokens (or that are a single row), those with equal beginnings together -> lists of indices."""
+    parts, last, room = [], np.zeros(0, np.int64), 0
+    for n in sorted(range(len(rows)), key=lambda n: rows[n]):
+        row = np.array(rows[n])
+        new = len(row) - common(last, row)
+        if not parts or new > room:
+            parts.append([])
+            new, room = len(row), max(most, len(row))
+        parts[-1].append(n)
+        room, last = room - new, row
+    return parts
 
 
 def common(a, b):

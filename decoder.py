@@ -15,34 +15,35 @@ Shapes: B seats, P prompts that seats are at, M seats of a prompt at most, Sp sl
 heads, K key/value heads, G = H/K, E head width, V vocabulary, N rows that draw a token.
 """
 import collections
+import dataclasses
 import functools
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model import Cache
+from model import Cache, attend, rotate
 
 
 class Decoder:
     """The model's decode step for up to `rows` rows that read up to `prompts` prompts of up to `prefix` tokens and write `new` each."""
 
-    def __init__(self, model, rows, prompts, prefix, new, temperature, top_p, forbid, amp):
+    def __init__(self, model, rows, prompts, prefix, new, temperature, top_p, forbid, amp, ends=()):
         cfg, device = model.cfg, model.device
-        self.model, self.rows, self.new, self.amp, self.temperature, self.top_p = model, rows, new, amp, temperature, top_p
+        self.model, self.rows, self.prompts, self.new, self.amp, self.temperature, self.top_p = model, rows, prompts, new, amp, temperature, top_p
         self.dtype = torch.bfloat16 if amp else model.dtype
         self.B, self.slot_of, self.steps, self.graphs = rows, {}, collections.Counter(), {}
         self.exact = device.type != "cuda"                                               # else few shapes, and buffers that stay where they are
         self.quantum = 16 if self.exact else 128                                         # lengths are rounded up to multiples of it
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self.forbid = torch.tensor(list(forbid), dtype=torch.int64, device=device)
+        self.forbid, self.ends = (torch.tensor(list(ids), dtype=torch.int64, device=device) for ids in (forbid, ends))
         like = torch.empty(0, dtype=self.dtype, device=device)
         self.own = Cache(cfg, rows, self.quantum if self.exact else self.round(new), like)
         self.shared = Cache(cfg, prompts, self.round(prefix), like)
         zeros = functools.partial(torch.zeros, dtype=torch.int64, device=device)
         self.token, self.count, self.slot = zeros(rows), zeros(rows), zeros(rows)        # the last token; tokens drawn so far; the prompt's slot
         self.cells, self.back = zeros(prompts * cfg.n_kv_head * rows), zeros(rows * cfg.n_kv_head)      # see `arrange`
-        self.length = zeros(prompts) + 1
+        self.length = zeros(rows) + 1                                                    # tokens of its prompt that a row sees
         self.said = torch.zeros(2, rows, dtype=torch.float64, device=device)             # token and log-probability
         self.uniforms = torch.zeros(rows, new, device=device)
         self.hidden = torch.zeros(prompts, cfg.d_model, dtype=model.dtype, device=device)     # of each prompt's last token
@@ -51,8 +52,7 @@ class Decoder:
         still = torch.tensor([1.0, 0.0], device=device)[None, :, None, None]             # values are rotated by nothing
         self.rope = lambda pos: torch.cat((scaled[pos].expand(-1, -1, H, -1), rope[pos].expand(-1, -1, K, -1),
                                            still.expand(len(pos), 2, K, rope.shape[-1])), 2).unbind(1)      # 2 x (B, H + 2K, E)
-        self.layers = [(b.attn_norm, linear([b.q, b.k, b.v], self.dtype), linear([b.o], self.dtype),
-                        b.mlp_norm, linear([b.gate, b.up], self.dtype), linear([b.down], self.dtype)) for b in model.blocks]
+        self.layers = packed(model, self.dtype)
         self.head = linear([model.head or model.embed], torch.float32)
 
     def round(self, n):
@@ -72,7 +72,7 @@ class Decoder:
         self.Sp = self.round(max(len(prompts[i]) for i in (*self.slot_of, *wanted)))
         if self.exact:
             self.shared.fit(self.Sp)
-        free = sorted(set(range(len(self.length))) - set(self.slot_of.values()))
+        free = sorted(set(range(self.prompts)) - set(self.slot_of.values()))
         while wanted:
             some = wanted[:max(1, 4096 // len(prompts[wanted[0]]))]
             slots, free, wanted = free[:len(some)], free[len(some):], wanted[len(some):]
@@ -83,7 +83,7 @@ class Decoder:
         for row, u in zip(new, uniforms):
             row[:len(u)] = u
         self.uniforms[at] = torch.from_numpy(new).to(at.device)
-        self.count[at] = 1
+        self.count[at], self.length[at] = 1, torch.tensor([len(prompts[i]) for i in prompt_of[seats]], device=at.device)
         token, logprob = self.draw(self.hidden[self.slot[at]], self.uniforms[at, 0])
         self.token[at] = token
         return torch.stack((token.double(), logprob.double())).cpu().numpy()
@@ -97,7 +97,6 @@ class Decoder:
         with torch.autocast(slots.device.type, dtype=torch.bfloat16, enabled=self.amp):
             hidden = self.model(ids, pos=torch.arange(T, device=slots.device).expand(len(prompts), T), cache=cache)       # (p, T, D)
         self.shared.put(slots, cache)
-        self.length[slots] = lengths
         self.hidden[slots] = hidden[torch.arange(len(prompts), device=slots.device), lengths - 1].to(self.hidden.dtype)   # (p, D)
 
     def arrange(self, prompt_of):
@@ -110,7 +109,7 @@ class Decoder:
             place[mine] = np.arange(len(mine))
         self.B, self.P, self.M = len(slot), max(self.slot_of.values()) + 1, int(place.max()) + 1
         if not self.exact:
-            self.P, self.M = min(len(self.length), 1 << (self.P - 1).bit_length()), min(self.rows, 1 << (self.M - 1).bit_length())
+            self.P, self.M = min(self.prompts, 1 << (self.P - 1).bit_length()), min(self.rows, 1 << (self.M - 1).bit_length())
         head = np.arange(self.model.cfg.n_kv_head)
         cells = np.zeros((self.P, len(head), self.M), np.int64)
         cells[slot[live], :, place[live]] = live[:, None] * len(head) + head
@@ -122,17 +121,33 @@ class Decoder:
         """Move the rows of the seats `kept` to the first seats, their prompts to the first slots, and go on with as many seats as prompt_of has."""
         kept, prompts = torch.tensor(kept, device=self.model.device), [i for i in self.slot_of if i in prompt_of]
         slots = torch.tensor([self.slot_of[i] for i in prompts], device=self.model.device)
-        rows = *self.own.k, *self.own.v, self.token, self.count, self.uniforms
-        for which, some in ((kept, rows), (slots, (*self.shared.k, *self.shared.v, self.length))):
+        for which, some in ((kept, self.of_rows()), (slots, (*self.shared.k, *self.shared.v))):
             for x in some:
                 x[:len(which)] = x[which]
         self.slot_of = {i: s for s, i in enumerate(prompts)}
         self.arrange(prompt_of)
 
-    def next(self, most):
-        """One more token in each seat -> (2, B) float64 array: tokens and log-probabilities. most: tokens that any row has so far."""
+    def of_rows(self):
+        return *self.own.k, *self.own.v, self.token, self.count, self.uniforms, self.length
+
+    def front(self, seats):
+        """Swap rows so that those of some seats have the first ones; nothing is lost. -> (rows,) int: the seat that each row had before."""
+        order, outside = np.arange(self.rows), [s for s in seats if s >= len(seats)]
+        inside = sorted(set(range(len(seats))) - set(seats))
+        order[inside], order[outside] = outside, inside
+        to, now = (torch.tensor(x, dtype=torch.int64, device=self.model.device) for x in (inside + outside, outside + inside))
+        for x in self.of_rows() if outside else ():
+            x[to] = x[now]
+        return order
+
+    def reserve(self, most):
+        """Room for so many own tokens a row: on the CPU hardly more than needed, because what is sliced is copied first."""
         if self.exact and most > self.own.slots:
             self.own.fit(self.round(most + most // 8))
+
+    def next(self, most):
+        """One more token in each seat -> (2, B) float64 array: tokens and log-probabilities. most: tokens that any row has so far."""
+        self.reserve(most)
         shape = self.B, self.P, self.M, self.Sp, self.own.slots if self.exact else self.round(most)
         self.steps[shape] += 1
         if self.pool is None or self.steps[shape] < 3:                                   # on a GPU the first two warm up what a graph cannot record
@@ -149,9 +164,9 @@ class Decoder:
         """The decode step. Static shapes; reads and writes the buffers in place."""
         cfg, device = self.model.cfg, self.model.device
         H, K, E = cfg.n_head, cfg.n_kv_head, cfg.d_model // cfg.n_head
-        row, slot, count = torch.arange(B, device=device), self.slot[:B], self.count[:B]
+        row, length, count = torch.arange(B, device=device), self.length[:B], self.count[:B]
         at = (count - 1).clamp(max=Sn - 1)                                               # (B,) where the token goes; ended rows may be further
-        cos, sin = self.rope((self.length[slot] + count - 1).clamp(max=cfg.max_len - 1))
+        cos, sin = self.rope((length + count - 1).clamp(max=cfg.max_len - 1))
 
         def by_prompt(y):                                                                # (B, K, G, S) -> (P, K, M * G, S)
             return y.reshape(B * K, -1).index_select(0, self.cells[:P * K * M]).view(P, K, M * (H // K), -1)
@@ -159,7 +174,7 @@ class Decoder:
         def by_row(y):                                                                   # (P, K, M * G, S) -> (B, K, G, S)
             return y.view(P * K * M, -1).index_select(0, self.back[:B * K]).view(B, K, H // K, -1)
 
-        seen = torch.cat((torch.arange(Sp, device=device) < self.length[slot, None], torch.arange(Sn, device=device) <= at[:, None]), 1)
+        seen = torch.cat((torch.arange(Sp, device=device) < length[:, None], torch.arange(Sn, device=device) <= at[:, None]), 1)
         bias = torch.zeros(seen.shape, dtype=self.dtype, device=device).masked_fill_(~seen, -torch.inf)[:, None, None]     # (B, 1, 1, Sp + Sn)
         x = self.model.embed(self.token[:B]).to(torch.promote_types(self.model.dtype, torch.float32))     # (B, D)
         for layer, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self.layers):
@@ -186,8 +201,80 @@ class Decoder:
         if len(self.forbid):
             logits.index_fill_(1, self.forbid, -torch.inf)
         some = max(1, 2**20 // logits.shape[1]) if self.exact else len(logits)
-        parts = [pick(l, u, self.temperature, self.top_p) for l, u in zip(logits.split(some), uniforms.split(some))]
+        parts = [pick(l, u, self.temperature, self.top_p, self.ends) for l, u in zip(logits.split(some), uniforms.split(some))]
         return tuple(torch.cat(p) for p in zip(*parts))                                  # (N,), (N,)
+
+
+def packed(model, dtype):
+    """The blocks' weights as `linear` has them: a list of (norm, qkv, out, mlp_norm, gate_up, down)."""
+    return [(b.attn_norm, linear([b.q, b.k, b.v], dtype), linear([b.o], dtype),
+             b.mlp_norm, linear([b.gate, b.up], dtype), linear([b.down], dtype)) for b in model.blocks]
+
+
+@dataclasses.dataclass
+class Reader:
+    """A model that reads given tokens, on caches that rows share, in as few and as full batches as memory allows."""
+    model: object
+    layers: list                              # as from `packed`
+    head: object                              # (V, D) float32
+
+    def read(self, tokens, start, seen=(), keep=None, most=4096):
+        """Forward lists of tokens, each the continuation of a row of some caches. Yields (which (n,), offsets (n,), hidden (M, D)) a batch: the
+        states of tokens[which[i]] are hidden[offsets[i]:offsets[i] + len(tokens[which[i]])].
+
+        tokens  N lists of ids, none empty; start (N,) int, the position of each one's first token.
+        seen    [(Cache, rows (N,), lengths (N,))]: continuation i sees the first lengths[i] slots of row rows[i] of each cache, then itself.
+        keep    (Cache, rows (N,), slots (N,)): the new keys go into row rows[i] from slot slots[i] on.
+        most    padded tokens a batch. Only attention is padded; a batch holds continuations of like length.
+        """
+        sizes = np.array([len(x) for x in tokens])
+        for which in batches(sizes, most):
+            part = lambda x: torch.as_tensor(np.asarray(x)[which], device=self.model.device)
+            hidden = self.forward([tokens[i] for i in which], part(start), [(cache, part(rows), part(n)) for cache, rows, n in seen],
+                                  keep and (keep[0], part(keep[1]), part(keep[2])))
+            yield which, np.cumsum(sizes[which]) - sizes[which], hidden
+
+    def forward(self, tokens, start, seen, keep):
+        model, cfg, device = self.model, self.model.cfg, self.model.device
+        N, T, H, K = len(tokens), max(map(len, tokens)), cfg.n_head, cfg.n_kv_head
+        row = torch.from_numpy(np.repeat(np.arange(N), [len(x) for x in tokens])).to(device)                       # (M,) each token's row
+        nth = torch.from_numpy(np.concatenate([np.arange(len(x)) for x in tokens])).to(device)                     # (M,) and place in it
+        pos, cell = start[row] + nth, row * T + nth                                                                # (M,), (M,)
+        rope = model.cos[pos][None, :, None], model.sin[pos][None, :, None]                                        # (1, M, 1, E/2)
+        ids = torch.from_numpy(np.concatenate(tokens)).to(device)
+        x = model.embed(ids).to(torch.promote_types(model.dtype, torch.float32))                                   # (M, D)
+        reach = [int(n.max()) for *_, n in seen]
+        masks = [(torch.arange(s, device=device) < n[:, None])[:, None].expand(N, T, s) for s, (*_, n) in zip(reach, seen)]
+        mask = torch.cat([*masks, torch.ones(T, T, dtype=torch.bool, device=device).tril().expand(N, T, T)], -1)   # (N, T, S)
+        bias = torch.zeros(mask.shape, dtype=model.dtype, device=device).masked_fill_(~mask, -torch.inf)[:, None]  # (N, 1, T, S)
+        for layer, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self.layers):
+            q, k, v = qkv(norm(x)).view(1, len(x), H + 2 * K, -1).split((H, K, K), 2)                              # (1, M, heads, E)
+            q, k, v = rotate(q, rope)[0], rotate(k, rope)[0], v[0]                                                 # (M, heads, E)
+            if keep:
+                cache, rows, slots = keep
+                cache.k[layer][rows[row], :, slots[row] + nth], cache.v[layer][rows[row], :, slots[row] + nth] = k, v
+            q, k, v = (y.new_zeros(N * T, *y.shape[1:]).index_copy_(0, cell, y).view(N, T, *y.shape[1:]).transpose(1, 2) for y in (q, k, v))
+            k = torch.cat([c.k[layer][:, :, :s].index_select(0, rows) for s, (c, rows, _) in zip(reach, seen)] + [k], 2)  # (N, K, S, E)
+            v = torch.cat([c.v[layer][:, :, :s].index_select(0, rows) for s, (c, rows, _) in zip(reach, seen)] + [v], 2)
+            y = attend(*(x.transpose(1, 2) for x in (q, k, v)), bias).reshape(N * T, -1).index_select(0, cell)                     # (M, H*E)
+            x = x + out(y)
+            gate, up = gate_up(mlp_norm(x)).chunk(2, -1)
+            x = x + down(F.silu(gate) * up)
+        return model.norm(x)                                                                                       # (M, D)
+
+
+def batches(sizes, most):
+    """Indices of rows in batches of like size: at most `most` padded tokens, and no row under three quarters of the longest unless all are short.
+
+    Example: batches(np.array([10, 300, 290]), 4096) -> [1, 2], [0]
+    """
+    order, begin = np.argsort(-sizes, kind="stable"), 0
+    while begin < len(order):
+        longest = sizes[order[begin]]
+        end = begin + max(1, most // longest)
+        end = min(end, begin + int(np.searchsorted(-sizes[order[begin:]], -min(longest - 16, 3 * longest // 4), side="right")))
+        yield order[begin:end]
+        begin = end
 
 
 def linear(modules, dtype):
@@ -202,8 +289,9 @@ def linear(modules, dtype):
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, b, "none", [], "")
 
 
-def pick(logits, uniforms, temperature, top_p):
-    """A token a row by inverse CDF, and its log-probability at temperature 1. logits (N, V) float32; N floats in [0, 1).
+def pick(logits, uniforms, temperature, top_p, ends=()):
+    """A token a row by inverse CDF, and its log-probability at temperature 1. logits (N, V) float32; N floats in [0, 1). ends (K,): token ids
+    that mean the same: each has the log-probability of them all.
 
     Example: pick(log [.5, .5, 0], [.7], 1, 1) -> [1], [log .5]
     """
@@ -221,4 +309,7 @@ def pick(logits, uniforms, temperature, top_p):
         token = torch.searchsorted(cdf, u, right=True).clamp_(max=cdf.shape[-1] - 1)      # (N, 1): the first with cdf > u
         if names is not None:
             token = names.gather(-1, token)
-    return token[:, 0], probs.gather(-1, token)[:, 0].log()                               # (N,), (N,)
+    chosen = probs.gather(-1, token)[:, 0]                                                # (N,)
+    if len(ends):
+        chosen = torch.where((token == ends).any(1), probs.index_select(1, ends).sum(-1), chosen)
+    return token[:, 0], chosen.log()                                                      # (N,), (N,)

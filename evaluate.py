@@ -25,8 +25,9 @@ import benchmarks
 import parallel
 from config import UserError, parse
 from data import gguf_tokenizer, load_tokenizer
-from estep import rollouts, summary
+from estep import summary
 from model import device_of, load_gguf, load_model, set_threads, smollm2_path
+from rollouts import rollouts
 from sample import generate
 from sandbox import HarnessError, grade
 from tasks import domain_tasks

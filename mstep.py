@@ -24,8 +24,8 @@ from tqdm import tqdm
 import parallel
 from data import PROMPT, THOUGHT, canonical, infuse, one_row
 from elbo import token_logprobs
-from estep import rollout
 from model import compile_blocks, graphs
+from rollouts import rollout
 
 
 # ---------------------------------------------------------------- infusion
@@ -50,7 +50,7 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True):
         if never:
             chosen = [{}] * len(part)
         else:
-            rolls = rollout(q, pi if n > 1 else q, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon,
+            rolls = rollout(q, pi, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon, need="rewards" if n > 1 else "latents",
                             rate=cfg.rate if cfg.estep == "random" else None, numbers=numbers[start:start + at_once])
             stats["forward_tokens"] += rolls.forward_tokens
             reward = np.array([row.line_logp.sum() - cfg.c * len(row.thoughts) for row in rolls.rows]).reshape(-1, n)     # (B, n)

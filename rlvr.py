@@ -44,9 +44,10 @@ import benchmarks
 import mstep
 import parallel
 from config import UserError
-from data import one_tree
+from data import tree_parts
 from decontaminate import checker
 from elbo import log1mexp, token_kl, token_logprobs
+from estep import hidden_before
 from evaluate import for_rollouts, score, solve
 from model import work_size
 from runs import steps_bar
@@ -193,27 +194,16 @@ def token_weights(lengths, norm, max_new):
 # ---------------------------------------------------------------- the update
 
 def batches(samples, most):
-    """Micro-batches: lists of indices, of this rank's share, the completions of a prompt together. So many tokens each, the prompts counted once, or a
-    single completion."""
-    order, out, room = sorted(parallel.mine(range(len(samples))), key=lambda i: (samples[i].prompt, i)), [], 0
-    for before, i in zip([None, *order], order):
-        new = before is None or samples[before].prompt != samples[i].prompt
-        room -= len(samples[i].ids) + new * len(samples[i].prompt)
-        if room < 0 or not out:
-            out.append([])
-            room = most - len(samples[i].prompt) - len(samples[i].ids)
-        out[-1].append(i)
-    return out
+    """Micro-batches of this rank's share: lists of indices, the completions of a prompt together, the prompt counted once."""
+    mine = parallel.mine(range(len(samples)))
+    return [[mine[i] for i in part] for part in tree_parts([samples[i].prompt + samples[i].ids for i in mine], most)]
 
 
-def hidden_before(model, samples, amp):
-    """The states that predict the tokens of the completions, one completion after the other: (M, D), and how many tokens were read: a prompt, and
-    whatever else completions begin with alike, once."""
-    ids, pos, doc, before, where = one_tree([s.prompt + s.ids for s in samples])                                      # (1, T)
-    at = torch.cat([w[len(s.prompt) - 1:-1] for s, w in zip(samples, where)])                                         # (M,)
-    ids, pos, doc, at = (x.to(model.device) for x in (ids, pos, doc, at))
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
-        return model(ids, pos, doc, before=before)[0, at], ids.numel()                                                # (M, D)
+def hidden_of(model, samples, amp):
+    """The states that predict the tokens of the completions, one completion after the other: (M, D), and how many tokens were read for them."""
+    at = np.array([(n, t) for n, s in enumerate(samples) for t in range(len(s.prompt), len(s.prompt) + len(s.ids))])
+    states, node = hidden_before(model, [s.prompt + s.ids for s in samples], at, amp)                                 # (T, D), (M,)
+    return states[node], len(states)
 
 
 def scored(model, hidden, samples, forbid):
@@ -237,7 +227,7 @@ def micro_loss(model, start, some, w, old, cfg, forbid, measured):
     lengths = torch.tensor([len(s.ids) for s in some], device=model.device)
     each = lambda xs: torch.tensor(xs, dtype=torch.float32, device=model.device).repeat_interleave(lengths)
     w, A, recorded = each(w), each([s.advantage for s in some]), torch.tensor([x for s in some for x in s.logprobs], device=model.device)   # (M,)
-    hidden, read = hidden_before(model, some, cfg.bf16)                                             # (M, D)
+    hidden, read = hidden_of(model, some, cfg.bf16)                                             # (M, D)
     logp, entropy = scored(model, hidden, some, forbid)                                   # (M,), (M,)
     old = logp.detach() if old is None else old
     value, below, above = surrogate(logp, old, A, cfg.clip_low, cfg.clip_high)                      # (M,)
@@ -250,7 +240,7 @@ def micro_loss(model, start, some, w, old, cfg, forbid, measured):
     if theirs:
         chosen = each([id(s) in measured for s in some]) > 0                                        # (M,)
         with torch.no_grad():
-            other, read = hidden_before(start, theirs, cfg.bf16)
+            other, read = hidden_of(start, theirs, cfg.bf16)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16), torch.set_grad_enabled(cfg.rl_kl > 0):
             kl = token_kl(hidden[chosen], model.head_weight, other, start.head_weight)
         if cfg.rl_kl:
@@ -277,7 +267,7 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
         if cfg.epochs * len(minis) > 1:
             with torch.no_grad():
                 for m, k, some in ((m, k, some) for m, mini in enumerate(plan) for k, some in enumerate(parallel.turns(model, mini))):
-                    hidden, read = hidden_before(model, some, cfg.bf16)
+                    hidden, read = hidden_of(model, some, cfg.bf16)
                     old[m, k] = scored(model, hidden, some, forbid)[0]
                     total["scored"] += read
         for epoch in range(cfg.epochs):

@@ -18,6 +18,7 @@ FLOPs are counted as 2 P a token forward and 6 P a token trained, P = parameters
 """
 import copy
 import json
+import math
 import os
 import random
 import re
@@ -33,10 +34,11 @@ import mstep
 import parallel
 import tasks
 from config import UserError, parse
-from estep import advantages, policy_gradient, rollouts, summary
+from estep import advantages, policy_gradient, summary
 from evaluate import bound, for_rollouts, rollouts_of, score, solve
 from model import ModelConfig, Transformer, load_gguf, set_threads, smollm2_path, work_size
 from rlvr import problems, rlvr
+from rollouts import rollouts
 from runs import Run, stage_settings, steps_bar
 from sandbox import HarnessError
 
@@ -294,21 +296,22 @@ def learn_q(run, name, pi, iteration, state, flops, seconds):
             group["lr"] = mstep.learning_rate(step, cfg.estep_steps, cfg.estep_lr * cfg.estep_lr_decay ** iteration, 1)
         mine = np.random.default_rng([cfg.seed, ESTEP, iteration, step]).choice(len(run.expert), min(cfg.snippets, len(run.expert)), replace=False)
         rolls = rollouts(for_rollouts(q, cfg), pi_fixed, run.tok, [run.expert[i] for i in mine], cfg.group, cfg.think_max,
-                         (cfg.seed, ESTEP, iteration, step), mine.tolist(), cfg.snippets, horizon=cfg.horizon)
+                         (cfg.seed, ESTEP, iteration, step), mine.tolist(), cfg.snippets, horizon=cfg.horizon,
+                         need="gains" if cfg.credit == "prefix" else "rewards")
         sampled = time.time()
         logp, gain = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain)
         A = advantages(logp, gain, rolls.think, rolls.valid, cfg.group, cfg.c, cfg.credit, cfg.discount, cfg.normalise, cfg.gain_floor)
-        loss, away, trained, gap = policy_gradient(q, pi, run.tok, rolls, A, cfg.kl, cfg.bf16)
+        loss, away, trained, scored, gap = policy_gradient(q, pi, run.tok, rolls, A, cfg.kl, cfg.bf16, cfg.micro_tokens)
         norm = parallel.clip(q, cfg.grad_clip).item()
         opt.step()
         opt.zero_grad(set_to_none=True)
-        flops += work_size(q) * (2 * rolls.forward_tokens + (6 + 2 * (cfg.kl > 0)) * trained)
+        flops += work_size(q) * (2 * (rolls.forward_tokens + scored) + 6 * trained)
         s = summary(rolls, cfg.c, run.expert_hard and [run.expert_hard[i] for i in mine])
-        tokens = rolls.forward_tokens + trained
+        tokens = rolls.forward_tokens + scored + trained
         run.log(name, phase="estep", iteration=iteration, step=step, flops=flops, reward=s["elbo"], loss=loss, kl=away, grad_norm=norm, logq_gap=gap,
                 rollout_s=sampled - began, update_s=time.time() - sampled, tokens=tokens, tokens_per_s=tokens / (time.time() - began),
                 **{k: s[k] for k in s if k not in ("elbo", "ce_code")})
-        bar.set_postfix(reward=f"{s['elbo']:.2f}", think=f"{s['think_share']:.2f}", gain=f"{s['gain']:+.2f}",
+        bar.set_postfix(reward=f"{s['elbo']:.2f}", think=f"{s['think_share']:.2f}", gain=f"{s.get('gain', math.nan):+.2f}",
                         tok_s=f"{tokens / (time.time() - began):.0f}")
         if (step + 1) % cfg.save_every == 0:
             run.save_state(name, phase="estep", iteration=iteration, step=step + 1, flops=flops, q=parallel.state(q), opt=parallel.state(opt),

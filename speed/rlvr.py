@@ -73,7 +73,7 @@ def ratio_off(model, prompts, cfg):
     for i, group in enumerate(generate(for_rollouts(model, cfg), prompts, 64, eos=-1, n=2, batch=2 * len(prompts))):
         some = [rlvr.Sample(None, prompts[i], c.ids, c.logprobs, True, i, "", None) for c in group]
         with torch.inference_mode():
-            now = rlvr.scored(model, rlvr.hidden_before(model, some, cfg.bf16)[0], some, ())[0]
+            now = rlvr.scored(model, rlvr.hidden_of(model, some, cfg.bf16)[0], some, ())[0]
         gap = (now - torch.tensor([x for s in some for x in s.logprobs], device=now.device)).expm1().abs()
         off, total = off + int((gap > 0.1).sum()), total + len(gap)
     return off / total

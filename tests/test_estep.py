@@ -11,9 +11,9 @@ import torch
 import corpus
 import data
 import tasks
-from estep import (ACT, END, FIRST, TOKEN, Rollouts, Row, advantages, draw_uniforms, durations, event_logprobs, hidden_before,
-                   policy_gradient, rollout, summary)
+from estep import advantages, durations, event_logprobs, hidden_before, policy_gradient, summary
 from model import ModelConfig, Transformer
+from rollouts import ACT, END, FIRST, TOKEN, Rollouts, Row, draw_uniforms, rollout
 from test_elbo import HASH, LATENTS, NEWLINE, SNIP, THINK_MAX as TINY_MAX, TOK, log_pi, random_q, softmaxed, tiny_model, with_thoughts
 
 torch.set_num_threads(1)
@@ -95,7 +95,7 @@ def test_expected_policy_gradient(enumerated, credit):
     rolls = Rollouts(rows, 1, [], np.array(events), np.zeros(len(events)), 0)
     A = np.concatenate([advantages(line_logp[n:n + 1], gain[n:n + 1], think[n:n + 1], np.ones((1, 2), bool), 1, C, credit, normalise=False)
                         for n in range(len(rows))], 1)                                   # (2, 121, 2): each alone, no baseline
-    policy_gradient(q, q, TOK, rolls, A * logq.detach().exp().numpy()[:, None] * len(rows), tokens_at_once=500)
+    policy_gradient(q, q, TOK, rolls, A * logq.detach().exp().numpy()[:, None] * len(rows), micro_tokens=500)
     scale = max(float(g.abs().max()) for g in want)
     for p, g in zip(q.parameters(), want):
         assert (p.grad + g).abs().max() < 1e-5 * scale
@@ -248,18 +248,23 @@ def test_sampled_is_scored(tok, models, rolls):
     """log q recomputed from the finished rows equals what the sampler recorded, so the first importance ratio is 1; padding changes nothing."""
     q = models[0]
     with torch.no_grad():
-        scored = event_logprobs(q, tok, hidden_before(q, [r.ids for r in rolls.rows], rolls.events), rolls.events).double().numpy()
+        states, node = hidden_before(q, [r.ids for r in rolls.rows], rolls.events)
+        scored = event_logprobs(q, tok, states[node], rolls.events).double().numpy()
     assert np.abs(scored - rolls.logq).max() < 1e-4
     for n in (0, len(rolls.rows) - 1):
         mine = rolls.events[:, 0] == n
         with torch.no_grad():
             events = rolls.events[mine] * [0, 1, 1, 1, 1]
-            alone = event_logprobs(q, tok, hidden_before(q, [rolls.rows[n].ids], events), events).numpy()
+            states, node = hidden_before(q, [rolls.rows[n].ids], events)
+            alone = event_logprobs(q, tok, states[node], events).numpy()
         assert np.abs(alone - scored[mine]).max() < 1e-5
     q.zero_grad()
     A = np.stack([rolls.valid * 1.0] * 2)
-    loss, _, tokens, gap = policy_gradient(q, q, tok, rolls, A, tokens_at_once=600)
-    assert gap < 1e-4 and tokens == sum(len(r.ids) for r in rolls.rows)
+    loss, _, read, read_pi, gap = policy_gradient(q, q, tok, rolls, A, micro_tokens=10 ** 6)
+    to = [rolls.events[rolls.events[:, 0] == n, 1].max() for n in range(len(rolls.rows))]
+    assert gap < 1e-4 and read_pi == 0
+    assert read == len({tuple(r.ids[:k]) for r, j in zip(rolls.rows, to) for k in range(1, j + 1)})      # to the last event, beginnings once
+    assert policy_gradient(q, q, tok, rolls, A, micro_tokens=600)[0] == pytest.approx(loss, rel=1e-5)
     assert loss == pytest.approx(-rolls.logq.sum() / len(rolls.rows), rel=1e-5)
     q.zero_grad()
 
@@ -292,7 +297,7 @@ def test_never_thinking(tok, snips, models):
     """rate = 0: the expert's code, its plain likelihood, no gain, and one forward of q and of pi a snippet."""
     q, pi = models
     rolls = rollout(q, pi, tok, snips, 2, THINK_MAX, (0,), rate=0)
-    assert rolls.forward_tokens == 2 * sum(len(s.ids) for s in snips)
+    assert rolls.forward_tokens == 2 * sum(len(s.ids) - 1 for s in snips)
     assert not rolls.think.any() and (rolls.events[:, 2] == ACT).all() and len(rolls.logq) == rolls.valid.sum()
     for row in rolls.rows:
         assert row.ids == row.snip.ids and not row.gain.any()

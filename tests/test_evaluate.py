@@ -11,7 +11,8 @@ import config
 import data
 import evaluate
 import tasks
-from estep import rollout, summary
+from estep import summary
+from rollouts import rollout
 from sample import Completion
 from test_estep import thinker
 

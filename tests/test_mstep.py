@@ -8,7 +8,7 @@ import config
 import mstep
 import tasks
 from data import CODE, PROMPT, THOUGHT, batch_rows, canonical, infuse, pack, snippet
-from estep import rollout
+from rollouts import rollout
 from test_estep import thinker
 
 torch.set_num_threads(1)

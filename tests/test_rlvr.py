@@ -198,7 +198,6 @@ def test_update_is_the_equation(given):
             each = {id(s): [x for x, (other, _) in zip(kls, rows) if other is s] for s in in_loss}
             pairs = itertools.product(*[[each[id(s)] for s in in_loss if s.group == group] for group in (0, 1)])
             assert any(m["kl_start"] == pytest.approx(np.mean(a + b), abs=1e-5) for a, b in pairs)
-        nodes = lambda some: len({tuple((s.prompt + s.ids)[:k]) for s in some for k in range(1, len(s.prompt + s.ids) + 1)})
         assert m["trained"] == sum(nodes([in_loss[i] for i in at]) for at in batches(in_loss, cfg.micro_tokens))         # beginnings once
 
 
@@ -246,18 +245,22 @@ def test_nothing_to_learn():
         assert m["updates"] == m["trained"] == m["scored"] == 0 and {m[k] for k in ("loss", "grad_norm", "entropy", "kl_start", "logp_gap_max")} == {None}
 
 
+def nodes(samples):
+    """Tokens of the samples, what some begin with alike counted once."""
+    return len({tuple((s.prompt + s.ids)[:k]) for s in samples for k in range(1, len(s.prompt + s.ids) + 1)})
+
+
 def test_micro_batches():
     """Every completion once, those of a prompt next to each other, and at most so many tokens, prompts counted once, unless one alone has more."""
     rng = np.random.default_rng(0)
-    samples = [Sample(None, [int(p)] * int(1 + p % 7), [0] * int(b), [], True, 0, "", None) for p, b in rng.integers(1, 30, (50, 2))]
+    samples = [Sample(None, [int(p)] * int(1 + p % 7), [0] * int(b) + [k], [], True, 0, "", None) for k, (p, b) in enumerate(rng.integers(1, 30, (50, 2)))]
     for most in (1, 40, 100, 10 ** 6):
         found = batches(samples, most)
         assert sorted(itertools.chain(*found)) == list(range(50))
         prompts = [tuple(samples[i].prompt) for some in found for i in some]
         assert len(list(itertools.groupby(prompts))) == len(set(prompts))
         for some in found:
-            tokens = sum(map(len, {tuple(samples[i].prompt) for i in some})) + sum(len(samples[i].ids) for i in some)
-            assert tokens <= most or len(some) == 1
+            assert nodes([samples[i] for i in some]) <= most or len(some) == 1
         assert len(found) == {1: 50, 10 ** 6: 1}.get(most, len(found))
 
 
@@ -359,7 +362,7 @@ def test_sampled_is_scored(tok, model, thoughts):
     samples, _ = collect(model, tok, TASKS, cfg, 0, Judge(by_checksum))
     assert any(set(s.ids) & set(tok.thought_ids) for s in samples) == thoughts
     with torch.no_grad():
-        logp, _ = scored(model, rlvr.hidden_before(model, samples, False)[0], samples, forbid)
+        logp, _ = scored(model, rlvr.hidden_of(model, samples, False)[0], samples, forbid)
     recorded = torch.tensor([x for s in samples for x in s.logprobs])
     assert logp.shape == recorded.shape and float((logp - recorded).abs().max()) < 1e-4
     with_advantages(samples[:12], True)
@@ -368,7 +371,7 @@ def test_sampled_is_scored(tok, model, thoughts):
     assert 0 <= m["logp_gap"] <= m["logp_gap_max"] < 1e-4
     if not thoughts:                                         # without the condition they would differ
         with torch.no_grad():
-            assert float((scored(model, rlvr.hidden_before(model, samples, False)[0], samples, ())[0] - recorded).abs().max()) > 0.05
+            assert float((scored(model, rlvr.hidden_of(model, samples, False)[0], samples, ())[0] - recorded).abs().max()) > 0.05
 
 
 def test_drawn():
