@@ -1,5 +1,68 @@
-"""To be written."""
+"""Log-probabilities of 4,096 target tokens from their states, bfloat16, without and with the gradient to states and head.
+
+Two sizes of head: SmolLM2-135M's (V = 49,152, D = 576) and Qwen2.5-1.5B's (V = 151,936, D = 1,536). Peers: `plain`, (h @ w.T).float().log_softmax(-1) at
+the targets; cut-cross-entropy with impl="torch_compile", which is the plain one compiled, and what that package has for a CPU. Liger's kernels are
+CUDA only. Limit: 2 N V D / F, and 6 N V D / F with gradient (8 where the logits are computed twice). Memory: what a call adds to the peak, in a process
+of its own, compiled code warmed up on a few tokens.
+"""
+import functools
+import os
+import pathlib
+
+import torch
+
+import elbo
+from speed.measure import absent, installed, interleaved, peak_mb
+
+N = 4096
+
+
+def plain(hidden, weight, targets):
+    return (hidden @ weight.T).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
+def cut(hidden, weight, targets):
+    from cut_cross_entropy import linear_cross_entropy
+    return -linear_cross_entropy(hidden, weight, targets, impl="torch_compile", reduction="none")
+
+
+def ours(hidden, weight, targets):
+    return elbo.token_logprobs(hidden, weight, targets)[0]
+
+
+def calls(V, D, gradient, names, device="cpu"):
+    """{name: call}, each warmed up on a few tokens."""
+    gen = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, D, generator=gen).to(device, torch.bfloat16).mul_(scale).requires_grad_(gradient) for n, scale in ((N, 1), (V, D ** -0.5)))
+    targets = torch.randint(V, (N,), generator=gen).to(device)
+
+    def call(function, n):
+        logp = function(hidden[:n], weight, targets[:n])
+        if gradient:
+            logp.sum().backward()
+            hidden.grad = weight.grad = None
+    found = {name: {"ours": ours, "plain": plain, "cut-cross-entropy": cut}[name] for name in names}
+    for function in found.values():
+        call(function, 60), call(function, 61)
+    return {name: functools.partial(call, function, N) for name, function in found.items()}
+
+
+def memory(name, V, D, gradient):
+    root = str(pathlib.Path(__file__).parent.parent)
+    code = f"sys.path.insert(0, {root!r})\nfrom speed.logprobs import calls\nV, D, gradient, name = argv\ncall = calls(int(V), int(D), gradient == 'True', [name])[name]"
+    return peak_mb(code, V, D, gradient, name)
 
 
 def rows(quick, rates, args):
-    yield from ()
+    names = ["ours", "plain"] + ["cut-cross-entropy"] * (installed("cut_cross_entropy") and installed("triton"))        # it imports triton, even where it is not used
+    for V, D in ((49152, 576), (151936, 1536))[:1 if quick else 2]:
+        for gradient in (False, True):
+            repeats = 1 if V > 100_000 and gradient else 2 if quick else 3
+            limit = (6 if gradient else 2) * N * V * D / rates.flops
+            row = {"row": f"log-probs{', with gradient' * gradient}, V={V} D={D}", "work": N, "unit": "tokens", "limit_s": limit,
+                   "seconds": interleaved(calls(V, D, gradient, names, rates.device), repeats, rates, "log-probs", warm=False),
+                   "target": {"plain": 2 if gradient else 2.4 if V < 100_000 else 1.8, "cut-cross-entropy": 1 if gradient else 1.2}}
+            if rates.device.type == "cpu" and os.path.exists("/proc/self/clear_refs"):
+                row["memory_mb"] = {name: memory(name, V, D, gradient) for name in names[:1 if quick else None]}
+            row["note"] = "; ".join(filter(None, (f"at the limit it would be {row['seconds']['plain'] / limit:.2f} x plain", absent("cut-cross-entropy", "triton"))))
+            yield row
