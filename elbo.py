@@ -22,8 +22,8 @@ import torch
 
 # ---------------------------------------------------------------- log-probabilities of tokens
 
-COMPILE = None               # torch.compile what is elementwise: True, False, or None: on a GPU only. What it gains on a CPU: speed/logprobs.py
-KEEP = 2**29                 # bytes of logits at most that wait for the way back; the others are computed anew there
+COMPILE = None               # torch.compile for what is elementwise: True, False, or None: on a GPU only. What it gains on a CPU: speed/logprobs.py
+KEEP = 2**29                 # bytes of logits, at most, that are kept for the way back; the others are computed anew there
 
 
 def token_logprobs(hidden, weight, targets, sets=(), chunk=None, entropy=False):
@@ -35,8 +35,8 @@ def token_logprobs(hidden, weight, targets, sets=(), chunk=None, entropy=False):
     Logits are computed in blocks of `chunk` x `chunk` (default: 1,024, on a GPU 8,192), so that memory does not grow with N times V. An id outside
     the vocabulary gives nan.
     """
-    keep = KEEP if torch.is_grad_enabled() else 0
-    lse, picked, negentropy = Softmax.apply(hidden, weight, targets, [i for ids in sets for i in ids], () if entropy else None, chunk, keep)
+    flat = [i for ids in sets for i in ids]
+    lse, picked, negentropy = Softmax.apply(hidden, weight, targets, flat, () if entropy else None, chunk, torch.is_grad_enabled())
     logit, *of_sets = picked.split([1] + [len(ids) for ids in sets], 1)                   # (N, 1), (N, ids) each
     out = [logit[:, 0] - lse]                                                             # log p(target)
     out += [logits.logsumexp(1) - lse for logits in of_sets]                              # log p(any token of the set)
@@ -49,41 +49,39 @@ def token_kl(hidden, weight, other, other_weight, chunk=None):
     """KL(q || p) of the next-token distributions at N states, in nats: (N,). hidden, other (N, D), weights (V, D) of q and of p. The
     gradient goes to q. Types and memory are as in token_logprobs."""
     none = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
-    keep = KEEP if torch.is_grad_enabled() else 0
-    return Softmax.apply(hidden, weight, none, [], (other.detach(), other_weight.detach()), chunk, keep)[2]
+    return Softmax.apply(hidden, weight, none, [], (other.detach(), other_weight.detach()), chunk, torch.is_grad_enabled())[2]
 
 
 class Softmax(torch.autograd.Function):
     """What log-probabilities need of the logits x = hidden weight^T (N, V), block by block: everything that takes N V operations is here.
 
-    lse (N,)                  log sum_v exp(x_v);                        d lse / d x_v = p_v,  where log p = x - lse
+    lse (N,)                  log sum_v exp(x_v), so that log p = x - lse;    d lse / d x_v = p_v
     picked (N, 1 + len(ids))  x of the target and of `ids`
-    S (N,)                    sum_v p_v (log p_v - log p'_v);            d S / d x_v = p_v (log p_v - log p'_v - S)
+    S (N,)                    sum_v p_v (log p_v - log p'_v);                 d S / d x_v = p_v (log p_v - log p'_v - S)
 
     against: None, no S; (), log p' = 0 and S is the negative entropy; (other, weight'), p' = softmax(other weight'^T) and S is KL(p || p').
     A block fits the processor's cache. What is summed over blocks, both gradients included, is summed in float32.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, ids, against, chunk, keep):
+    def forward(ctx, hidden, weight, targets, ids, against, chunk, grad):
         device, ctx.dtype = hidden.device, torch.promote_types(hidden.dtype, weight.dtype)
         if torch.is_autocast_enabled(device.type) and ctx.dtype != torch.float64:
             ctx.dtype = torch.get_autocast_dtype(device.type)
         ctx.ids, ctx.against, ctx.chunk, ctx.kept = ids, against, chunk or (8192 if device.type == "cuda" else 1024), {}
+        room = KEEP if grad and any(ctx.needs_input_grad) else 0
         lse = torch.full(hidden.shape[:1], -math.inf, dtype=torch.promote_types(ctx.dtype, torch.float32), device=device)
-        S, other, picked = None if against is None else torch.zeros_like(lse), lse.clone() if against else None, lse.new_full((len(lse), 1 + len(ids)), math.nan)
+        other, S, picked = lse.clone(), torch.zeros_like(lse), lse.new_full((len(lse), 1 + len(ids)), math.nan)
         for cols in cuts(len(weight), ctx.chunk):
             some, at_some = columns_of(ids, cols, device)
             for rows in cuts(len(hidden), ctx.chunk):
                 x, y = Softmax.logits(ctx, hidden, weight, rows, cols)                    # (n, C)
-                if keep >= x.nbytes:
-                    keep, ctx.kept[rows.start, cols.start] = keep - x.nbytes, x
+                if room >= x.nbytes:
+                    room, ctx.kept[rows.start, cols.start] = room - x.nbytes, x
                 at, inside = column_of(targets[rows], cols)
                 picked[rows, 0] = torch.where(inside, x.gather(1, at[:, None])[:, 0], picked[rows, 0])
                 picked[rows, some] = x[:, at_some].to(lse.dtype)
-                for state, value in zip((lse, other, S), fused(add_block, device)(*part(rows, lse, other, S), x, y)):
-                    if state is not None:
-                        state[rows] = value
+                lse[rows], other[rows], S[rows] = fused(add_block, device)(lse[rows], other[rows], S[rows], x, y, against is not None)
         ctx.save_for_backward(hidden, weight, targets, lse, other, S)
         ctx.set_materialize_grads(False)
         return lse, picked, S
@@ -100,7 +98,7 @@ class Softmax(torch.autograd.Function):
             some, at_some = columns_of(ctx.ids, cols, device)
             for rows in cuts(len(hidden), ctx.chunk):
                 x, y = Softmax.logits(ctx, hidden, weight, rows, cols)                    # (n, C)
-                d = fused(block_gradient, device)(*part(rows, lse, other, S, d_lse, d_S), x, y)
+                d = fused(block_gradient, device)(lse[rows], other[rows], S[rows], d_lse[rows], None if d_S is None else d_S[rows], x, y)
                 if d_picked is not None:
                     at, inside = column_of(targets[rows], cols)
                     d.scatter_add_(1, at[:, None], (d_picked[rows, 0] * inside)[:, None])
@@ -116,21 +114,16 @@ class Softmax(torch.autograd.Function):
 
     @staticmethod
     def logits(ctx, hidden, weight, rows, cols):
-        """A block of x, and of the logits of p' or None: (n, C)."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            product = lambda h, w: h[rows].to(ctx.dtype) @ w[cols].to(ctx.dtype).T
-            x = ctx.kept.pop((rows.start, cols.start), None)
-            return product(hidden, weight) if x is None else x, product(*ctx.against) if ctx.against else None
+        """A block of x, and of the logits of p', if there is one: (n, C)."""
+        product = lambda h, w: h[rows].to(ctx.dtype) @ w[cols].to(ctx.dtype).T
+        x = ctx.kept.pop((rows.start, cols.start), None)
+        return product(hidden, weight) if x is None else x, product(*ctx.against) if ctx.against else None
 
 
 def cuts(n, size):
     """range(n) in slices of nearly one length, at most `size`. Example: cuts(5, 3) -> [0:2, 2:5]"""
     k = -(-n // size)
     return [slice(n * i // k, n * (i + 1) // k) for i in range(k)]
-
-
-def part(rows, *xs):
-    return [None if x is None else x[rows] for x in xs]
 
 
 def column_of(targets, cols):
@@ -140,38 +133,35 @@ def column_of(targets, cols):
 
 
 def columns_of(ids, cols, device):
-    """Which of some ids, a list, stand in a block of columns, as columns of `picked`, and where."""
+    """Which of some ids, a list, stand in a block of columns: their columns in `picked`, and in the block."""
     found = [(1 + k, i - cols.start) for k, i in enumerate(ids) if cols.start <= i < cols.stop]
     return torch.tensor(found, dtype=torch.int64, device=device).view(-1, 2).unbind(1)
 
 
-def add_block(lse, other, S, x, y):
-    """lse, that of p', and S of the columns so far, each (n,) or None -> the same with a block of further columns. x, y (n, C): logits of p and p'."""
+def add_block(lse, other, S, x, y, want_S):
+    """lse, that of p', and S of the columns so far, (n,) each -> the same with a block of further columns. x, y (n, C): logits of p and p'."""
+    logp, lse, old, new = join(lse, x)
+    if want_S:                                                                            # S = sum over both parts of P (S given the part + log P - log P')
+        logq, other, old_q, new_q = (0, other, 0, 0) if y is None else join(other, y)
+        so_far = torch.where(old == -math.inf, 0, old.exp() * (S + old - old_q))
+        S = so_far + new.exp() * ((logp.exp() * (logp - logq)).sum(-1) + new - new_q)
+    return lse, other, S
+
+
+def join(lse, x):
+    """-> log p given the block (n, C); lse of all columns; log P of those before, and of the block: (n,) each."""
     x = x.to(lse.dtype)
-    logp = x.log_softmax(-1)                                                              # (n, C), given the block
-    here = x[:, 0] - logp[:, 0]                                                           # its lse; on the CPU logsumexp takes twice as long
+    logp = x.log_softmax(-1)
+    here = x[:, 0] - logp[:, 0]                                                           # lse of the block; on the CPU logsumexp takes twice as long
     both = torch.logaddexp(lse, here)
-    if S is None:
-        return both, None, None
-    old, new = lse - both, here - both                                                    # log-probabilities of the two parts: S is
-    if y is None:                                                                         # sum over parts  P (S given the part + log P - log P')
-        both_other, S_here = None, (logp.exp() * logp).sum(-1)
-        S, S_here = S + old, S_here + new
-    else:
-        y = y.to(lse.dtype)
-        logp_other = y.log_softmax(-1)
-        S_here = (logp.exp() * (logp - logp_other)).sum(-1)
-        here_other = y[:, 0] - logp_other[:, 0]
-        both_other = torch.logaddexp(other, here_other)
-        S, S_here = S + old - (other - both_other), S_here + new - (here_other - both_other)
-    return both, both_other, torch.where(old == -math.inf, 0, old.exp() * S) + new.exp() * S_here
+    return logp, both, lse - both, here - both
 
 
 def block_gradient(lse, other, S, d_lse, d_S, x, y):
-    """The gradient of lse and S with respect to a block of logits: (n, C)."""
+    """The gradient with respect to a block of logits, but for what is picked: (n, C)."""
     logp = x.to(lse.dtype) - lse[:, None]                                                 # (n, C)
     if d_S is None:
-        return logp.exp_().mul_(d_lse[:, None])
+        return logp.mul_(1 / math.log(2)).exp2_().mul_(d_lse[:, None])                    # on the CPU exp takes twice as long
     return logp.exp() * (d_lse[:, None] + d_S[:, None] * (logp - (0 if y is None else y.to(lse.dtype) - other[:, None]) - S[:, None]))
 
 
