@@ -83,12 +83,17 @@ def test_sums_over_blocks_are_float32():
     assert (rough.grad - w64.grad).abs().max() > 0.05 * w64.grad.abs().max()
 
 
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gives out."""
-    elements = 0
+class Watch(TorchDispatchMode):
+    """Elements of the largest tensor that any operation gives out, and the types of matrix products."""
+
+    def __enter__(self):
+        self.elements, self.products = 0, set()
+        return super().__enter__()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
+        if func is torch.ops.aten.mm.default:
+            self.products.add(out.dtype)
         for x in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(x, torch.Tensor):
                 self.elements = max(self.elements, x.numel())
@@ -103,16 +108,18 @@ def test_memory(monkeypatch, blocks):
     h, w = leaves(hidden, weight)
     other, other_weight, _ = draw(160, 320, 4, torch.float32, seed=1)
     saved = []
-    with Largest() as seen, torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+    with Watch() as seen, torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
         out = token_logprobs(h, w, targets, SETS, chunk=16, entropy=True)
         kl = token_kl(h, w, other, other_weight, chunk=16)
         kept = [sum(x.nbytes for x in node.kept.values()) for node in graph(out.sum() + kl.sum()) if hasattr(node, "kept")]
         (out.sum() + kl.sum()).backward()
     assert seen.elements <= max(weight.numel(), (1 + 3 + 4) * 160) and max(saved) <= weight.numel()
     assert kept == [blocks * 16 * 16 * 4] * 2
-    with torch.no_grad(), Largest() as seen:
+    logits, held = elbo.Softmax.logits, []
+    monkeypatch.setattr(elbo.Softmax, "logits", lambda ctx, *xs: held.append(len(ctx.kept)) or logits(ctx, *xs))
+    with torch.no_grad(), Watch() as seen:
         token_logprobs(h, w, targets, chunk=16, entropy=True)
-    assert seen.elements < weight.numel() and w.grad.abs().sum() > 0
+    assert seen.elements < weight.numel() and set(held) == {0} and w.grad.abs().sum() > 0
 
 
 def graph(x):
@@ -139,8 +146,9 @@ def test_autocast_and_a_tied_head():
         w = leaves(weight)[0]
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             out = loss(w, lambda h, w: token_logprobs(h, w, targets, chunk=5))
-        out.backward()
-        assert out.dtype == w.grad.dtype == torch.float32
+        with Watch() as seen:
+            out.backward()
+        assert out.dtype == w.grad.dtype == torch.float32 and seen.products == {torch.bfloat16 if amp else torch.float32}
         assert (w.grad - w64.grad).abs().max() < tolerance * w64.grad.abs().max()
     h = weight[targets]
     with torch.autocast("cpu", torch.bfloat16):
