@@ -4,6 +4,17 @@ Two sizes of head: SmolLM2-135M's (V = 49,152, D = 576) and Qwen2.5-1.5B's (V = 
 the targets; cut-cross-entropy with impl="torch_compile", which is the plain one compiled, and what that package has for a CPU. Liger's kernels are
 CUDA only. Limit: 2 N V D / F, and 6 N V D / F with gradient (8 where the logits are computed twice). Memory: what a call adds to the peak, in a process
 of its own, compiled code warmed up on a few tokens.
+
+What was tried (core-seconds; V = 49,152, D = 576, AMD EPYC with avx512_bf16 and without AMX, where the product alone is 1.1 to 1.3 and 85% of the forward time)
+    blocks of states and of vocabulary              1,024 x 1,024 logits: everything elementwise runs in the cache; 4,096 x 2,048: 0.17 -> 0.84       kept
+    sides of 512, 1,024, 2,048                      forward 1.46, 1.38, 1.34, with gradient 4.61, 4.34, 4.19; 2,048 takes four times the memory     1,024
+    normaliser of a block as x_0 - log_softmax(x)_0 0.17, against 0.24 by logsumexp: one pass that torch has vectorised                            kept
+    exp2 in the gradient                            0.10, against 0.20 by exp                                                                      kept
+    logits kept, up to 512 MiB                      with gradient 5.7 -> 4.3: one product in four is saved; memory stays bounded                   kept
+    torch.compile of what is elementwise, CPU       forward 1.38 -> 1.38, with gradient 4.34 -> 3.92 (before exp2); 5 to 9 s to compile            on request
+    torch's own linear_cross_entropy                forward 1.77, and its loss a token is bfloat16 (11.5625 for 11.535): no ratios from that       not kept
+    float32 logits of bfloat16 factors              torch.mm(out_dtype=...) has no CPU kernel; CUDA: not measured                                  -
+    packed weights                                  not tried: products of blocks already run at 95 to 99% of a large one's rate                   -
 """
 import functools
 import os
@@ -57,7 +68,7 @@ def rows(quick, rates, args):
     names = ["ours", "plain"] + ["cut-cross-entropy"] * (installed("cut_cross_entropy") and installed("triton"))        # it imports triton, even where it is not used
     for V, D in ((49152, 576), (151936, 1536))[:1 if quick else 2]:
         for gradient in (False, True):
-            repeats = 1 if V > 100_000 and gradient else 2 if quick else 3
+            repeats = 1 if V > 100_000 and gradient else 2 if quick or V > 100_000 else 3
             limit = (6 if gradient else 2) * N * V * D / rates.flops
             row = {"row": f"log-probs{', with gradient' * gradient}, V={V} D={D}", "work": N, "unit": "tokens", "limit_s": limit,
                    "seconds": interleaved(calls(V, D, gradient, names, rates.device), repeats, rates, "log-probs", warm=False),
