@@ -60,12 +60,13 @@ def calls(V, D, gradient, names, device="cpu"):
 
 def memory(name, V, D, gradient):
     root = str(pathlib.Path(__file__).parent.parent)
-    code = f"sys.path.insert(0, {root!r})\nfrom speed.logprobs import calls\nV, D, gradient, name = argv\ncall = calls(int(V), int(D), gradient == 'True', [name])[name]"
+    code = (f"sys.path.insert(0, {root!r})\nfrom speed.logprobs import calls\nV, D, gradient, name = argv\n"
+            "call = calls(int(V), int(D), gradient == 'True', [name])[name]")
     return peak_mb(code, V, D, gradient, name)
 
 
 def rows(quick, rates, args):
-    names = ["ours", "plain"] + ["cut-cross-entropy"] * (installed("cut_cross_entropy") and installed("triton"))        # it imports triton, even where it is not used
+    names = ["ours", "plain"] + ["cut-cross-entropy"] * (installed("cut_cross_entropy") and installed("triton"))        # it imports triton, used or not
     for V, D in ((49152, 576), (151936, 1536))[:1 if quick else 2]:
         for gradient in (False, True):
             repeats = 1 if V > 100_000 and gradient else 2 if quick or V > 100_000 else 3
