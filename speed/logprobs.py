@@ -1,9 +1,9 @@
 """Log-probabilities of 4,096 target tokens from their states, bfloat16, without and with the gradient to states and head.
 
-Two sizes of head: SmolLM2-135M's (V = 49,152, D = 576) and Qwen2.5-1.5B's (V = 151,936, D = 1,536). Peers: `plain`, (h @ w.T).float().log_softmax(-1) at
-the targets; cut-cross-entropy with impl="torch_compile", which is the plain one compiled, and what that package has for a CPU. Liger's kernels are
-CUDA only. Limit: 2 N V D / F, and 6 N V D / F with gradient (8 where the logits are computed twice). Memory: what a call adds to the peak, in a process
-of its own, compiled code warmed up on a few tokens.
+Two sizes of head: SmolLM2-135M's (V = 49,152, D = 576) and Qwen2.5-1.5B's (V = 151,936, D = 1,536). Peers: `plain`, (h @ w.T).float().log_softmax(-1)
+at the targets; cut-cross-entropy with impl="torch_compile", which is the plain one compiled, and what that package has for a CPU; and ourselves with
+elbo.COMPILE on. Liger's kernels are CUDA only. Limit: 2 N V D / F, and 6 N V D / F with gradient (8 where the logits are computed twice). Memory: what
+a call adds to the peak, in a process of its own, compiled code warmed up on a few tokens.
 
 What was tried (core-seconds; V = 49,152, D = 576, AMD EPYC with avx512_bf16 and without AMX, where the product alone is 1.1 to 1.3 and 85% of the forward time)
     blocks of states and of vocabulary              1,024 x 1,024 logits: everything elementwise runs in the cache; 4,096 x 2,048: 0.17 -> 0.84       kept
@@ -41,21 +41,24 @@ def ours(hidden, weight, targets):
     return elbo.token_logprobs(hidden, weight, targets)[0]
 
 
+FUNCTIONS = {"ours": ours, "ours, compiled": ours, "plain": plain, "cut-cross-entropy": cut}
+
+
 def calls(V, D, gradient, names, device="cpu"):
     """{name: call}, each warmed up on a few tokens."""
     gen = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, D, generator=gen).to(device, torch.bfloat16).mul_(scale).requires_grad_(gradient) for n, scale in ((N, 1), (V, D ** -0.5)))
     targets = torch.randint(V, (N,), generator=gen).to(device)
 
-    def call(function, n):
-        logp = function(hidden[:n], weight, targets[:n])
+    def call(name, n):
+        elbo.COMPILE = True if name == "ours, compiled" else None
+        logp = FUNCTIONS[name](hidden[:n], weight, targets[:n])
         if gradient:
             logp.sum().backward()
             hidden.grad = weight.grad = None
-    found = {name: {"ours": ours, "plain": plain, "cut-cross-entropy": cut}[name] for name in names}
-    for function in found.values():
-        call(function, 60), call(function, 61)
-    return {name: functools.partial(call, function, N) for name, function in found.items()}
+    for name in names:
+        call(name, 60), call(name, 61)
+    return {name: functools.partial(call, name, N) for name in names}
 
 
 def memory(name, V, D, gradient):
@@ -66,7 +69,7 @@ def memory(name, V, D, gradient):
 
 
 def rows(quick, rates, args):
-    names = ["ours", "plain"] + ["cut-cross-entropy"] * (installed("cut_cross_entropy") and installed("triton"))        # it imports triton, used or not
+    names = ["ours", "plain"] + ["ours, compiled"] * (not quick) + ["cut-cross-entropy"] * (installed("cut_cross_entropy") and installed("triton"))        # it imports triton, used or not
     for V, D in ((49152, 576), (151936, 1536))[:1 if quick else 2]:
         for gradient in (False, True):
             repeats = 1 if V > 100_000 and gradient else 2 if quick or V > 100_000 else 3
