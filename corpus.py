@@ -286,7 +286,8 @@ def fingerprint(found, settings, tok, check):
     of_tok = [tok.eos, tok.thought_ids, tok.stop_ids, tok.encode(signs), hashlib.sha256(np.asarray(tok.nbytes, np.int64).tobytes()).hexdigest()]
     files = [(one.spec, [(name, size, path.stat().st_mtime_ns) for name, path, size in one.files]) for one in found]
     problems = check and [(b, t.name, t.prompt, t.solution, t.entry_point) for b, some in check.found.items() for t in some]
-    what = json.dumps([FORMAT, sys.version_info[:2], settings, files, of_tok, problems, minhash_version()])
+    what = json.dumps([FORMAT, sys.version_info[:2], settings, files, of_tok, problems,
+                       settings["near"] and [minhash().ALGORITHM_VERSION, PERMUTATIONS, SHINGLE, LEADERS]])
     return hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -406,16 +407,20 @@ def id_type(tok):
 
 # ---------------------------------------------------------------- near-duplicates
 
-def minhash_version():
-    import rensa
-    return [rensa.__name__, rensa.RMinHash.ALGORITHM_VERSION, PERMUTATIONS, SHINGLE, LEADERS]
+def minhash():
+    """rensa's MinHash. Raises UserError if the package is missing."""
+    try:
+        from rensa import RMinHash
+    except ImportError:
+        raise UserError("near-duplicates need the package rensa; pip install rensa==0.5.0, or leave them in with --near-duplicate 0") from None
+    return RMinHash
 
 
 def bands_of(near):
     """How 128 permutations are cut into (bands, rows): as few bands as find 94% of the pairs that are just similar enough. Example: 0.8 -> (16, 8)."""
     if near == 0:
         return 0, PERMUTATIONS
-    rows = [r for r in (1, 2, 4, 8, 16, 32, 64) if 1 - (1 - near ** r) ** (PERMUTATIONS // r) >= 0.94]
+    rows = [r for r in (1, 2, 4, 8, 16, 32, 64) if r == 1 or 1 - (1 - near ** r) ** (PERMUTATIONS // r) >= 0.94]
     return PERMUTATIONS // rows[-1], rows[-1]
 
 
@@ -426,11 +431,10 @@ def shingles(raw, width):
 
 def signatures(docs, near, dtype):
     """MinHash of lists of ids -> (n, bands) uint64, equal where a band's rows are."""
-    import rensa
     bands, rows = bands_of(near)
     found = np.zeros((len(docs), PERMUTATIONS), np.uint64)
     for i, ids in enumerate(docs if bands else ()):
-        m = rensa.RMinHash(num_perm=PERMUTATIONS, seed=1)
+        m = minhash()(num_perm=PERMUTATIONS, seed=1)
         m.update(list(shingles(np.asarray(ids, dtype).tobytes(), dtype.itemsize)))
         found[i] = m.digest()
     mixed = np.zeros((len(docs), bands), np.uint64)
