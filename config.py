@@ -42,7 +42,7 @@ class Config:
     text_column: str = setting("text", "column of .jsonl and .parquet that holds the code")
     unit: str = setting("definitions", "what a snippet of real code is: definitions (functions and methods), functions, methods, files", UNITS)
     keep_comments: bool = setting(False, "real code: leave its comments where they are; false: every comment is a thought's to write")
-    near_duplicate: float = setting(0.8, "real code: snippets this similar (Jaccard, runs of five tokens) to one before them are left out; 0: all stay")
+    near_duplicate: float = setting(0.8, "real code: snippets so similar (Jaccard, runs of five tokens) to one before them are left out; 0: all stay")
     cache: str = setting("", "folder of prepared corpora; default: corpora, beside the run's folder")
     n_expert: int = setting(4000, "expert snippets, at most; real code: 0: all")
     n_heldout: int = setting(64, "held-out expert snippets for the bound; never trained on")

@@ -3,18 +3,18 @@
     python corpus.py --data stdlib,sympy --preset smollm2            prepare, and print the account; train.py --data stdlib,sympy then uses it
 
 1. Items (files, records; sources.py) are cut into functions and methods, or taken whole (--unit). Comments are stripped, so that every comment is a
-   latent (--keep-comments true keeps them: a comment then belongs to the line before it); docstrings stay. What is given (s_0) is decorators,
-   signature and docstring, or a file's docstring.
+   latent (--keep-comments true keeps them: a comment then belongs to the line before it); docstrings stay. What is given (s_0) is
+   decorators, signature and docstring, or a file's docstring.
 2. Dropped are: what does not mean the same once it is dedented, texts that came before, what holds a benchmark's problem (decontaminate.py), what is
    too long or too short, and near-duplicates. Nothing that can be wrong with a source ends the preparation: it is counted.
 3. Near-duplicates. The shingles S(x) of a snippet are its runs of five tokens; J(a, b) = |S(a) & S(b)| / |S(a) | S(b)|. MinHash (128 permutations) in
    bands finds the pairs to look at, and J is then computed exactly: a snippet is dropped if J >= --near-duplicate with one before it. With B bands of R
    rows a pair is looked at with probability 1 - (1 - J^R)^B: 0.95 at J = 0.8, 0.999 at 0.87. A chain a ~ b ~ c may drop c too.
-4. One snippet in ten, by a checksum of its text, is held out. No near-duplicate of it is left to be trained on.
+4. One snippet in ten, by a checksum of its text, is held out. As near-duplicates are gone by then, none of it is left to be trained on.
 
 The work is done by several processes, about a megabyte of code at a time, each part written to a file of its own: an interrupted preparation goes on
-where it stopped. The parts are then joined into files that are mapped into memory, and a Snippet is made when it is asked for. What stays in memory is about
-a hundred bytes a function while joining, and a few a snippet after. The folder's name is a hash of all that decides its content (sources by path,
+where it stopped. The parts are then joined into files that are mapped into memory, and a Snippet is made when it is asked for. What stays in memory is
+about a hundred bytes a function while joining, and a few a snippet after. The folder's name is a hash of all that decides its content (sources by path,
 size and time, settings, tokenizer, benchmarks, Python's version); it is there whole or not at all.
 
     manifest.json          settings; by source its version, licence, sha256, and counts: items, found, each reason of dropping, kept, tokens
@@ -254,8 +254,8 @@ def prepare(spec, tok, max_tokens, min_lines=2, unit="definitions", keep_comment
     found = sources(spec, column)
     for one in found:
         if not one.about.get("permissive", True):
-            tqdm.write(f"corpus {one.spec}: its licence is {one.about['licence']!r}, which is not one of the permissive ones (MIT, BSD, Apache, ISC, zlib, PSF, "
-                       "Unlicense, CC0, Boost, HPND); what it allows is yours to check", file=sys.stderr)
+            tqdm.write(f"corpus {one.spec}: its licence is {one.about['licence']!r}, which is not one of the permissive ones (MIT, BSD, Apache, ISC, "
+                       "zlib, PSF, Unlicense, CC0, Boost, HPND); what it allows is yours to check", file=sys.stderr)
         if not one.files:
             tqdm.write(f"corpus {one.spec}: nothing in it", file=sys.stderr)
     settings = dict(max_tokens=max_tokens, min_lines=min_lines, unit=unit, keep_comments=keep_comments, near=near, column=column)
@@ -312,7 +312,8 @@ def make_parts(folder, found, tok, settings, check, progress, cores):
     cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     pool = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), initializer=obey) if cores > 1 else None
     waiting, count = [], 0
-    bar = tqdm(total=sum(size for one in found for _, _, size in one.files), desc="preparing", unit="B", unit_scale=True, disable=not progress, delay=2, leave=False)
+    bar = tqdm(total=sum(size for one in found for _, _, size in one.files), desc="preparing", unit="B", unit_scale=True, disable=not progress, delay=2,
+               leave=False)
     try:
         for number, one in enumerate(found):
             for size, some in chunks(one, settings["column"]):

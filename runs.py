@@ -82,8 +82,8 @@ class Run:
                        file=sys.stderr)
             self.expert, self.heldout = split(whole, cfg.seed, cfg.n_expert, cfg.n_heldout)
             if not len(self.expert) or not len(self.heldout):
-                raise UserError(f"--data {cfg.data}: {len(whole)} usable functions, of which {whole.manifest['held_out']} fall to the held-out tenth; expected "
-                                "at least one on either side; give more code")
+                raise UserError(f"--data {cfg.data}: {len(whole)} usable functions, of which {len(self.heldout)} fall to the held-out tenth; "
+                                "expected at least one on either side; give more code")
             print(f"corpus {cfg.data}: {len(self.expert)} snippets to train on, {len(self.heldout)} held out; "
                   + ", ".join(f"{k} {v}" for k, v in whole.manifest["counts"].items() if v))
         tokens, lines, seps = (np.concatenate(both) for both in zip(sizes(self.expert), sizes(self.heldout)))

@@ -5,7 +5,7 @@
     my/project                        a folder of .py files; or, if it holds none, of record files
     a.py                              one file
     a.jsonl  a.jsonl.gz  a.parquet    records, with source code in the column --text-column
-    stdlib,sympy,my/project,a.jsonl   several: a function that stands in two of them counts for the first
+    stdlib,sympy,my/project,a.jsonl   several; a function that stands in two of them counts for the first
 
 An item is a file or a record. Nothing that can be wrong with one ends the reading: it is counted under one of BAD. Files are listed, records are
 read in order and never held together.
@@ -24,6 +24,8 @@ import sysconfig
 import tokenize
 import zlib
 
+from tqdm import tqdm
+
 from config import UserError
 
 SKIP_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "turtledemo", "__pycache__"}
@@ -33,9 +35,11 @@ RECORDS = (".jsonl", ".jsonl.gz", ".parquet")
 BAD = ("undecodable", "giant", "bad_record", "python2", "syntax_error")
 GIANT, LONG_LINE = 4 << 20, 100_000                          # characters of a file or record; of one of its lines
 CHUNK = 1 << 20                                              # bytes of items that are worked on together, about
-PYTHON2 = re.compile(r"^[ \t]*(print[ \t]+[^\s(=.,:)\]]|exec[ \t]+['\"\w]|except[ \t]+[\w.()]+[ \t]*,[ \t]*\w+[ \t]*:|raise[ \t]+[\w.]+[ \t]*,)", re.MULTILINE)
-PERMISSIVE = re.compile(r"\b(mit|mit-0|0?bsd|apache|isc|zlib|psf|python software foundation|python-2\.0|cnri|unlicense|cc0|public domain|boost|bsl-1\.0|hpnd"
-                        r"|permission is hereby granted, free of charge|redistribution and use in source and binary forms)\b", re.IGNORECASE)
+PYTHON2 = re.compile(r"^[ \t]*(print[ \t]+[^\s(=.,:)\]]|exec[ \t]+['\"\w]|except[ \t]+[\w.()]+[ \t]*,[ \t]*\w+[ \t]*:|raise[ \t]+[\w.]+[ \t]*,)",
+                     re.MULTILINE)
+PERMISSIVE = re.compile(r"\b(mit|mit-0|0?bsd|apache|isc|zlib|psf|python software foundation|python-2\.0|cnri|unlicense|cc0|public domain|boost"
+                        r"|bsl-1\.0|hpnd|permission is hereby granted, free of charge|redistribution and use in source and binary forms)\b",
+                        re.IGNORECASE)
 COPYLEFT = re.compile(r"\b([al]?gpl|gnu|mpl|mozilla|epl|eupl|copyleft|proprietary)", re.IGNORECASE)
 
 
@@ -90,8 +94,9 @@ def source(spec):
 def stdlib(spec):
     """The standard library, or one module or package of it."""
     root = pathlib.Path(sysconfig.get_path("stdlib"))
-    files = [f for f in walk(root, SKIP_STDLIB, lambda name: name.endswith(".py")) if spec == "stdlib" or f[0].split("/")[0].removesuffix(".py") == spec]
-    return Source(spec, files, {"kind": "package", "version": ".".join(map(str, sys.version_info[:3])), "licence": "PSF-2.0", "permissive": True})
+    files = [f for f in walk(root, SKIP_STDLIB, lambda name: name.endswith(".py")) if spec in ("stdlib", f[0].split("/")[0].removesuffix(".py"))]
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Source(spec, files, {"kind": "package", "version": version, "licence": "PSF-2.0", "permissive": True})
 
 
 def walk(root, skip, wanted, prefix=""):
@@ -136,7 +141,8 @@ def licence(meta):
     of "A AND B" both must be, of "A OR B" one."""
     given = meta.get("License-Expression")
     if not given:
-        given = " AND ".join(c.split(" :: ")[-1] for c in meta.get_all("Classifier") or [] if c.startswith("License ::") and not c.endswith("OSI Approved"))
+        classes = [c.split(" :: ")[-1] for c in meta.get_all("Classifier") or [] if c.startswith("License ::")]
+        given = " AND ".join(c for c in classes if c != "OSI Approved")
     given = given or meta.get("License") or ""
     good = all(any(PERMISSIVE.search(one) and not COPYLEFT.search(one) for one in part.split(" OR ")) for part in given.split(" AND "))
     return {"licence": next((line.strip()[:100] for line in given.split("\n") if line.strip()), "not given"), "permissive": good}
@@ -168,8 +174,9 @@ def items(source, column):
             for n, at, text, bad in read(path, size, column):
                 yield at - before, Item(f"{name}:{n}", text=text, bad=bad)
                 before = at
-        except (OSError, EOFError, zlib.error, ValueError) as e:     # a damaged archive: what came before it stays
-            yield size - before, Item(f"{name}:{n + 1} ({type(e).__name__})", bad="undecodable")
+        except (OSError, EOFError, zlib.error, ValueError, UserError) as e:          # a damaged archive: what came before it stays
+            tqdm.write(f"corpus {str(path)!r}: read up to record {n} ({type(e).__name__}: {' '.join(str(e).split())[:200]})", file=sys.stderr)
+            yield size - before, Item(f"{name}:{n + 1}", bad="undecodable")
 
 
 def jsonl(path, size, column):
@@ -197,6 +204,7 @@ def jsonl(path, size, column):
 
 def parquet(path, size, column):
     """Records of a .parquet file -> yields as jsonl."""
+    check_column(path, column)
     file, n = open_parquet(path), 0
     for batch in file.iter_batches(batch_size=256, columns=[column]):
         for value in batch.column(0):
@@ -243,7 +251,8 @@ def check_column(path, column):
         except (OSError, EOFError, zlib.error) as e:
             raise UserError(f"corpus {str(path)!r}: cannot be read ({e})") from None
     if column not in columns:
-        raise UserError(f"corpus {str(path)!r}: no column {column!r}; it has {', '.join(map(str, columns)) or 'none'}; give one of them as --text-column")
+        raise UserError(f"corpus {str(path)!r}: no column {column!r}; it has {', '.join(map(str, columns)) or 'none'}; give one of them as "
+                        "--text-column")
     if path.name.endswith(".parquet") and "string" not in columns[column]:
         raise UserError(f"corpus {str(path)!r}: column {column!r} holds {columns[column]}, expected text; it has "
                         f"{', '.join(f'{k} ({v})' for k, v in columns.items())}; give another one as --text-column")

@@ -147,9 +147,15 @@ def test_bad_corpora_give_one_clear_line(trained, tmp_path, spec, said):
     assert spec in str(e.value) and "\n" not in str(e.value)
 
 
-def test_other_mistakes(trained, tmp_path):
+def test_other_mistakes(trained, tmp_path, capfd):
     with pytest.raises(UserError, match="did you mean asyncio"):
         prepared("asynciio", trained, tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name, columns in (("a", {"text": [GOOD]}), ("b", {"body": [GOOD]}), ("d", {"text": [GOOD.replace("y", "z")]})):
+        parquet(columns, tmp_path / "folder" / f"{name}.parquet")
+    (tmp_path / "folder" / "c.parquet").write_text("nothing")
+    assert counted(prepared(tmp_path / "folder", trained, tmp_path / "cache", near=0)) == {"items": 4, "undecodable": 2, "found": 2, "kept": 2}
+    assert "b.parquet': read up to record 0 (UserError: " in (err := capfd.readouterr().err) and "c.parquet" in err and err.count("\n") == 2
     parquet({"text": [1, 2]}, tmp_path / "n.parquet")
     with pytest.raises(UserError, match="'text' holds int64, expected text"):
         prepared(tmp_path / "n.parquet", trained, tmp_path)
