@@ -391,7 +391,7 @@ import sys; sys.path.insert(0, {here!r})
 import ast, inspect, corpus, data, sources
 sources.CHUNK = 20_000
 tok = data.train_tokenizer([inspect.getsource(ast)], 400)
-print(corpus.prepare("asyncio,email,json", tok, 400, cache={cache!r}, progress=False, cores=2).folder, flush=True)
+print(corpus.prepare("email,json", tok, 400, cache={cache!r}, progress=False, cores=2).folder, flush=True)
 """
 
 
@@ -496,3 +496,17 @@ def test_the_command(tmp_path, capsys):
     assert capsys.readouterr().out == shown and not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="--data domain"):
         corpus.main([])
+
+
+def test_a_run_on_two_packages(tmp_path, capsys):
+    """Every stage takes its snippets from the files; another run with the same corpus finds it there, and draws the same."""
+    import train
+    argv = ("--data json,random,logging --decontaminate false --threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 "
+            "--max-len 4096 --pretrain-steps 2 --rows 2 --n-expert 0 --n-heldout 2 --iters 1 --estep-steps 1 --snippets 2 --group 2 --think-max 4 --mstep-steps 2 "
+            "--infuse 6 --elbo-samples 1 --max-tokens 280 --out").split()
+    train.main([*argv, str(tmp_path / "one")])
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "corpora").rglob("*.bin")}
+    train.main([*argv, str(tmp_path / "two")])
+    assert len(files) == 4 and files == {p: p.stat().st_mtime_ns for p in (tmp_path / "corpora").rglob("*.bin")}
+    one, two = (json.load(open(tmp_path / name / "results.json")) for name in ("one", "two"))
+    assert one == two and set(one) == {"base", "ntp", "ra3"} and "2 held out" in capsys.readouterr().out
