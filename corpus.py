@@ -354,9 +354,11 @@ def work(count, source, items):
 
     def fate(name, text, prompt):
         """Why a unit is dropped, or "kept"."""
-        if check is not None and (why := check.hits(name, text)):
-            dropped.append({"key": checksum(text), "name": name, "why": why, "text": text})
-            return "contaminated"
+        inside = [] if check is None or settings["unit"] != "files" else [f for f in functions(text, keep_comments=settings["keep_comments"]) if f[1]]
+        for part, code, _ in [(name, text, prompt), *inside] if check is not None else ():               # a file may hold a solution by its name
+            if why := check.hits(part, code, settings["keep_comments"]):
+                dropped.append({"key": checksum(text), "name": name, "why": why, "text": text})
+                return "contaminated"
         if len(text) > settings["max_tokens"] and len(tok.encode(text)) >= settings["max_tokens"]:
             return "too_long"
         try:

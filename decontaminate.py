@@ -169,13 +169,11 @@ class Checker:
         for gram in (gram for gram, n in count.items() if n >= often):
             self.grams.pop(gram, None)
 
-    def hits(self, name, text):
+    def hits(self, name, text, comments=False):
         """Why to drop a function -> list of {reason, benchmark, problem, span}, the strongest a reason and benchmark; empty: keep it.
-        name: the function's, after the last dot or colon; text: its source."""
+        name: the function's, after the last dot or colon; text: its source; comments: are they trained on? Then they are searched too."""
         self.ready()
-        code = bare(text)
-        plain = norm(code)
-        words, best = plain.split(), {}
+        code, best = bare(text), {}
 
         def note(reason, problems, strength, span):
             for benchmark, problem in (self.problems[at] for at in problems):
@@ -183,16 +181,18 @@ class Checker:
                 if key not in best or best[key][0] < strength:
                     best[key] = strength, dict(reason=reason, benchmark=benchmark, problem=problem, span=span)
 
-        for word in [None, *dict.fromkeys(words)]:
-            for needle, problems in self.needles.get(word, ()):
-                if needle in plain:
-                    note("substring", problems, len(needle), needle)
-        ends = {}                                            # problem -> (first word, word after the last) of the run being read
-        for i, gram in enumerate(grams(words)):
-            for at in self.grams.get(gram, ()):
-                first = ends[at][0] if at in ends and ends[at][1] == i + GRAM - 1 else i
-                ends[at] = first, i + GRAM
-                note("10-gram", [at], i + GRAM - first, " ".join(words[first:i + GRAM]))
+        for plain in dict.fromkeys([norm(code), *[norm(text.replace("#", " "))] * comments]):
+            words = plain.split()
+            for word in [None, *dict.fromkeys(words)]:
+                for needle, problems in self.needles.get(word, ()):
+                    if needle in plain:
+                        note("substring", problems, len(needle), needle)
+            ends = {}                                        # problem -> (first word, word after the last) of the run being read
+            for i, gram in enumerate(grams(words)):
+                for at in self.grams.get(gram, ()):
+                    first = ends[at][0] if at in ends and ends[at][1] == i + GRAM - 1 else i
+                    ends[at] = first, i + GRAM
+                    note("10-gram", [at], i + GRAM - first, " ".join(words[first:i + GRAM]))
         called = re.split(r"[.:]", name)[-1]
         for node in defined(code, called)[:1] if called in self.entries else ():
             mine = body_tokens(node)

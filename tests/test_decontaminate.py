@@ -63,6 +63,21 @@ def reasons(check, name, text):
     return [hit["reason"] for hit in check.hits(name, text)]
 
 
+def test_comments_count_where_they_are_trained_on(spread):
+    text = "def gap(xs):\n    # Largest gap\n    # of neighbours in a list\n    return None\n"
+    assert not spread.hits("gap", text) and [hit["reason"] for hit in spread.hits("gap", text, comments=True)] == ["substring"]
+
+
+@pytest.mark.parametrize("how, kept", [({}, {"a.py:weave", "b.py:gap"}), ({"unit": "files"}, {"b.py"}), ({"keep_comments": True}, {"a.py:weave"})])
+def test_whole_files_and_kept_comments(spread, tmp_path, how, kept, tok):
+    """Under its own name a copy is found within a file too; a docstring in a comment counts if comments are kept."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text(CLEAN.replace("return", "c = 1\n    return") + "\n\n" + COPY)
+    (tmp_path / "code" / "b.py").write_text("def gap(xs):\n    # Largest gap\n    # of neighbours in a list\n    b = 2\n    return b\n")
+    whole = corpus.prepare(str(tmp_path / "code"), tok, 1000, check=spread, cache=tmp_path / "cache", progress=False, **how)
+    assert {s.name for s in whole} == kept and whole.manifest["counts"]["contaminated"] == whole.contamination()["dropped"] == 2 - (kept != {"a.py:weave"})
+
+
 # ---------------------------------------------------------------- (1) substring
 
 def test_a_docstring_is_found_whatever_case_whitespace_and_comments(spread):
@@ -282,7 +297,7 @@ def code(tmp_path):
 
 def test_a_run_trains_on_what_is_left(toy, code, capfd):
     run = runs.Run(make(**code))
-    names = [s.name for s in run.expert + run.heldout]
+    names = [s.name for s in [*run.expert, *run.heldout]]
     assert sorted(names) == sorted(f"a.py:f{i}" for i in range(60))
     assert "61 functions checked against humaneval (1); missing or damaged: humaneval+" in capfd.readouterr().err
     run.begin()
@@ -300,7 +315,7 @@ def test_a_run_unchecked_says_so_and_one_that_cannot_check_is_refused(code, monk
         runs.Run(make(**code))
     assert "\n" not in str(e.value)
     run = runs.Run(make(**code, decontaminate=False))
-    assert "a.py:spread" in [s.name for s in run.expert + run.heldout] and run.contamination == {"benchmarks": {}}
+    assert "a.py:spread" in [s.name for s in [*run.expert, *run.heldout]] and run.contamination == {"benchmarks": {}}
     assert "not checked against any benchmark (--decontaminate false)" in capfd.readouterr().err
     run.begin()
     assert json.load(open(run.path("settings.json")))["decontaminate"] is False
