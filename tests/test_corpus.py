@@ -251,9 +251,10 @@ def test_licences(given, good):
 def test_several_sources_count_a_function_once(trained, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-        (tmp_path / name / f"{name}.py").write_text(GOOD + GOOD.replace("f(", f"{name}(").replace("y", name * 3))
+        (tmp_path / name / f"{name}.py").write_text((GOOD + GOOD.replace("f(", f"{name}(").replace("y", name * 3)).replace("    ", "   "))
     whole = prepared(f"{tmp_path / 'a'}, {tmp_path / 'b'},json,", trained, tmp_path / "cache", near=0)
     assert [s.name for s in whole][:3] == ["a.py:f", "a.py:a", "b.py:b"] and whole[-1].name.startswith("json/")
+    assert list(whole)[3:] == list(prepared("json", trained, tmp_path / "cache", near=0))                  # with separators of their own
     first, second, third = (one["counts"] for one in whole.manifest["sources"])
     assert (first["kept"], second["kept"], second["duplicate"]) == (2, 1, 1) and third["kept"] > 5
     assert whole.manifest["counts"]["tokens"] == sum(len(s.ids) for s in whole) == sum(of["tokens"] for of in (first, second, third))
