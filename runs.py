@@ -159,9 +159,12 @@ class Run:
 
 
 def prepared(cfg, tok):
-    """The corpus.Corpus of the settings."""
-    return prepare(cfg.data, tok, cfg.max_tokens, cfg.min_lines, cfg.unit, cfg.keep_comments, cfg.near_duplicate, cfg.text_column,
-                   checker(cfg.data_dir) if cfg.decontaminate else None, cfg.cache, parallel.rank() == 0)
+    """The corpus.Corpus of the settings; of several ranks the first makes it, and the others open it."""
+    given = (cfg.data, tok, cfg.max_tokens, cfg.min_lines, cfg.unit, cfg.keep_comments, cfg.near_duplicate, cfg.text_column,
+             checker(cfg.data_dir) if cfg.decontaminate else None, cfg.cache)
+    if parallel.world() > 1:
+        parallel.alone(prepare)(*given)
+    return prepare(*given)
 
 
 RLVR_FIELDS = ("init", "suite", "eval_suite", "n_rl", "rl_steps", "prompts", "completions", "rl_lr", "rl_warmup", "epochs", "minibatches", "micro_tokens",
