@@ -552,7 +552,7 @@ def said(whole):
     rows = [["source", "licence", "items", "found", "kept", "tokens", "duplicates", "near", "contaminated"]]
     for one in whole.manifest["sources"] + [{"data": "all", "counts": whole.manifest["counts"]}]:
         of = one["counts"]
-        rows.append([f"{one['data']} {one.get('version', '')}".strip(), one.get("licence", ""),
+        rows.append([f"{one['data']} {one.get('version', '')}".strip(), one.get("licence", "")[:40],
                      *(f"{of[k]:,}" for k in ("items", "found", "kept", "tokens", "duplicate", "near_duplicate", "contaminated"))])
     width = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, width))).rstrip() for row in rows]
