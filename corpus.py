@@ -260,24 +260,28 @@ def prepare(spec, tok, max_tokens, min_lines=2, unit="definitions", keep_comment
             tqdm.write(f"corpus {one.spec}: nothing in it", file=sys.stderr)
     settings = dict(max_tokens=max_tokens, min_lines=min_lines, unit=unit, keep_comments=keep_comments, near=near, column=column)
     key = fingerprint(found, settings, tok, check)
-    folder, parts = pathlib.Path(cache, key), pathlib.Path(cache, f"{key}.unfinished")
+    folder, parts, lock = (pathlib.Path(cache, key + ending) for ending in ("", ".unfinished", ".lock"))
+    there = os.path.exists(cache)
     try:
         os.makedirs(cache, exist_ok=True)
-        with alone(pathlib.Path(cache, f"{key}.lock")):
+        with alone(lock):
             if not folder.exists():
                 os.makedirs(parts, exist_ok=True)
                 count = make_parts(parts, found, tok, settings, check, progress, cores)
-                join(parts, count, found, settings, tok, check, progress)
-                os.rename(parts / "whole", folder)
+                counts = join(parts, count, found, settings, tok, check, progress)
+                if counts["kept"]:
+                    os.rename(parts / "whole", folder)
             shutil.rmtree(parts, ignore_errors=True)
-        whole = Corpus(folder)
+        if folder.exists():
+            return Corpus(folder)
+        lock.unlink()                                        # a mistake leaves nothing behind
+        if not there and not os.listdir(cache):
+            os.rmdir(cache)
     except OSError as e:
         raise UserError(f"--cache {cache}: cannot be used ({e.strerror or e}); give another folder") from None
-    if not len(whole):
-        said = ", ".join(f"{k} {n}" for k, n in whole.manifest["counts"].items() if n)
-        raise UserError(f"corpus {spec!r}: no function of {min_lines} or more lines and at most {max_tokens} tokens ({said or 'nothing in it'}); "
-                        "give other code, or change --max-tokens or --min-lines")
-    return whole
+    said = ", ".join(f"{k} {n}" for k, n in counts.items() if n)
+    raise UserError(f"corpus {spec!r}: no function of {min_lines} or more lines and at most {max_tokens} tokens ({said or 'nothing in it'}); "
+                    "give other code, or change --max-tokens or --min-lines")
 
 
 def fingerprint(found, settings, tok, check):
@@ -477,7 +481,7 @@ def near_duplicates(folder, table, dtype, near, progress):
 # ---------------------------------------------------------------- the parts, joined
 
 def join(parts, count, found, settings, tok, check, progress):
-    """Parts -> the folder parts/whole. Texts that an earlier part holds are dropped here, and near-duplicates."""
+    """Parts -> the folder parts/whole, and the counts. Texts that an earlier part holds are dropped here, and near-duplicates."""
     folder, dtype = parts / "whole", id_type(tok)
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
@@ -533,6 +537,7 @@ def join(parts, count, found, settings, tok, check, progress):
                 "counts": total, "held_out": int(table["held"].sum()), "dtype": dtype.str, "seps": list(seps),
                 "sha256": {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"}}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    return total
 
 
 def part(parts, n, name):
