@@ -18,6 +18,9 @@ def setting(default, text, choices=None):
     return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
 
 
+UNITS = ("definitions", "functions", "methods", "files")
+
+
 @dataclasses.dataclass
 class Config:
     # the run
@@ -37,8 +40,14 @@ class Config:
     rollout_bf16: bool = setting(True, "E-step: sample and score thoughts with a bfloat16 copy of the weights; programs too (the bound is always float32)")
 
     # the corpora
-    data: str = setting("domain", "expert code: domain (built-in), stdlib, a folder of .py files, a .py file, a .jsonl with a field text")
-    n_expert: int = setting(4000, "expert snippets, at most")
+    data: str = setting("domain", "expert code: domain (built-in), or, several with commas: stdlib, an installed package, a folder of .py files, a .py, "
+                        ".jsonl, .jsonl.gz or .parquet file")
+    text_column: str = setting("text", "column of .jsonl and .parquet that holds the code")
+    unit: str = setting("definitions", "what a snippet of real code is: definitions (functions and methods), functions, methods, files", UNITS)
+    keep_comments: bool = setting(False, "real code: leave its comments where they are; false: every comment is a thought's to write")
+    near_duplicate: float = setting(0.8, "real code: snippets so similar (Jaccard, runs of five tokens) to one before them are left out; 0: all stay")
+    cache: str = setting("", "folder of prepared corpora; default: corpora, beside the run's folder")
+    n_expert: int = setting(4000, "expert snippets, at most; real code: 0: all")
     n_heldout: int = setting(64, "held-out expert snippets for the bound; never trained on")
     max_tokens: int = setting(160, "real code: longer snippets are left out")
     min_lines: int = setting(2, "real code: so are snippets with fewer lines that can take a thought")
@@ -201,6 +210,7 @@ def make(preset="tiny", **given):
         raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
     cfg = Config(**{"preset": preset, **PRESETS[preset], **given})
     cfg.out = cfg.out or f"runs/{cfg.preset}-{cfg.seed}"
+    cfg.cache = cfg.cache or os.path.join(os.path.dirname(os.path.normpath(cfg.out)) or ".", "corpora")
     for f in dataclasses.fields(Config):
         value, key = getattr(cfg, f.name), "--" + f.name.replace("_", "-")
         if f.metadata["choices"] and value not in f.metadata["choices"]:
@@ -211,11 +221,15 @@ def make(preset="tiny", **given):
             raise UserError(f"{key} 0: expected at least 1")
     if cfg.block < cfg.max_tokens:
         raise UserError(f"--block {cfg.block}: expected at least --max-tokens {cfg.max_tokens}, because no snippet is cut")
+    if cfg.data == "domain" and not cfg.n_expert:
+        raise UserError("--n-expert 0: expected at least 1, because the built-in domain has no end")
+    if cfg.near_duplicate > 1:
+        raise UserError(f"--near-duplicate {cfg.near_duplicate}: expected a similarity from 0 (all stay) to 1 (only the same goes)")
     if cfg.estep == "oracle" and cfg.data != "domain":
         raise UserError(f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}")
     return cfg
 
 
-POSITIVE = {"infuse", "resample", "save_every", "n_expert", "n_heldout", "max_tokens", "min_lines", "n_layer", "n_head", "d_model", "d_ff",
+POSITIVE = {"infuse", "resample", "save_every", "n_heldout", "max_tokens", "min_lines", "n_layer", "n_head", "d_model", "d_ff",
             "max_len", "rows", "n_rl", "prompts", "completions", "epochs", "minibatches", "micro_tokens", "rounds", "eval_samples", "block",
             "iters", "snippets", "group", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}

@@ -1,27 +1,65 @@
-"""Corpora of real Python: files to functions to snippets.
+"""Corpora of real Python: sources to functions to snippets, prepared once, on disk.
 
-Comments are stripped, so that every comment is a latent; docstrings stay. What is given of a function (s_0) is its decorators, signature and
-docstring. Nothing that can be wrong with a file ends the reading: it is counted.
+    python corpus.py --data stdlib,sympy --preset smollm2            prepare, and print the account; train.py --data stdlib,sympy then uses it
+
+1. Items (files, records; sources.py) are cut into functions and methods, or taken whole (--unit). Comments are stripped, so that every comment is a
+   latent (--keep-comments true keeps them: a comment then belongs to the line before it); docstrings stay. What is given (s_0) is
+   decorators, signature and docstring, or a file's docstring.
+2. Dropped are: what does not mean the same once it is dedented, texts that came before, what holds a benchmark's problem (decontaminate.py), what is
+   too long or too short, and near-duplicates. Nothing that can be wrong with a source ends the preparation: it is counted.
+3. Near-duplicates. The shingles S(x) of a snippet are its runs of five tokens; J(a, b) = |S(a) & S(b)| / |S(a) | S(b)|. MinHash (128 permutations) in
+   bands finds the pairs to look at, and J is then computed exactly: a snippet is dropped if J >= --near-duplicate with one before it. With B bands of R
+   rows a pair is looked at with probability 1 - (1 - J^R)^B: 0.95 at J = 0.8, 0.999 at 0.87. A chain a ~ b ~ c may drop c too.
+4. One snippet in ten, by a checksum of its text, is held out. As near-duplicates are gone by then, none of it is left to be trained on.
+
+The work is done by several processes, about a megabyte of code at a time, each part written to a file of its own: an interrupted preparation goes on
+where it stopped. The parts are then joined into files that are mapped into memory, and a Snippet is made when it is asked for. What stays in memory is
+about a hundred bytes a function while joining, and a few a snippet after. The folder's name is a hash of all that decides its content (sources by path,
+size and time, settings, tokenizer, benchmarks, Python's version); it is there whole or not at all.
+
+    manifest.json          settings; by source its version, licence, sha256, and counts: items, found, each reason of dropping, kept, tokens
+    contamination.json     functions dropped for a benchmark, and why
+    ids.bin                tokens, uint16 or uint32
+    first.bin, sep.bin     by line: index of its first token; which separator (listed in the manifest)
+    names.bin, docs.npy    names; by snippet where all of these begin
 """
 import ast
+import contextlib
+import fcntl
+import hashlib
 import inspect
 import io
 import json
+import multiprocessing
+import os
 import pathlib
-import random
-import sysconfig
+import shutil
+import signal
+import sys
+import threading
 import tokenize
 import warnings
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
+import numpy as np
 from tqdm import tqdm
 
-from config import UserError
-from data import snippet
+from config import UserError, parse
+from data import Snippet, snippet
+from sources import BAD, chunks, python2, read, sources
 
-SKIP = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "turtledemo", "__pycache__"}    # folders of the standard library
+FORMAT = 1                                                   # of the files; a new number makes old ones useless
 DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
-COUNTED = ("files", "functions", "kept", "undecodable", "syntax_error", "bad_json", "rewritten", "duplicate", "too_long", "too_short", "no_line")
+DROPPED = ("rewritten", "duplicate", "contaminated", "too_long", "too_short", "no_line", "near_duplicate")
+COUNTED = ("items", *BAD, "found", *DROPPED, "kept", "tokens")
+PERMUTATIONS, SHINGLE, LEADERS = 128, 5, 16                  # of MinHash; tokens; snippets of a bucket that others are compared with, at most
+DOC = np.dtype([("ids", "i8"), ("lines", "i8"), ("name", "i8"), ("n_ids", "i4"), ("n_lines", "i4"), ("n_name", "i4"), ("n_sep", "i4"), ("prompt", "i4"),
+                ("source", "i2"), ("held", "?")])
 
+
+# ---------------------------------------------------------------- Python to functions
 
 def strip_comments(text):
     """Python without its comments: lines that held only a comment vanish, blanks before a trailing comment go. Docstrings stay.
@@ -39,150 +77,510 @@ def strip_comments(text):
 
 
 def meaning(node):
-    """What a function does, as text that is blind to the indentation of its docstrings."""
+    """What a function or a module does, as text that is blind to the indentation of its docstrings."""
     for sub in ast.walk(node):
         if isinstance(sub, DEFS + (ast.ClassDef,)) and ast.get_docstring(sub, clean=False) is not None:
             sub.body[0].value.value = inspect.cleandoc(sub.body[0].value.value)
     return ast.dump(node)
 
 
-def functions(source):
+def functions(source, unit="definitions", keep_comments=False):
     """Functions of a module and methods of its classes -> (name, text, prompt_chars) each, dedented, without comments or final newline.
 
     text[:prompt_chars] is what is given: decorators, signature and docstring, up to the end of a line. A function whose syntax tree would
-    change (a string whose lines lose indentation) is yielded with text None. Raises SyntaxError, ValueError or RecursionError
-    where `source` is not Python.
+    change (a string whose lines lose indentation) is yielded with text None. unit: "functions" or "methods" only, or "files": the module as
+    it is, under the name "". Raises SyntaxError, ValueError or RecursionError where `source` is not Python.
     """
     lines = source.split("\n")
 
     def visit(body, prefix):
         for node in body:
-            if isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef) and unit != "functions":
                 yield from visit(node.body, f"{prefix}{node.name}.")
-            elif isinstance(node, DEFS):
+            elif isinstance(node, DEFS) and (prefix or unit != "methods"):
                 begin = min(n.lineno for n in [node] + node.decorator_list) - 1
                 text = lines[begin:node.end_lineno]
                 margin = text[0][:len(text[0]) - len(text[0].lstrip())]
-                text = "\n".join(line.removeprefix(margin) for line in text)
-                try:
-                    text = strip_comments(text).rstrip()
-                    new = ast.parse(text).body[0]
-                    same = meaning(node) == meaning(new)
-                except (SyntaxError, tokenize.TokenError):
-                    same = False
-                yield prefix + node.name, *((text, header(text, new)) if same else (None, 0))
+                yield prefix + node.name, *plain("\n".join(line.removeprefix(margin) for line in text), node)
+
+    def plain(text, node):
+        try:
+            text = (text if keep_comments else strip_comments(text)).rstrip()
+            tree = ast.parse(text)
+            new = tree if isinstance(node, ast.Module) else tree.body[0]
+            return (text, header(text, new)) if meaning(node) == meaning(new) else (None, 0)
+        except (SyntaxError, tokenize.TokenError, RecursionError):
+            return None, 0
 
     def header(text, node):
         rows = text.split("\n")
         if ast.get_docstring(node, clean=False) is not None:
             return len("\n".join(rows[:node.body[0].end_lineno]))
+        if isinstance(node, ast.Module):
+            return 0                                         # then the first statement is what is given (data.snippet)
         first = min(n.lineno for n in [node.body[0]] + getattr(node.body[0], "decorator_list", []))
         return len("\n".join(rows[:max(first - 1, node.lineno)]).rstrip())
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                      # invalid escapes in strings are not ours to report
-        yield from visit(ast.parse(source).body, "")
+        tree = ast.parse(source)
+        if unit != "files":
+            yield from visit(tree.body, "")
+        elif tree.body:
+            yield "", *plain(source, tree)
 
 
-def sources(spec, seed, shuffle):
-    """Sources of a corpus -> list of (name, function that returns the text). Raises UserError where there is none."""
-    def read(path):
-        raw = path.read_bytes()
-        try:
-            text = raw.decode(tokenize.detect_encoding(io.BytesIO(raw).readline)[0])
-        except SyntaxError as e:                             # a coding line with an unknown name
-            raise LookupError(str(e)) from None
-        return text.replace("\r\n", "\n").replace("\r", "\n")
-
-    def field(line):
-        record = json.loads(line)
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise KeyError("text")
-        return record["text"].replace("\r\n", "\n").replace("\r", "\n")
-
-    expected = "expected 'stdlib', a folder of .py files, a .py file or a .jsonl file with a field 'text'"
-    path = pathlib.Path(sysconfig.get_path("stdlib") if spec == "stdlib" else spec).expanduser()
-    if path.is_dir():
-        skip = SKIP if spec == "stdlib" else {"__pycache__"}
-        files = [p for p in path.rglob("*.py") if not skip & set(p.relative_to(path).parts)]
-        found = [(str(p.relative_to(path)), lambda p=p: read(p)) for p in sorted(files) if p.is_file()]
-    elif path.suffix == ".py" and path.is_file():
-        found = [(path.name, lambda: read(path))]
-    elif path.suffix == ".jsonl" and path.is_file():
-        found = [(f"{path.name}:{n}", lambda line=line: field(line)) for n, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
-    else:
-        raise UserError(f"corpus {spec!r}: {'not a kind of file known here' if path.exists() else 'no such file or folder'}; {expected}")
-    if not found:
-        raise UserError(f"corpus {spec!r}: nothing in it; {expected}")
-    if shuffle:
-        random.Random(seed).shuffle(found)
-    return found
+def units(item, counts, unit="definitions", keep_comments=False):
+    """What an item holds -> (list of (name, text or None, prompt_chars), the bytes it was read from). Counts the item, and what is wrong with it."""
+    text, raw, bad = read(item)
+    counts["items"] += 1
+    found = []
+    try:
+        for name, part, prompt in [] if bad else functions(text, unit, keep_comments):
+            found.append((f"{item.name}:{name}" if name else item.name, part, prompt))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        bad = "python2" if python2(text) else "syntax_error"
+    if bad:
+        counts[bad] += 1
+    counts["found"] += len(found)
+    return found, raw
 
 
-def distinct(spec, counts, seed=0, shuffle=False, progress=True):
-    """Functions in `spec`, each text once -> yields a list of (name, text, prompt_chars) a file. counts: a dict of COUNTED, kept up to date."""
-    seen = set()
-    for name, read in tqdm(sources(spec, seed, shuffle), desc="reading", unit="file", disable=not progress, delay=2, leave=False):
-        counts["files"] += 1
-        found = []
-        try:
-            text = read()
-            text.encode()
-            for function, text, prompt in functions(text):
-                counts["functions"] += 1
-                if text is None:
-                    counts["rewritten"] += 1
-                elif text in seen:
-                    counts["duplicate"] += 1
-                else:
-                    seen.add(text)
-                    found.append((f"{name}:{function}", text, prompt))
-        except (json.JSONDecodeError, KeyError):
-            counts["bad_json"] += 1
-        except (UnicodeError, LookupError, OSError):
-            counts["undecodable"] += 1
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            counts["syntax_error"] += 1
-        yield found
+def distinct(spec, counts, unit="definitions", keep_comments=False, column="text", progress=True):
+    """Functions in `spec`, each text once -> yields a list of (name, text, prompt_chars) an item. counts: a dict of COUNTED, kept up to date."""
+    seen, found = set(), sources(spec, column)
+    with tqdm(total=sum(size for one in found for _, _, size in one.files), desc="reading", unit="B", unit_scale=True, disable=not progress, delay=2,
+              leave=False) as bar:
+        for one in found:
+            for size, some in chunks(one, column):
+                for item in some:
+                    kept = []
+                    for name, text, prompt in units(item, counts, unit, keep_comments)[0]:
+                        key = text and checksum(text)
+                        if text is None or key in seen:
+                            counts["rewritten" if text is None else "duplicate"] += 1
+                        else:
+                            seen.add(key)
+                            kept.append((name, text, prompt))
+                    yield kept
+                bar.update(size)
 
 
-def corpus(spec, tok, max_tokens, min_lines=2, max_snippets=None, seed=0, progress=True, check=None):
-    """Snippets of the functions in `spec` -> (list of Snippet, counts). Same arguments, same files: same list.
+def checksum(text):
+    """64 bits of a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
-    spec        'stdlib' (the running Python's library, without its tests), a folder of .py files, a .py file, or a .jsonl file whose
-                lines hold source code in a field `text`.
+
+# ---------------------------------------------------------------- a corpus on disk
+
+class Corpus:
+    """Snippets in a folder that `prepare` made, or some of them: len, indices, slices and iteration as of a list, each Snippet made when it is asked for."""
+
+    def __init__(self, folder, numbers=None):
+        """numbers: which snippets, in which order; None: all."""
+        self.folder = pathlib.Path(folder)
+        self.manifest = json.loads((self.folder / "manifest.json").read_text())
+        self.docs = np.load(self.folder / "docs.npy", mmap_mode="r")
+        self.ids, self.first, self.sep, self.names = (mapped(self.folder / f"{name}.bin", dtype) for name, dtype in (
+            ("ids", self.manifest["dtype"]), ("first", "u4"), ("sep", "u4"), ("names", "u1")))
+        self.numbers = np.arange(len(self.docs), dtype=np.int32 if len(self.docs) < 2 ** 31 else np.int64) if numbers is None else numbers
+
+    def take(self, numbers):
+        """The snippets of these numbers, in this order."""
+        some = object.__new__(Corpus)
+        some.__dict__.update(self.__dict__, numbers=self.numbers[numbers])
+        return some
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            return self.take(at)
+        doc = self.docs[self.numbers[at]]
+        lines = slice(doc["lines"], doc["lines"] + doc["n_lines"])
+        return Snippet(self.ids[doc["ids"]:doc["ids"] + doc["n_ids"]].tolist(), int(doc["prompt"]), self.first[lines].tolist(),
+                       [list(self.manifest["seps"][s]) for s in self.sep[lines]],
+                       self.names[doc["name"]:doc["name"] + doc["n_name"]].tobytes().decode("utf-8", "surrogateescape"))
+
+    def held(self):
+        """(n,) bool: which are held out."""
+        return self.docs["held"][self.numbers]
+
+    def sizes(self):
+        """(n,) tokens of each, lines, and tokens of all its separators."""
+        return tuple(self.docs[key][self.numbers] for key in ("n_ids", "n_lines", "n_sep"))
+
+    def contamination(self):
+        """What decontaminate.Checker.report said."""
+        return json.loads((self.folder / "contamination.json").read_text())
+
+
+def mapped(path, dtype):
+    return np.memmap(path, dtype=dtype, mode="r") if os.path.getsize(path) else np.zeros(0, dtype)
+
+
+def sizes(snippets):
+    """Of a Corpus or a list of Snippets: (n,) tokens of each, lines, and tokens of all its separators."""
+    if isinstance(snippets, Corpus):
+        return snippets.sizes()
+    return tuple(np.array(x) for x in zip(*((len(s.ids), len(s.first), sum(map(len, s.sep))) for s in snippets)))
+
+
+def order(n, seed, epoch=0):
+    """The numbers 0 … n-1 in random order, a function of (seed, epoch): where a run stopped is a position in it."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def split(whole, seed, n_expert=0, n_heldout=0):
+    """A Corpus -> (to train on, held out), both in random order, at most so many (0: all)."""
+    at = order(len(whole), seed)
+    held = whole.held()[at]
+    return whole.take(at[~held][:n_expert or None]), whole.take(at[held][:n_heldout or None])
+
+
+# ---------------------------------------------------------------- preparation
+
+def prepare(spec, tok, max_tokens, min_lines=2, unit="definitions", keep_comments=False, near=0.8, column="text", check=None, cache="runs/corpora",
+            progress=True, cores=None):
+    """The Corpus of the sources in `spec` (see sources.py). Same arguments, same sources: same files, however often it was interrupted.
+
     max_tokens  longer snippets are left out (eos counts); min_lines: so are those with fewer lines that can take a thought.
-    max_snippets  a sample of that many, drawn with `seed`: files in random order until there are four times as many functions.
-    check       says of a function's (name, text) whether it is to be dropped (`decontaminate.Checker`), each before it is chosen; None: all stay.
-    counts      files, functions, kept, and what was left out: contaminated (if there is a check), undecodable, syntax_error, bad_json, rewritten
-                (text would not mean the same), duplicate (same text), too_long, too_short, no_line (no line can take a thought).
-    Raises UserError if nothing is left.
+    near        least Jaccard similarity of near-duplicates; 1: only equal sets of shingles go; 0: none is looked for.
+    check       says of a function's (name, text) whether it is to be dropped (`decontaminate.Checker`); None: all stay.
+    cache       the folder of prepared corpora; cores: processes (default: as many as there are cores).
+    Raises UserError if a source is not there, or nothing is left.
     """
-    counts, found = dict.fromkeys(COUNTED + ("contaminated",) * (check is not None), 0), []
-    for some in distinct(spec, counts, seed, max_snippets is not None, progress):
-        found += some
-        if max_snippets is not None and len(found) >= 4 * max_snippets:
-            break
-    if max_snippets is not None:
-        random.Random(seed).shuffle(found)
-    kept = []
-    for name, text, prompt in tqdm(found, desc="cutting into lines", unit="function", disable=not progress, delay=2, leave=False):
-        if max_snippets is not None and len(kept) >= max_snippets:
-            break
-        if check is not None and check(name, text):
-            counts["contaminated"] += 1
-            continue
-        if len(text) > max_tokens and len(tok.encode(text)) >= max_tokens:
-            counts["too_long"] += 1
-            continue
-        snip = snippet(tok, text, prompt, name)
-        if snip is None or len(snip.ids) > max_tokens or len(snip.first) < min_lines:
-            counts["no_line" if snip is None else "too_long" if len(snip.ids) > max_tokens else "too_short"] += 1
-        else:
-            kept.append(snip)
-    counts["kept"] = len(kept)
-    if not kept:
-        said = ", ".join(f"{k} {n}" for k, n in counts.items() if n)
-        raise UserError(f"corpus {spec!r}: no function of {min_lines} or more lines and at most {max_tokens} tokens ({said}); "
-                        "give other code, or change max_tokens or min_lines")
-    return kept, counts
+    found = sources(spec, column)
+    for one in found:
+        if not one.about.get("permissive", True):
+            tqdm.write(f"corpus {one.spec}: its licence is {one.about['licence']!r}, which is not one of the permissive ones (MIT, BSD, Apache, ISC, "
+                       "zlib, PSF, Unlicense, CC0, Boost, HPND); what it allows is yours to check", file=sys.stderr)
+        if not one.files:
+            tqdm.write(f"corpus {one.spec}: nothing in it", file=sys.stderr)
+    settings = dict(max_tokens=max_tokens, min_lines=min_lines, unit=unit, keep_comments=keep_comments, near=near, column=column)
+    key = fingerprint(found, settings, tok, check)
+    folder, parts, lock = (pathlib.Path(cache, key + ending) for ending in ("", ".unfinished", ".lock"))
+    there = os.path.exists(cache)
+    try:
+        os.makedirs(cache, exist_ok=True)
+        with alone(lock):
+            if not folder.exists():
+                os.makedirs(parts, exist_ok=True)
+                count = make_parts(parts, found, tok, settings, check, progress, cores)
+                counts = join(parts, count, found, settings, tok, check, progress)
+                if counts["kept"]:
+                    os.rename(parts / "whole", folder)
+            shutil.rmtree(parts, ignore_errors=True)
+        if folder.exists():
+            return Corpus(folder)
+        lock.unlink()                                        # a mistake leaves nothing behind
+        if not there and not os.listdir(cache):
+            os.rmdir(cache)
+    except OSError as e:
+        raise UserError(f"--cache {cache}: cannot be used ({e.strerror or e}); give another folder") from None
+    said = ", ".join(f"{k} {n}" for k, n in counts.items() if n)
+    raise UserError(f"corpus {spec!r}: no function of {min_lines} or more lines and at most {max_tokens} tokens ({said or 'nothing in it'}); "
+                    "give other code, or change --max-tokens or --min-lines")
+
+
+def fingerprint(found, settings, tok, check):
+    """A name for all that decides a corpus. The tokenizer is known by its tokens' lengths, its special ids, and how it cuts a page of signs."""
+    signs = "".join(map(chr, range(9, 1000))) + "def f(x):\n    return  x + 1234\n\n\tif y: don't\r\n" + " " * 40
+    of_tok = [tok.eos, tok.thought_ids, tok.stop_ids, tok.encode(signs), hashlib.sha256(np.asarray(tok.nbytes, np.int64).tobytes()).hexdigest()]
+    files = [(one.spec, [(name, size, path.stat().st_mtime_ns) for name, path, size in one.files]) for one in found]
+    problems = check and [(b, t.name, t.prompt, t.solution, t.entry_point) for b, some in check.found.items() for t in some]
+    what = json.dumps([FORMAT, sys.version_info[:2], settings, files, of_tok, problems,
+                       settings["near"] and [minhash().ALGORITHM_VERSION, PERMUTATIONS, SHINGLE, LEADERS]])
+    return hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def alone(path):
+    """Hold a lock that others of the machine respect, and that the end of the process, however it ends, gives back."""
+    with open(path, "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write("another process is preparing this corpus; waiting for it", file=sys.stderr)
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def make_parts(folder, found, tok, settings, check, progress, cores):
+    """Work on all items, a chunk a file, unless its file is there -> the number of files."""
+    global HERE
+    HERE = dict(folder=folder, tok=tok, settings=settings, check=check)      # forked processes find it there, without its being sent
+    if check is not None:
+        check.ready()
+    cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    pool = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), initializer=obey) if cores > 1 else None
+    waiting, count = [], 0
+    bar = tqdm(total=sum(size for one in found for _, _, size in one.files), desc="preparing", unit="B", unit_scale=True, disable=not progress, delay=2,
+               leave=False)
+    try:
+        for number, one in enumerate(found):
+            for size, some in chunks(one, settings["column"]):
+                if not (folder / f"{count}.npz").exists():
+                    waiting.append((pool.submit(work, count, number, some) if pool else work(count, number, some), size))
+                else:
+                    bar.update(size)
+                count += 1
+                while len(waiting) > 2 * cores or waiting and not pool:
+                    finish(waiting.pop(0), bar)
+        while waiting:
+            finish(waiting.pop(0), bar)
+    except BrokenProcessPool:
+        raise UserError(f"corpus {found[number].spec!r}: a process that worked on it died (killed for memory?); the same command goes on") from None
+    finally:
+        bar.close()
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    return count
+
+
+def finish(job, bar):
+    if job[0]:
+        job[0].result()
+    bar.update(job[1])
+
+
+def obey():
+    """In a process of the pool: leave an interruption to the parent, and end when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def work(count, source, items):
+    """Items -> the file of a part: every unit's checksum and fate, and the snippets that are left so far."""
+    tok, check, settings = HERE["tok"], HERE["check"], HERE["settings"]
+    counts, digest, seps, fates, docs, dropped = dict.fromkeys(COUNTED, 0), hashlib.sha256(), {}, {}, [], []
+
+    def fate(name, text, prompt):
+        """Why a unit is dropped, or "kept"."""
+        inside = [] if check is None or settings["unit"] != "files" else [f for f in functions(text, keep_comments=settings["keep_comments"]) if f[1]]
+        for part, code, _ in [(name, text, prompt), *inside] if check is not None else ():               # a file may hold a solution by its name
+            if why := check.hits(part, code, settings["keep_comments"]):
+                dropped.append({"key": checksum(text), "name": name, "why": why, "text": text})
+                return "contaminated"
+        if len(text) > settings["max_tokens"] and len(tok.encode(text)) >= settings["max_tokens"]:
+            return "too_long"
+        try:
+            snip = snippet(tok, text, prompt, name)
+        except (SyntaxError, tokenize.TokenError):           # what the parser takes and the tokenizer does not
+            snip = None
+        if snip is None or len(snip.ids) > settings["max_tokens"] or len(snip.first) < settings["min_lines"]:
+            return "no_line" if snip is None else "too_long" if len(snip.ids) > settings["max_tokens"] else "too_short"
+        docs.append((snip, zlib.crc32(text.encode()) % 10 == 0))         # by checksum: a text is on one side in every run, whatever the tokenizer
+        return "kept"
+
+    for item in items:
+        found, raw = units(item, counts, settings["unit"], settings["keep_comments"])
+        digest.update(hashlib.sha256(raw).digest())
+        for name, text, prompt in found:
+            if text is None:
+                counts["rewritten"] += 1
+            elif (key := checksum(text)) in fates:
+                counts["duplicate"] += 1
+            else:
+                fates[key] = fate(name, text, prompt)
+    write_part(HERE["folder"] / f"{count}.npz", source, counts, digest.hexdigest(), fates, docs, dropped, tok, settings["near"], seps)
+
+
+def write_part(path, source, counts, digest, fates, docs, dropped, tok, near, seps):
+    """fates: {checksum: fate} in order; docs: (Snippet, held) of those whose fate is "kept"."""
+    names = [s.name.encode("utf-8", "surrogateescape") for s, _ in docs]
+    table = np.zeros(len(docs), DOC)
+    for row, name, (s, held) in zip(table, names, docs):
+        row["n_ids"], row["n_lines"], row["n_name"], row["n_sep"] = len(s.ids), len(s.first), len(name), sum(map(len, s.sep))
+        row["prompt"], row["source"], row["held"] = s.prompt, source, held
+    flat = lambda parts, dtype: np.fromiter((x for part in parts for x in part), dtype)                   # noqa: E731
+    sep = flat(([seps.setdefault(tuple(sep), len(seps)) for sep in s.sep] for s, _ in docs), np.uint32)
+    meta = dict(source=source, counts=counts, digest=digest, dropped=dropped, seps=list(seps))
+    with open(f"{path}.half", "wb") as f:
+        np.savez(f, meta=np.frombuffer(json.dumps(meta).encode("utf-8", "surrogatepass"), np.uint8), keys=np.fromiter(fates, np.uint64, len(fates)),
+                 fates=np.array([FATES.index(x) for x in fates.values()], np.uint8), docs=table, ids=flat((s.ids for s, _ in docs), id_type(tok)),
+                 first=flat((s.first for s, _ in docs), np.uint32), sep=sep, names=np.frombuffer(b"".join(names), np.uint8),
+                 bands=signatures([s.ids[:-1] for s, _ in docs], near, id_type(tok)))
+    os.replace(f"{path}.half", path)
+
+
+FATES = ("kept", *DROPPED)
+
+
+def id_type(tok):
+    return np.dtype(np.uint16 if tok.vocab_size <= 1 << 16 else np.uint32)
+
+
+# ---------------------------------------------------------------- near-duplicates
+
+def minhash():
+    """rensa's MinHash. Raises UserError if the package is missing."""
+    try:
+        from rensa import RMinHash
+    except ImportError:
+        raise UserError("near-duplicates need the package rensa; pip install rensa==0.5.0, or leave them in with --near-duplicate 0") from None
+    return RMinHash
+
+
+def bands_of(near):
+    """How 128 permutations are cut into (bands, rows): as few bands as find 94% of the pairs that are just similar enough. Example: 0.8 -> (16, 8)."""
+    if near == 0:
+        return 0, PERMUTATIONS
+    rows = [r for r in (1, 2, 4, 8, 16, 32, 64) if r == 1 or 1 - (1 - near ** r) ** (PERMUTATIONS // r) >= 0.94]
+    return PERMUTATIONS // rows[-1], rows[-1]
+
+
+def shingles(raw, width):
+    """S(x) of ids as bytes, `width` bytes a token; of fewer than five tokens: all of them as one."""
+    return {raw[i:i + SHINGLE * width] for i in range(0, max(1, len(raw) - (SHINGLE - 1) * width), width)}
+
+
+def signatures(docs, near, dtype):
+    """MinHash of lists of ids -> (n, bands) uint64, equal where a band's rows are."""
+    bands, rows = bands_of(near)
+    found = np.zeros((len(docs), PERMUTATIONS), np.uint64)
+    for i, ids in enumerate(docs if bands else ()):
+        m = minhash()(num_perm=PERMUTATIONS, seed=1)
+        m.update(list(shingles(np.asarray(ids, dtype).tobytes(), dtype.itemsize)))
+        found[i] = m.digest()
+    mixed = np.zeros((len(docs), bands), np.uint64)
+    for row in range(rows if bands else 0):                  # a polynomial in an odd number, modulo 2^64
+        mixed = (mixed + found[:, row::rows]) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    return mixed
+
+
+def near_duplicates(folder, table, dtype, near, progress):
+    """Which of the snippets written so far are near-duplicates of one before them -> (n,) bool. A bucket is the snippets that agree in a band; each is
+    compared with those of its bucket that were not dropped for another one there."""
+    gone = np.zeros(len(table), bool)
+    fd, width = os.open(folder / "ids.bin", os.O_RDONLY), dtype.itemsize
+
+    def look(i):
+        doc = table[i]
+        return shingles(os.pread(fd, (int(doc["n_ids"]) - 1) * width, int(doc["ids"]) * width), width)
+
+    for band in tqdm(range(bands_of(near)[0]), desc="near-duplicates", unit="band", disable=not progress, delay=2, leave=False):
+        keys = np.fromfile(folder.parent / f"band{band}.bin", np.uint64)
+        left = np.flatnonzero(~gone)
+        at = left[np.argsort(keys[left], kind="stable")]
+        edges = np.flatnonzero(np.concatenate([[True], keys[at[1:]] != keys[at[:-1]], [True]])) if len(at) else np.zeros(1, int)
+        for k in np.flatnonzero(np.diff(edges) > 1):
+            leaders = []
+            for i in at[edges[k]:edges[k + 1]]:
+                mine = look(i)
+                if any(len(mine & other) >= near * len(mine | other) for other in leaders):
+                    gone[i] = True
+                elif len(leaders) < LEADERS:
+                    leaders.append(mine)
+    os.close(fd)
+    return gone
+
+
+# ---------------------------------------------------------------- the parts, joined
+
+def join(parts, count, found, settings, tok, check, progress):
+    """Parts -> the folder parts/whole, and the counts. Texts that an earlier part holds are dropped here, and near-duplicates."""
+    folder, dtype = parts / "whole", id_type(tok)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    counts = [dict.fromkeys(COUNTED, 0) for _ in found]
+    digests, dropped, seps, tables = [hashlib.sha256() for _ in found], [], {}, []
+    keys = [part(parts, n, "keys") for n in range(count)]
+    ends = np.cumsum([0] + [len(k) for k in keys])
+    fresh = np.zeros(ends[-1], bool)                         # is it the first unit with this text?
+    fresh[np.unique(np.concatenate([np.zeros(0, np.uint64), *keys]), return_index=True)[1]] = True
+    del keys
+    at = dict.fromkeys(("ids", "lines", "name"), 0)
+    with contextlib.ExitStack() as files:
+        out = {name: files.enter_context(open(folder / f"{name}.bin", "wb")) for name in ("ids", "first", "sep", "names")}
+        bands = [files.enter_context(open(parts / f"band{b}.bin", "wb")) for b in range(bands_of(settings["near"])[0])]
+        for n in tqdm(range(count), desc="joining", unit="part", disable=not progress, delay=2, leave=False):
+            with np.load(parts / f"{n}.npz") as z:
+                some = {name: z[name] for name in z.files}
+            meta, new, kept = json.loads(some["meta"].tobytes().decode("utf-8", "surrogatepass")), fresh[ends[n]:ends[n + 1]], some["fates"] == 0
+            of = counts[meta["source"]]
+            for key in meta["counts"]:
+                of[key] += meta["counts"][key]
+            of["duplicate"] += int((~new).sum())
+            for fate in np.flatnonzero(np.bincount(some["fates"][new], minlength=len(FATES))[1:]) + 1:
+                of[FATES[fate]] += int((some["fates"][new] == fate).sum())
+            known = set(some["keys"][new].tolist())
+            dropped += [{k: v for k, v in d.items() if k != "key"} for d in meta["dropped"] if d["key"] in known]
+            digests[meta["source"]].update(bytes.fromhex(meta["digest"]))
+            table, stay = some["docs"], new[kept]
+            own = np.array([seps.setdefault(tuple(s), len(seps)) for s in meta["seps"]] + [0], np.uint32)
+            for name, flat, sizes_of in (("ids", some["ids"], table["n_ids"]), ("first", some["first"], table["n_lines"]),
+                                         ("sep", own[some["sep"]], table["n_lines"]), ("names", some["names"], table["n_name"])):
+                flat[np.repeat(stay, sizes_of)].tofile(out[name])
+            for b, f in enumerate(bands):
+                some["bands"][stay, b].tofile(f)
+            table = table[stay]
+            for key, size in (("ids", "n_ids"), ("lines", "n_lines"), ("name", "n_name")):
+                table[key] = at[key] + np.cumsum(table[size]) - table[size]
+                at[key] += int(table[size].sum())
+            tables.append(table)
+    table = np.concatenate([np.zeros(0, DOC), *tables])
+    del tables
+    gone = near_duplicates(folder, table, dtype, settings["near"], progress)
+    for n, of in enumerate(counts):
+        mine = table["source"] == n
+        of["near_duplicate"], of["kept"], of["tokens"] = (int(x) for x in ((mine & gone).sum(), (mine & ~gone).sum(), table["n_ids"][mine & ~gone].sum()))
+    table = table[~gone]
+    np.save(folder / "docs.npy", table)
+    total = {key: sum(of[key] for of in counts) for key in COUNTED}
+    report = {"benchmarks": {}} if check is None else check.account(total["found"] - total["rewritten"] - total["duplicate"], dropped)
+    (folder / "contamination.json").write_text(json.dumps(report, indent=1))
+    manifest = {"settings": settings, "sources": [{"data": one.spec, **one.about, "files": len(one.files), "sha256": digest.hexdigest(), "counts": of}
+                                                  for one, digest, of in zip(found, digests, counts)],
+                "counts": total, "held_out": int(table["held"].sum()), "dtype": dtype.str, "seps": list(seps),
+                "sha256": {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    return total
+
+
+def part(parts, n, name):
+    with np.load(parts / f"{n}.npz") as z:
+        return z[name]
+
+
+def file_digest(path):
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- the command
+
+def said(whole):
+    """The account of a corpus as lines of text: a row a source, then why what was dropped was dropped."""
+    rows = [["source", "licence", "items", "found", "kept", "tokens", "duplicates", "near", "contaminated"]]
+    for one in whole.manifest["sources"] + [{"data": "all", "counts": whole.manifest["counts"]}]:
+        of = one["counts"]
+        rows.append([f"{one['data']} {one.get('version', '')}".strip(), one.get("licence", "")[:40],
+                     *(f"{of[k]:,}" for k in ("items", "found", "kept", "tokens", "duplicate", "near_duplicate", "contaminated"))])
+    width = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, width))).rstrip() for row in rows]
+    counts = whole.manifest["counts"]
+    return "\n".join([*lines, "", "left out: " + (", ".join(f"{k} {counts[k]:,}" for k in BAD + DROPPED if counts[k]) or "nothing"),
+                      f"held out: {whole.manifest['held_out']:,} of {len(whole):,} snippets; in {whole.folder}"])
+
+
+def main(argv):
+    from runs import Run, prepared
+    cfg, _ = parse(argv, {}, __doc__)
+    if cfg.data == "domain":
+        raise UserError("--data domain: the built-in domain is made as it is needed; give stdlib, packages, folders or files")
+    print(said(prepared(cfg, Run(cfg, "rlvr").tok)))
+
+
+if __name__ == "__main__":
+    from corpus import main                                  # one copy of this module, whoever imports it
+    try:
+        main(sys.argv[1:])
+    except UserError as e:
+        print(f"corpus.py: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -132,10 +132,12 @@ class Checker:
     def __init__(self, found, missing=()):
         """found: {benchmark: list of Task}; missing: {benchmark: why there is none}."""
         self.found, self.missing, self.seen, self.dropped = found, dict(missing), 0, []
-        self.problems = []                                   # (benchmark, problem) by number; filled in by index()
+        self.problems = []                                   # (benchmark, problem) by number; filled in by ready()
 
-    def index(self):
+    def ready(self):
         """Make the indices, once there is a function to look up."""
+        if self.problems:
+            return
         self.grams, self.entries = {}, collections.defaultdict(list)             # gram -> problems; name -> [(problem, function)]
         tasks, needles = [(b, t) for b, some in self.found.items() for t in some], {}                     # substring -> problems
         self.problems = [(b, t.name) for b, t in tasks]
@@ -162,20 +164,16 @@ class Checker:
 
     def forget_phrases(self, texts, often=3):
         """Ten-grams that so many of these texts share do not count from here on: phrases of a genre ("a subarray is a contiguous non-empty sequence ...")."""
-        if not self.problems:
-            self.index()
+        self.ready()
         count = collections.Counter(gram for text in texts for gram in set(grams(norm(bare(text)).split())))
         for gram in (gram for gram, n in count.items() if n >= often):
             self.grams.pop(gram, None)
 
-    def hits(self, name, text):
+    def hits(self, name, text, comments=False):
         """Why to drop a function -> list of {reason, benchmark, problem, span}, the strongest a reason and benchmark; empty: keep it.
-        name: the function's, after the last dot or colon; text: its source."""
-        if not self.problems:
-            self.index()
-        code = bare(text)
-        plain = norm(code)
-        words, best = plain.split(), {}
+        name: the function's, after the last dot or colon; text: its source; comments: are they trained on? Then they are searched too."""
+        self.ready()
+        code, best = bare(text), {}
 
         def note(reason, problems, strength, span):
             for benchmark, problem in (self.problems[at] for at in problems):
@@ -183,16 +181,18 @@ class Checker:
                 if key not in best or best[key][0] < strength:
                     best[key] = strength, dict(reason=reason, benchmark=benchmark, problem=problem, span=span)
 
-        for word in [None, *dict.fromkeys(words)]:
-            for needle, problems in self.needles.get(word, ()):
-                if needle in plain:
-                    note("substring", problems, len(needle), needle)
-        ends = {}                                            # problem -> (first word, word after the last) of the run being read
-        for i, gram in enumerate(grams(words)):
-            for at in self.grams.get(gram, ()):
-                first = ends[at][0] if at in ends and ends[at][1] == i + GRAM - 1 else i
-                ends[at] = first, i + GRAM
-                note("10-gram", [at], i + GRAM - first, " ".join(words[first:i + GRAM]))
+        for plain in dict.fromkeys([norm(code), *[norm(text.replace("#", " "))] * comments]):
+            words = plain.split()
+            for word in [None, *dict.fromkeys(words)]:
+                for needle, problems in self.needles.get(word, ()):
+                    if needle in plain:
+                        note("substring", problems, len(needle), needle)
+            ends = {}                                        # problem -> (first word, word after the last) of the run being read
+            for i, gram in enumerate(grams(words)):
+                for at in self.grams.get(gram, ()):
+                    first = ends[at][0] if at in ends and ends[at][1] == i + GRAM - 1 else i
+                    ends[at] = first, i + GRAM
+                    note("10-gram", [at], i + GRAM - first, " ".join(words[first:i + GRAM]))
         called = re.split(r"[.:]", name)[-1]
         for node in defined(code, called)[:1] if called in self.entries else ():
             mine = body_tokens(node)
@@ -220,20 +220,29 @@ class Checker:
         """The account, with every function dropped, why, and its text."""
         return {**self.summary(), "why": self.dropped}
 
+    def account(self, seen, dropped):
+        """The report of so many functions that other processes looked at."""
+        self.seen, self.dropped = seen, dropped
+        return self.report()
+
     def line(self):
-        """The account in one line."""
-        said = self.summary()
-        against = ", ".join(f"{name} ({n})" for name, n in said["benchmarks"].items())
-        reasons = "; ".join(f"{r}: " + ", ".join(f"{b} {n}" for b, n in by.items()) for r, by in said["counts"].items() if by)
-        return (f"decontamination: {said['functions']} functions checked against {against}; missing or damaged: "
-                f"{', '.join(self.missing) or 'none'}; dropped {said['dropped']}" + f" ({reasons})" * bool(reasons))
+        return line(self.summary())
+
+
+def line(said):
+    """An account in one line."""
+    against = ", ".join(f"{name} ({n})" for name, n in said["benchmarks"].items())
+    reasons = "; ".join(f"{r}: " + ", ".join(f"{b} {n}" for b, n in by.items()) for r, by in said["counts"].items() if by)
+    return (f"decontamination: {said['functions']} functions checked against {against}; missing or damaged: "
+            f"{', '.join(said['missing']) or 'none'}; dropped {said['dropped']}" + f" ({reasons})" * bool(reasons))
 
 
 # ---------------------------------------------------------------- the command
 
 def main(argv):
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="the corpus: stdlib, a folder of .py files, a .py file, a .jsonl with a field text")
+    parser.add_argument("--data", required=True, help="the corpus, as for train.py: stdlib, packages, folders, files; several with commas")
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="of .jsonl and .parquet (default text)")
     parser.add_argument("--data-dir", default="", metavar="FOLDER", help="the benchmarks' files; default: see benchmarks.py")
     parser.add_argument("--out", default="", metavar="FILE", help="write the functions kept there, a JSON line {name, text} each")
     parser.add_argument("--report", default="", metavar="FILE", help="write the counts and every function dropped there, with reason and span")
@@ -245,7 +254,7 @@ def main(argv):
     for option, path in (("--out", args.out), ("--report", args.report)):
         check_output(option, path)
     check, counts = checker(args.data_dir), dict.fromkeys(corpus.COUNTED, 0)
-    kept = [(name, text) for some in corpus.distinct(args.data, counts) for name, text, _ in some if not check(name, text)]
+    kept = [(name, text) for some in corpus.distinct(args.data, counts, column=args.text_column) for name, text, _ in some if not check(name, text)]
     if not check.seen:
         raise UserError(f"corpus {args.data!r}: no function in it ({', '.join(f'{k} {n}' for k, n in counts.items() if n)}); give other code")
     tqdm.write(check.line(), file=sys.stderr)

@@ -9,8 +9,8 @@ import os
 import random
 import sys
 import time
-import zlib
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -18,8 +18,8 @@ import data
 import parallel
 import tasks
 from config import UserError
-from corpus import corpus
-from decontaminate import checker
+from corpus import prepare, sizes, split
+from decontaminate import checker, line
 from model import device_of, load_model, save_model, smollm2_path, write_whole
 
 
@@ -66,7 +66,7 @@ class Run:
         return data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(2000)], self.cfg.vocab_size)
 
     def prepare(self):
-        """Expert and held-out snippets. Nothing is written."""
+        """Expert and held-out snippets. Nothing is written in the run's folder."""
         cfg = self.cfg
         if cfg.data == "domain":
             def cut(split, n):
@@ -76,24 +76,22 @@ class Run:
             held, self.heldout = cut(cfg.eval_split, cfg.n_heldout)
             self.hard, self.expert_hard = [t.hard for t in held], [t.hard for t in self.expert_tasks]
         else:
-            check = checker(cfg.data_dir) if cfg.decontaminate else None
-            snippets, counts = corpus(cfg.data, self.tok, cfg.max_tokens, cfg.min_lines, cfg.n_expert + 12 * cfg.n_heldout, cfg.seed, check=check)
-            self.contamination = check.report() if check else {"benchmarks": {}}
-            tqdm.write(check.line() if check else f"corpus {cfg.data}: not checked against any benchmark (--decontaminate false)", file=sys.stderr)
-            held = [zlib.crc32(repr(s.ids).encode()) % 10 == 0 for s in snippets]      # by checksum: a snippet is on one side in every run
-            self.expert = [s for s, h in zip(snippets, held) if not h][:cfg.n_expert]
-            self.heldout = [s for s, h in zip(snippets, held) if h][:cfg.n_heldout]
-            if not self.expert or not self.heldout:
-                raise UserError(f"--data {cfg.data}: {len(snippets)} usable functions, of which {len(self.heldout)} fall to the held-out tenth; expected "
-                                "at least one on either side; give more code")
+            whole = prepared(cfg, self.tok)
+            self.contamination = whole.contamination()
+            tqdm.write(line(self.contamination) if cfg.decontaminate else f"corpus {cfg.data}: not checked against any benchmark (--decontaminate false)",
+                       file=sys.stderr)
+            self.expert, self.heldout = split(whole, cfg.seed, cfg.n_expert, cfg.n_heldout)
+            if not len(self.expert) or not len(self.heldout):
+                raise UserError(f"--data {cfg.data}: {len(whole)} usable functions, of which {len(self.heldout)} fall to the held-out tenth; "
+                                "expected at least one on either side; give more code")
             print(f"corpus {cfg.data}: {len(self.expert)} snippets to train on, {len(self.heldout)} held out; "
-                  + ", ".join(f"{k} {v}" for k, v in counts.items() if v))
-        longest = max(len(s.ids) for s in self.expert)
-        self.most = most = max(len(s.ids) + sum(cfg.think_max + len(sep) for sep in s.sep) + 1 for s in self.expert + self.heldout)
+                  + ", ".join(f"{k} {v}" for k, v in whole.manifest["counts"].items() if v))
+        tokens, lines, seps = (np.concatenate(both) for both in zip(sizes(self.expert), sizes(self.heldout)))
+        longest, self.most = int(tokens[:len(self.expert)].max()), int((tokens + lines * cfg.think_max + seps).max()) + 1
         if longest > cfg.block:
             raise UserError(f"--block {cfg.block}: the longest snippet has {longest} tokens, and none is cut; expected at least that")
-        if most > cfg.max_len:
-            raise UserError(f"--max-len {cfg.max_len}: a snippet may grow to {most} tokens with its thoughts; expected at least that, or a "
+        if self.most > cfg.max_len:
+            raise UserError(f"--max-len {cfg.max_len}: a snippet may grow to {self.most} tokens with its thoughts; expected at least that, or a "
                             "smaller --think-max or --max-tokens")
 
     # ------------------------------------------------------------ checkpoints and metrics
@@ -160,6 +158,15 @@ class Run:
         write_whole({**state, "settings": self.settings, "lines": self.lines}, self.path(f"{name}.state"))
 
 
+def prepared(cfg, tok):
+    """The corpus.Corpus of the settings; of several ranks the first makes it, and the others open it."""
+    given = (cfg.data, tok, cfg.max_tokens, cfg.min_lines, cfg.unit, cfg.keep_comments, cfg.near_duplicate, cfg.text_column,
+             checker(cfg.data_dir) if cfg.decontaminate else None, cfg.cache)
+    if parallel.world() > 1:
+        parallel.alone(prepare)(*given)
+    return prepare(*given)
+
+
 RLVR_FIELDS = ("init", "suite", "eval_suite", "n_rl", "rl_steps", "prompts", "completions", "rl_lr", "rl_warmup", "epochs", "minibatches", "micro_tokens",
                "clip_low", "clip_high", "rl_norm", "rl_std", "rl_kl", "mask_overlong", "rounds", "reward", "reward_time", "thoughts", "eval_every", "eval_samples")
 
@@ -172,7 +179,8 @@ def rlvr_settings(cfg):
 
 def stage_settings(cfg):
     """All settings that decide what another stage computes."""
-    free = {"resume", "out", "save_every", "threads", "shard", "device", "models", "compile", "checkpoint", "eval_tasks", "eval_split", "samples", "temperature", "max_new",
+    free = {"resume", "out", "cache", "save_every", "threads", "shard", "device", "models", "compile", "checkpoint", "eval_tasks", "eval_split",
+            "samples", "temperature", "max_new",
             "elbo_samples", *RLVR_FIELDS}
     return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in free}
 

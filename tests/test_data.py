@@ -35,6 +35,9 @@ ODD = ["", " ", "\n\n\n", "   ", "x   ", "\n    5", "a  5 b", " 's it's don't  '
        "e\u0301", "a\r\n  b", "#" * 40, " " * 70 + "x", "ſ", "ǅa 1٣", "'S 'LL", "\u200b#", "def f(x):\n\treturn x\n", "#\n#", "a\x00b"]
 
 
+CODE = "asyncio,email,http,logging,xml,typing"                                              # of the standard library
+
+
 @pytest.fixture(scope="module")
 def trained():
     return data.train_tokenizer([inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048)
@@ -50,10 +53,10 @@ def smollm2():
 
 
 @pytest.fixture(scope="module", params=["trained", "smollm2"])
-def stdlib(request):
+def stdlib(request, tmp_path_factory):
     tok = request.getfixturevalue(request.param)
-    snips, counts = corpus.corpus("stdlib", tok, 2048, max_snippets=1000, progress=False)
-    assert counts["kept"] == len(snips) == 1000
+    snips = corpus.prepare(CODE, tok, 2048, cache=tmp_path_factory.mktemp("corpora"), progress=False)[:1000]
+    assert len(snips) == 1000
     return tok, snips
 
 
@@ -98,14 +101,14 @@ def test_smallest_vocabulary(trained):
         data.train_tokenizer(["x"], 257)
 
 
-def test_smollm2_ids_are_those_of_hugging_face(smollm2):
+def test_smollm2_ids_are_those_of_hugging_face(smollm2, tmp_path):
     transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
     pre = tokenizers.pre_tokenizers
     folder, file = os.path.split(model.smollm2_path())
     theirs = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file).backend_tokenizer
     # the conversion from GGUF forgets that SmolLM2 splits off single digits first
     theirs.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)])
-    snips, _ = corpus.corpus("stdlib", smollm2, 10_000, min_lines=1, max_snippets=1000, progress=False)
+    snips = corpus.prepare(CODE, smollm2, 10_000, min_lines=1, cache=tmp_path, progress=False)[:1000]
     for text in ODD + [smollm2.decode(s.ids) for s in snips]:
         assert smollm2.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
     assert smollm2.vocab_size == 49152 and max(smollm2.encode("\x04a\x06b\U000f0000")) < 49152     # bytes it lacks are dropped
@@ -181,70 +184,6 @@ def test_one_row():
         assert pos[0, rest].tolist() == list(range(T - total))
     assert [x.tolist() for x in data.one_row([[5, 6], [7]])] == [[[5, 6, 7]], [[0, 1, 0]], [[0, 0, 1]], [[1, 1, 1]]]
     assert data.one_row([])[0].shape == (1, 0)
-
-
-# ---------------------------------------------------------------- corpora
-
-def test_comments_go_and_the_rest_stays():
-    text = 'def f(x):  # why\n    # alone\n    """Doc # stays."""\n    y = "#"  # gone\n\n    return (y,  # a\n            # b\n            x)\n'
-    bare = corpus.strip_comments(text)
-    assert bare == 'def f(x):\n    """Doc # stays."""\n    y = "#"\n\n    return (y,\n            x)\n'
-    assert ast.dump(ast.parse(bare)) == ast.dump(ast.parse(text))
-    for module in (json, random, inspect):
-        source = inspect.getsource(module)
-        assert ast.dump(ast.parse(corpus.strip_comments(source))) == ast.dump(ast.parse(source))
-
-
-def test_functions_of_a_module():
-    source = ("class A:\n    @property\n    def a(self):\n        '''One.\n\n        Two.'''\n        x = 1  # c\n        return x\n\n    def b(self):\n"
-              "        return '''\n    kept'''\n\nasync def f(\n    x,\n):\n    @g\n    def h(): pass\n    return h\n")
-    found = {name: (text, prompt) for name, text, prompt in corpus.functions(source)}
-    text, prompt = found["A.a"]
-    assert text == "@property\ndef a(self):\n    '''One.\n\n    Two.'''\n    x = 1\n    return x" and text[:prompt].endswith("Two.'''")
-    assert found["A.b"] == (None, 0)                                                  # dedenting would change a string
-    text, prompt = found["f"]
-    assert text[:prompt] == "async def f(\n    x,\n):" and list(found) == ["A.a", "A.b", "f"]
-
-
-def test_what_cannot_be_used_is_counted(trained, tmp_path):
-    good = "def f(x):\n    y = x + 1\n    return y\n"
-    (tmp_path / "good.py").write_text(good)
-    (tmp_path / "again.py").write_bytes(good.replace("\n", "\r\n").encode())
-    (tmp_path / "syntax.py").write_text("def f(:\n")
-    (tmp_path / "binary.py").write_bytes(b"x = '\xff\xfe'\n")
-    (tmp_path / "zero.py").write_bytes(b"x = 1\x00\n")
-    (tmp_path / "cookie.py").write_bytes(b"# coding: nonsense\n")
-    (tmp_path / "latin.py").write_bytes("# coding: latin-1\ndef g(x):\n    y = 'é'\n    return y\n".encode("latin-1"))
-    (tmp_path / "long.py").write_text("def l(x):\n" + "    x = x + 1\n" * 300)
-    (tmp_path / "short.py").write_text("def s(x):\n    return x\ndef t(): pass\n")
-    (tmp_path / "empty.py").write_text("")
-    snips, counts = corpus.corpus(str(tmp_path), trained, 256, progress=False)
-    assert [s.name for s in snips] == ["again.py:f", "latin.py:g"]
-    assert counts == {"files": 10, "functions": 6, "kept": 2, "undecodable": 2, "syntax_error": 2, "bad_json": 0, "rewritten": 0, "duplicate": 1,
-                      "too_long": 1, "too_short": 1, "no_line": 1}
-    assert len(corpus.corpus(str(tmp_path / "good.py"), trained, 256, progress=False)[0]) == 1
-
-    lines = [json.dumps({"text": good}), "{broken", "[1]", json.dumps({"text": 3}), json.dumps({"text": "'\ud800'"}), json.dumps({"text": "def ("})]
-    (tmp_path / "c.jsonl").write_text("\n".join(lines) + "\n\n")
-    snips, counts = corpus.corpus(str(tmp_path / "c.jsonl"), trained, 256, progress=False)
-    assert [s.name for s in snips] == ["c.jsonl:1:f"]
-    assert (counts["files"], counts["bad_json"], counts["undecodable"], counts["syntax_error"]) == (6, 3, 1, 1)
-
-
-def test_a_sample_depends_on_the_seed_only(trained):
-    one, two, other = (corpus.corpus("stdlib", trained, 512, max_snippets=20, seed=s, progress=False)[0] for s in (1, 1, 2))
-    assert one == two and one != other
-
-
-@pytest.mark.parametrize("spec", ["missing", "empty", "text.txt", "nothing.py", "bad.jsonl"])
-def test_bad_corpora_give_one_clear_line(trained, tmp_path, spec):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text.txt").write_text("def f(): pass")
-    (tmp_path / "nothing.py").write_text("x = 1\n")
-    (tmp_path / "bad.jsonl").write_text("{\n")
-    with pytest.raises(UserError) as e:
-        corpus.corpus(str(tmp_path / spec), trained, 256, progress=False)
-    assert spec in str(e.value) and "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"hello", b"\xff\xfe", b"aGk= zero\n"])

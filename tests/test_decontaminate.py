@@ -43,7 +43,7 @@ def spread():
 def full():
     """All benchmarks that there are."""
     check = decontaminate.checker()
-    check.index()
+    check.ready()
     return check
 
 
@@ -61,6 +61,21 @@ def toy(monkeypatch, tmp_path):
 
 def reasons(check, name, text):
     return [hit["reason"] for hit in check.hits(name, text)]
+
+
+def test_comments_count_where_they_are_trained_on(spread):
+    text = "def gap(xs):\n    # Largest gap\n    # of neighbours in a list\n    return None\n"
+    assert not spread.hits("gap", text) and [hit["reason"] for hit in spread.hits("gap", text, comments=True)] == ["substring"]
+
+
+@pytest.mark.parametrize("how, kept", [({}, {"a.py:weave", "b.py:gap"}), ({"unit": "files"}, {"b.py"}), ({"keep_comments": True}, {"a.py:weave"})])
+def test_whole_files_and_kept_comments(spread, tmp_path, how, kept, tok):
+    """Under its own name a copy is found within a file too; a docstring in a comment counts if comments are kept."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text(CLEAN.replace("return", "c = 1\n    return") + "\n\n" + COPY)
+    (tmp_path / "code" / "b.py").write_text("def gap(xs):\n    # Largest gap\n    # of neighbours in a list\n    b = 2\n    return b\n")
+    whole = corpus.prepare(str(tmp_path / "code"), tok, 1000, check=spread, cache=tmp_path / "cache", progress=False, **how)
+    assert {s.name for s in whole} == kept and whole.manifest["counts"]["contaminated"] == whole.contamination()["dropped"] == 2 - (kept != {"a.py:weave"})
 
 
 # ---------------------------------------------------------------- (1) substring
@@ -214,8 +229,8 @@ def test_humaneval_without_docstrings_and_under_other_names(full):
 
 def test_library_code_stays(full):
     """A sample of the standard library: almost all of it stays, and the same on a second look; hand-made code stays."""
-    some = corpus.distinct("stdlib", dict.fromkeys(corpus.COUNTED, 0), seed=3, shuffle=True, progress=False)
-    sample = [f for _, batch in zip(range(80), some) for f in batch]
+    some = corpus.distinct("asyncio,email,http,unittest,random,statistics,heapq", dict.fromkeys(corpus.COUNTED, 0), progress=False)
+    sample = [f for batch in some for f in batch]
     why = [full.hits(name, text) for name, text, _ in sample]
     assert len(sample) > 1000 and sum(map(bool, why)) < 0.002 * len(sample)
     assert why == [full.hits(name, text) for name, text, _ in sample] and not full.hits("weave", CLEAN)
@@ -282,7 +297,7 @@ def code(tmp_path):
 
 def test_a_run_trains_on_what_is_left(toy, code, capfd):
     run = runs.Run(make(**code))
-    names = [s.name for s in run.expert + run.heldout]
+    names = [s.name for s in [*run.expert, *run.heldout]]
     assert sorted(names) == sorted(f"a.py:f{i}" for i in range(60))
     assert "61 functions checked against humaneval (1); missing or damaged: humaneval+" in capfd.readouterr().err
     run.begin()
@@ -300,7 +315,7 @@ def test_a_run_unchecked_says_so_and_one_that_cannot_check_is_refused(code, monk
         runs.Run(make(**code))
     assert "\n" not in str(e.value)
     run = runs.Run(make(**code, decontaminate=False))
-    assert "a.py:spread" in [s.name for s in run.expert + run.heldout] and run.contamination == {"benchmarks": {}}
+    assert "a.py:spread" in [s.name for s in [*run.expert, *run.heldout]] and run.contamination == {"benchmarks": {}}
     assert "not checked against any benchmark (--decontaminate false)" in capfd.readouterr().err
     run.begin()
     assert json.load(open(run.path("settings.json")))["decontaminate"] is False
