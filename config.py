@@ -34,7 +34,7 @@ class Config:
     resume: bool = setting(False, "go on where a killed run stopped; stages that are done are not repeated")
     save_every: int = setting(5, "steps between checkpoints (pretraining: five times as many)")
     compile: str = setting("auto", "torch.compile of the blocks in training: true, false, or auto: on a GPU", ("auto", "true", "false"))
-    checkpoint: bool = setting(False, "in training keep each block's input only and compute the rest again on the way back: less memory, a third more work")
+    checkpoint: bool = setting(False, "training: keep each block's input only and compute the rest again on the way back: less memory, more work")
     micro_tokens: int = setting(6400, "tokens of a micro-batch: less memory, same result")
     bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay in float32)")
     rollout_bf16: bool = setting(True, "E-step: sample and score thoughts with a bfloat16 copy of the weights; programs too (the bound is always float32)")
