@@ -90,27 +90,31 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, tokens_at_once=6000
 
         -1/N sum_n sum_t A_t log q(z_t | s_t, z_<t)  +  kl/N sum over the thoughts' tokens of KL( q(. | ...) || pi(. | ...) )
 
-    A (2, N, L) as from `advantages`. Returns (loss, mean KL a token, trained tokens, largest |log q now - log q recorded|). With several ranks
-    each takes its share of the rows, and all give them all.
+    A (2, N, L) as from `advantages`. Returns (loss, mean KL a token, trained tokens, largest |log q now - log q recorded|). Rows are read
+    up to their last event, and equal ones once. With several ranks each takes its share of the rows, and all give them all.
     """
     loss, total_kl, tokens, gap, contents = 0.0, 0.0, 0, 0.0, 0
-    order = parallel.mine(sorted(range(len(rolls.rows)), key=lambda n: len(rolls.rows[n].ids)))            # rows of one length together
-    rows_at_once = max(1, tokens_at_once // max((len(rolls.rows[n].ids) for n in order), default=1))
-    parts = [order[start:start + rows_at_once] for start in range(0, len(order), rows_at_once)]
-    for chosen in parallel.turns(q, [part for part in parts if np.isin(rolls.events[:, 0], part).any()]):
-        where = {n: i for i, n in enumerate(chosen)}
-        mine = np.isin(rolls.events[:, 0], chosen)
+    ends = np.zeros(len(rolls.rows), dtype=np.int64)
+    np.maximum.at(ends, rolls.events[:, 0], rolls.events[:, 1])                             # (N,) nothing is learned from what follows the last event
+    alike = {}                                                                              # rows that are the same are read once: those that never think
+    for n in np.flatnonzero(ends).tolist():
+        alike.setdefault(tuple(rolls.rows[n].ids[:ends[n]]), []).append(n)
+    order = parallel.mine(sorted(alike, key=len))                                           # rows of one length together
+    rows_at_once = max(1, tokens_at_once // max(map(len, order), default=1))
+    for ids in parallel.turns(q, [order[start:start + rows_at_once] for start in range(0, len(order), rows_at_once)]):
+        where = {n: i for i, row in enumerate(ids) for n in alike[row]}
+        mine = np.isin(rolls.events[:, 0], list(where))
         events = rolls.events[mine].copy()
         content = events[:, 2] >= TOKEN
         weight = torch.as_tensor(A[content.astype(int), events[:, 0], events[:, 3]], dtype=torch.float32, device=q.device)
         events[:, 0] = [where[n] for n in events[:, 0]]
-        ids = [rolls.rows[n].ids for n in chosen]
         hidden = hidden_before(q, ids, events, amp)                                         # (m, D)
         logp = event_logprobs(q, tok, hidden, events, amp)                                  # (m,)
         part = -(weight * logp).sum() / len(rolls.rows)                                     # gradient
         if kl and content.any():
             with torch.no_grad():
-                other = hidden_before(pi, ids, events[content], amp)
+                some, at = np.unique(events[content, 0], return_inverse=True)               # the rows that think
+                other = hidden_before(pi, [ids[i] for i in some], np.column_stack([at, events[content, 1:]]), amp)
             with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
                 away = token_kl(hidden[torch.as_tensor(content)], q.head_weight, other, pi.head_weight)
             part = part + kl * away.sum() / len(rolls.rows)
