@@ -38,6 +38,7 @@ import parallel
 from elbo import iw_bound, line_rewards, log1mexp, token_kl, token_logprobs
 from rollouts import ACT, END, TOKEN
 
+
 # ---------------------------------------------------------------- advantages and the update
 
 def advantages(line_logp, gain, think, valid, G, c, credit="prefix", discount=1.0, normalise=True, floor=math.inf):
