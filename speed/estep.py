@@ -12,6 +12,21 @@ for as many steps as the row with the most thoughts takes. F and W are the measu
 
 NOISE (`values` of the row "rounding"): the largest and the root mean square difference, in nats, between log pi of a line in the trunk and of the same line
 in the same context read as a value (the only thing that differs is the shape of the forward).
+
+What was tried (core-seconds; SmolLM2 in bfloat16, six functions of 153 to 230 tokens, G = 4, thoughts of 14, before 10 / 40 / 100% of the lines, gains included; an
+AMD EPYC without AMX, busy with other processes; before: caches copied a row, all lines behind a thought forwarded, weights not packed)
+    all of what follows, q is not pi                23.2 / 65.0 / 140.8 -> 13.2 / 35.9 / 81.7; q is pi: 15.7 / 48.0 / 95.8 -> 11.8 / 35.3 / 66.8      kept
+    the same on the tiny preset, bfloat16           1.11 / 3.79 / 8.38 -> 0.67 / 2.34 / 4.83; float32, q is pi: 0.91 / 3.14 / 6.48 -> 0.66 / 2.51 / 5.21
+    tokens read, q is not pi                        6,298 / 19,072 / 43,736 -> 5,569 / 14,010 / 28,852
+    look-ahead to the next u_t < P(think)           tokens of q: 2% more than a line at a time, which is the least; all lines: 53% more (q's own, 27% of lines)   kept
+    look-ahead of a fixed number of lines           three lines: 17% more; kept for tests (`window`)                                 kept
+    matrix products without padding                 attention alone is padded, in batches of like length                             kept
+    rows swapped in the cache, not moved            3% of the tiny preset's run                                                      kept
+    values after sampling instead of on the way     the same tokens, in a few full batches instead of one a thought                  kept
+    equal rows read once by the update              at the rates of a base model most rollouts never think                           kept
+    the trunk shared in the update too              at 20% of the lines 15% fewer tokens; not written                                -
+    KL from rollouts' states of pi                  would save a forward of the rows that think (a seventh of the update); not written   -
+Where the time goes (SmolLM2, 40%, q is pi, with gains, 25.6 core-s): bfloat16 products 42%, the float32 head 27%, attention 8% and the decode step's own 7%.
 """
 import copy
 import dataclasses
