@@ -24,8 +24,8 @@ AMD EPYC without AMX, busy with other processes; before: caches copied a row, al
     rows swapped in the cache, not moved            3% of the tiny preset's run                                                      kept
     values after sampling instead of on the way     the same tokens, in a few full batches instead of one a thought                  kept
     equal rows read once by the update              at the rates of a base model most rollouts never think                           kept
-    the trunk shared in the update too              at 20% of the lines 15% fewer tokens; not written                                -
-    KL from rollouts' states of pi                  would save a forward of the rows that think (a seventh of the update); not written   -
+    the trunk shared in the update too              at 20% of the lines about 15% fewer tokens (derived); not written                -
+    KL from rollouts' states of pi                  would save one forward of four in the update (derived); not written   -
 Where the time goes (SmolLM2, 40%, q is pi, with gains, 25.6 core-s): bfloat16 products 42%, the float32 head 27%, attention 8% and the decode step's own 7%.
 """
 import copy
