@@ -1,4 +1,4 @@
-"""One token a row: the decode step on static buffers, with prompts that their samples share, and the draw of a token.
+"""One token a row: the decode step on static buffers, with prompts that their samples share, and the draw of a token; and many tokens a row.
 
 A prompt is read once and its keys and values are kept once: its samples read them together, as one matrix product a head (arXiv 2402.05099).
 What a row wrote itself is kept apart; one softmax goes over the scores of both parts.
@@ -6,6 +6,8 @@ What a row wrote itself is kept apart; one softmax goes over the scores of both 
 `Decoder.step` has static shapes and writes in place. On a GPU it is recorded as a CUDA graph when a shape comes the third time, and replayed
 from then on; lengths are rounded up to multiples of 128 and counts to powers of two, so that there are few shapes. On the CPU the same function
 runs eagerly, on caches that are exactly as long as needed and on weights that are packed once a call.
+
+`Reader` is the other half, for tokens that are known (rollouts.py): many of them a row, on caches that rows share, with the same packed weights.
 
 Numbers: the residual stream and the logits are float32, whatever the weights' type; the head is a float32 copy. With bfloat16 weights 1.3% of
 the tokens of SmolLM2 are recorded with a probability that is off by more than a tenth from that of one forward of the whole row. It would be

@@ -39,6 +39,7 @@ from data import one_tree, tree_parts
 from elbo import iw_bound, line_rewards, log1mexp, token_kl, token_logprobs
 from rollouts import ACT, END, TOKEN
 
+
 # ---------------------------------------------------------------- advantages and the update
 
 def advantages(line_logp, gain, think, valid, G, c, credit="prefix", discount=1.0, normalise=True, floor=math.inf):
@@ -97,8 +98,8 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
     """
     loss, total_kl, contents, read, read_pi, gap = 0.0, 0.0, 0, 0, 0, 0.0
     ends = np.zeros((2, len(rolls.rows)), dtype=np.int64)                                   # tokens before the last event; before the last of a thought
-    for n, j, kind, _, _ in rolls.events:
-        ends[:, n] = j, j if kind >= TOKEN else ends[1, n]
+    for end, some in zip(ends, (rolls.events, rolls.events[rolls.events[:, 2] >= TOKEN])):
+        np.maximum.at(end, some[:, 0], some[:, 1])
     mine = [n for n in parallel.mine(range(len(rolls.rows))) if ends[0, n]]
     rows = [rolls.rows[n].ids[:ends[0, n]] for n in mine]
     for part in parallel.turns(q, tree_parts(rows, micro_tokens)):

@@ -14,6 +14,7 @@ import tasks
 from estep import advantages, durations, event_logprobs, hidden_before, policy_gradient, summary
 from model import ModelConfig, Transformer
 from rollouts import ACT, END, FIRST, TOKEN, Rollouts, Row, draw_uniforms, rollout
+from speed.estep import token_by_token
 from test_elbo import HASH, LATENTS, NEWLINE, SNIP, THINK_MAX as TINY_MAX, TOK, log_pi, random_q, softmaxed, tiny_model, with_thoughts
 
 torch.set_num_threads(1)
@@ -222,6 +223,55 @@ def test_rollouts_are_sequential_sampling(tok, snips, models, same, settings):
             without, gained = (score(pi, tok, snip, z)[t:].sum() for z in till) if t in thoughts else (0, 0)
             assert row.gain[t] == pytest.approx(gained - without, abs=1e-3)
     assert rolls.think.sum() > 10 and np.abs(rolls.lines(lambda r: r.gain)).max() > 0.5  # the test sees what it should
+
+
+def alike(rolls, slow, logq, reward):
+    """Rollouts against what `token_by_token` returned for the same uniforms."""
+    for n, (row, (ids, thoughts, logs, lines)) in enumerate(zip(rolls.rows, slow, strict=True)):
+        assert (row.ids, row.thoughts) == (ids, thoughts)
+        assert np.allclose(rolls.logq[rolls.events[:, 0] == n], logs, rtol=0, atol=logq)
+        assert np.allclose(row.line_logp, lines, rtol=0, atol=reward)
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("rate", [None, 0.1, 0.4, 1.0])
+def test_windows_change_nothing(tok, snips, models, same, rate):
+    """Any look-ahead gives the thoughts, log q, likelihoods and gains of one token at a time; shorter ones read fewer tokens that are discarded."""
+    q, pi = models[0], models[0] if same else models[1]
+    slow = token_by_token(q, tok, snips, 3, THINK_MAX, (5,), rate)
+    if not same:                                             # the same latents, scored by the other
+        slow = [(*row[:3], score(pi, tok, snips[n // 3], row[1])) for n, row in enumerate(slow)]
+    runs = {w: rollout(q, pi, tok, snips, 3, THINK_MAX, (5,), rate=rate, window=w) for w in (0, 1, 3, 1000)}
+    for rolls in runs.values():
+        alike(rolls, slow, 1e-4, 1e-3)
+        for a, b in zip(rolls.rows, runs[0].rows):
+            assert np.allclose(a.gain, b.gain, rtol=0, atol=1e-3)
+    read = {w: rolls.forward_tokens for w, rolls in runs.items()}
+    assert read[1] <= read[3] <= read[1000] and read[0] <= read[1000] and (rate is None or read[0] == read[1])
+
+
+def test_only_what_is_needed(tok, snips, models):
+    """need: the latents are the same ones, nothing is measured that was not asked for, and less is read; rewards cost no more than the finished rows."""
+    for pi in models:
+        whole, some, few = (rollout(models[0], pi, tok, snips, 3, THINK_MAX, (5,), need=need) for need in ("gains", "rewards", "latents"))
+        for a, b, c in zip(whole.rows, some.rows, few.rows):
+            assert a.ids == b.ids == c.ids and np.allclose(a.line_logp, b.line_logp, rtol=0, atol=1e-4) and np.isnan(c.line_logp).all()
+            assert all(np.flatnonzero(np.isnan(row.gain)).tolist() == sorted(row.thoughts) for row in (b, c))
+        rows = sum(len(row.ids) - 1 - row.prefix for row in some.rows if row.thoughts) + sum(len(s.ids) - 1 for s in snips)
+        assert some.forward_tokens - few.forward_tokens <= rows and (pi is models[0] or some.forward_tokens - few.forward_tokens == rows)
+        later = [(row, t) for row in whole.rows for t in sorted(row.thoughts)[1:]]
+        assert whole.forward_tokens - some.forward_tokens == sum(len(row.snip.ids) - row.snip.first[t] for row, t in later) > 0
+        assert "gain" in summary(whole, C) and "gain" not in summary(some, C)
+
+
+def test_rollouts_of_a_real_model(smollm2):
+    """SmolLM2 in float32, two functions of the standard library of different lengths: rollouts are what one token at a time gives."""
+    model, tok, _ = smollm2
+    some = [data.snippet(tok, text, chars, name) for name, text, chars in corpus.functions(inspect.getsource(heapq)) if name in ("heappush", "heappop")]
+    for rate, G in ((None, 1), (0.1, 2), (0.4, 2), (1.0, 1)):
+        rolls = rollout(model, model, tok, some, G, 4, (6,), rate=rate)
+        alike(rolls, token_by_token(model, tok, some, G, 4, (6,), rate), 1e-4, 1e-3)
+        assert len(some) == 2 and (rate is None or rate < 0.4 or rolls.think.any())
 
 
 @pytest.fixture(scope="module")
