@@ -107,7 +107,7 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
         index = np.isin(rolls.events[:, 0], chosen)
         events = rolls.events[index].copy()                                                 # (m, 5)
         content = events[:, 2] >= TOKEN
-        weight = torch.as_tensor(A[content.astype(int), events[:, 0], events[:, 3]], dtype=torch.float32, device=q.device)
+        weight = A[content.astype(int), events[:, 0], events[:, 3]]                         # (m,)
         order = np.argsort(chosen)
         events[:, 0] = order[np.searchsorted(chosen[order], events[:, 0])]                  # rows by their place in `part`
         hidden, node = hidden_before(q, [rows[i] for i in part], events, amp)               # (T, D), (m,)
@@ -117,7 +117,8 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
         same = torch.as_tensor(same.reshape(-1), device=q.device)
         states = hidden[node[torch.as_tensor(first, device=q.device)]]                      # (u, D)
         logp = event_logprobs(q, tok, states, events[first], amp)                           # (u,)
-        part_loss = -(torch.zeros_like(logp).index_add(0, same, weight) * logp).sum() / len(rolls.rows)                 # gradient
+        weight = torch.as_tensor(np.bincount(same.cpu(), weight), dtype=logp.dtype, device=q.device)                   # (u,)
+        part_loss = -(weight * logp).sum() / len(rolls.rows)                                                           # gradient
         if kl and content.any():
             some = events[first][:, 2] >= TOKEN                                             # (u,)
             times = same.bincount()[torch.as_tensor(some, device=q.device)]                 # how many rows each is of

@@ -36,9 +36,9 @@ import torch
 
 import data
 import mstep
-from elbo import token_logprobs
+from config import make
 from estep import advantages, policy_gradient
-from model import ModelConfig, Transformer, count_params, work_size
+from model import ModelConfig, Transformer, work_size
 from rollouts import draw_uniforms, rollout
 from speed.measure import absent, installed, interleaved
 from speed.sampling import SMOLLM2, hf_model
@@ -226,7 +226,6 @@ def rollout_rows(quick, rates):
 
 def estep(q, pi, opt, tok, snips, G, rate, credit="prefix", kl=0.3, cast=True):
     """One E-step as train.py takes it -> Rollouts, (seconds are the caller's)."""
-    import contextlib
     for_rollouts = lambda m: copy.deepcopy(m).bfloat16() if cast else m
     rolls = rollout(for_rollouts(q), pi, tok, snips, G, THOUGHT, (0,), rate=rate, need="gains" if credit == "prefix" else "rewards")
     A = advantages(rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain), rolls.think, rolls.valid, G, 0.05, credit)
@@ -243,13 +242,13 @@ def step_rows(quick, rates):
     pi, G, rate, B = copy.deepcopy(q).bfloat16().requires_grad_(False), 4, 0.2, 1 if quick else 4
     snips, tok = snippets(B, 250, cfg.vocab_size)
     opt = mstep.adamw(q, 1e-6, 0.0)
-    batch = data.batch_rows([s.ids for s in snips], None, [[b] for b in range(B)], 250, tok.eos)
-    settings = type("Settings", (), {"bf16": True, "grad_clip": 1.0})
+    docs, settings = [s.ids for s in snips], make("smollm2")
+    kinds = [[data.PROMPT] * PROMPT + [data.CODE] * (len(ids) - PROMPT) for ids in docs]
     kept = []
     peers = {"ours": lambda: kept.append(estep(q, pi, opt, tok, snips, G, rate)),
              "rollouts": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate),
              "rewards only": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate, need="rewards"),
-             "NTP step": lambda: mstep.ntp_step(q, opt, batch, 1e-6, settings)}
+             "NTP step": lambda: mstep.ntp_step(q, opt, docs, kinds, 1e-6, settings)}
     seconds = interleaved(peers, 1, rates, desc="E-step", warm=not quick)
     yield {"row": f"E-step, credit by prefix, G={G}, thoughts before {rate:.0%}", "work": B, "unit": "snippets", "seconds": seconds,
            "values": {"NTP steps": seconds["ours"] / seconds["NTP step"], "rollouts in NTP steps": seconds["rollouts"] / seconds["NTP step"],
