@@ -33,7 +33,7 @@ class Config:
     shard: bool = setting(False, "under torchrun: share weights, gradients and optimizer out over the ranks (FSDP2); false: a whole model on each (DDP)")
     resume: bool = setting(False, "go on where a killed run stopped; stages that are done are not repeated")
     save_every: int = setting(5, "steps between checkpoints (pretraining: five times as many)")
-    compile: str = setting("auto", "torch.compile of the blocks in training: true, false, or auto: on a GPU", ("auto", "true", "false"))
+    compile: str = setting("auto", "torch.compile in training, of blocks and log-probabilities: true, false, or auto: on a GPU", ("auto", "true", "false"))
     checkpoint: bool = setting(False, "training: keep each block's input only and compute the rest again on the way back: less memory, more work")
     micro_tokens: int = setting(6400, "tokens of a micro-batch: less memory, same result")
     bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay in float32)")

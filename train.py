@@ -30,6 +30,7 @@ import torch
 from tqdm import tqdm
 
 import data
+import elbo
 import mstep
 import parallel
 import tasks
@@ -404,6 +405,7 @@ def main(argv):
     cfg, args = parse(argv, {"--stage": dict(default="em", choices=stages, help="what to do (default em)")}, __doc__)
     parallel.settle(cfg)
     set_threads(cfg)
+    elbo.COMPILE = {"auto": None, "true": True, "false": False}[cfg.compile]
     run = Run(cfg, args.stage)
     check(run, args.stage)
     if args.stage != "eval":
