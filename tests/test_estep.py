@@ -268,9 +268,9 @@ def test_rollouts_of_a_real_model(smollm2):
     """SmolLM2 in float32, two functions of the standard library of different lengths: rollouts are what one token at a time gives."""
     model, tok, _ = smollm2
     some = [data.snippet(tok, text, chars, name) for name, text, chars in corpus.functions(inspect.getsource(heapq)) if name in ("heappush", "heappop")]
-    for rate, G in ((None, 1), (0.1, 2), (0.4, 2), (1.0, 1)):
-        rolls = rollout(model, model, tok, some, G, 4, (6,), rate=rate)
-        alike(rolls, token_by_token(model, tok, some, G, 4, (6,), rate), 1e-4, 1e-3)
+    for rate, part, G in ((None, some[:1], 1), (0.1, some[:1], 2), (0.4, some, 2), (1.0, some[:1], 1)):
+        rolls = rollout(model, model, tok, part, G, 3, (6,), rate=rate)
+        alike(rolls, token_by_token(model, tok, part, G, 3, (6,), rate), 1e-4, 1e-3)
         assert len(some) == 2 and (rate is None or rate < 0.4 or rolls.think.any())
 
 
