@@ -324,6 +324,8 @@ def test_rollouts_do_not_depend_on_the_batch(tok, snips, models, rolls):
         for a, b in zip(alone.rows, batch):
             assert np.allclose(a.line_logp, b.line_logp, atol=1e-3) and np.allclose(a.gain, b.gain, atol=1e-3)
         assert np.allclose(alone.logq, rolls.logq[rolls.events[:, 0] // G == i], atol=1e-4)
+    each = [rollout(*models, tok, [s], G, THINK_MAX, (7,), numbers=[i]).forward_tokens for i, s in enumerate(snips)]
+    assert sum(each) == rolls.forward_tokens
     other = rollout(*models, tok, snips[:1], G, THINK_MAX, (8,))
     assert [r.ids for r in other.rows] != [r.ids for r in rolls.rows[:G]] and len({tuple(r.ids) for r in other.rows}) > 1
 
