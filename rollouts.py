@@ -65,7 +65,7 @@ class Rollouts:
     base_logp: list                           # B arrays (L,): log pi of the lines when nothing is ever thought
     events: np.ndarray                        # (M, 5) int: row, index in ids of what the event predicts, kind, line, token
     logq: np.ndarray                          # (M,) log q of each event, recorded while sampling
-    forward_tokens: int                       # tokens that went through q or pi, discarded ones included, padding not
+    forward_tokens: int                       # tokens that went through q or pi: discarded ones too, padding and ended rows' seats not
 
     def lines(self, what):
         """A field of the rows as one padded array. what: row -> (L,). Returns (N, Lmax), zeros where a row has no such line."""
@@ -270,7 +270,7 @@ def think(seats, thinking, think_max, tok, said):
     going = np.ones(len(live), bool)
     for k in range(1, think_max):
         token, logq = decoder.next(most)[:, :len(live)]
-        token, forwards = token.astype(np.int64), forwards + decoder.B
+        token, forwards = token.astype(np.int64), forwards + int(going.sum())
         done, n = np.isin(token, stop)[going], live[going]
         line = np.array([rows[i].next - 1 for i in n])
         first = np.array([rows[i].first[t] for i, t in zip(n, line)])

@@ -1,6 +1,6 @@
 """The E-step: rollouts and rewards, the whole step in units of a step of next-token training, and how the cost grows.
 
-Snippets of SmolLM2-135M's shape with random bfloat16 weights: n tokens, a prompt of 40, lines of 11, thoughts of 14 tokens at `rate` before every line.
+Snippets of SmolLM2-135M's shape with random bfloat16 weights: n tokens, a sixth of them prompt, lines of 11, thoughts of 14 tokens at `rate` before every line.
 Peers of rollouts with rewards (q is pi, G rollouts of each of B snippets; what is compared is sum_t r_t, and so without gains):
     line by line     transformers: before each line `generate` on the G rollouts, those that think; then a forward over context and line for its likelihood.
                      Measured on a few lines spread over a snippet and scaled to all of them.
@@ -43,7 +43,7 @@ from rollouts import draw_uniforms, rollout
 from speed.measure import absent, installed, interleaved
 from speed.sampling import SMOLLM2, hf_model
 
-THOUGHT, PROMPT, LINE = 14, 40, 11                           # tokens
+THOUGHT, LINE = 14, 11                           # tokens
 TINY = ModelConfig(vocab_size=512, max_len=4096)
 
 
@@ -51,8 +51,9 @@ def snippets(B, n, vocab, seed=0):
     """B snippets of n random tokens and a Tokenizer for them, in which two tokens begin a comment and only eos ends one."""
     rng = np.random.default_rng(seed)
     tok = data.Tokenizer(None, vocab - 1, [1, 2], [vocab - 1], np.ones(vocab, dtype=np.int64))
-    first = list(range(PROMPT + 1, n - LINE // 2, LINE))
-    return [data.Snippet(rng.integers(3, vocab - 1, n - 1).tolist() + [tok.eos], PROMPT, first, [[3]] * len(first)) for _ in range(B)], tok
+    prompt = n // 6
+    first = list(range(prompt + 1, n - LINE // 2, LINE))
+    return [data.Snippet(rng.integers(3, vocab - 1, n - 1).tolist() + [tok.eos], prompt, first, [[3]] * len(first)) for _ in range(B)], tok
 
 
 # ---------------------------------------------------------------- the slow ways
@@ -211,7 +212,7 @@ def rollout_rows(quick, rates):
         rolls = kept[-1]
         if theirs is not None:
             seconds["line by line"] *= B * L / some
-        longest = max(len(row.ids) - PROMPT for row in rolls.rows)
+        longest = max(len(row.ids) - row.snip.prompt for row in rolls.rows)
         start = seconds.pop("prompts")
         seconds["token by token"] = start + (seconds["token by token"] - start) / part * longest
         gains, tokens = seconds.pop("with gains"), sum(len(row.ids) for row in rolls.rows)
