@@ -244,7 +244,7 @@ def step_rows(quick, rates):
     snips, tok = snippets(B, 250, cfg.vocab_size)
     opt = mstep.adamw(q, 1e-6, 0.0)
     docs, settings = [s.ids for s in snips], make("smollm2")
-    kinds = [[data.PROMPT] * PROMPT + [data.CODE] * (len(ids) - PROMPT) for ids in docs]
+    kinds = [[data.PROMPT] * s.prompt + [data.CODE] * (len(s.ids) - s.prompt) for s in snips]
     kept = []
     peers = {"ours": lambda: kept.append(estep(q, pi, opt, tok, snips, G, rate)),
              "rollouts": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate),
