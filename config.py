@@ -22,6 +22,7 @@ def setting(default, text, choices=None):
 class Config:
     # the run
     preset: str = setting("tiny", "tiny: a small model on the built-in domain; smollm2: SmolLM2-135M on real Python", ("tiny", "smollm2"))
+    model: str = setting("", "the base model: a folder in Hugging Face's format, a .gguf file, or a name on the hub; default: the preset's")
     out: str = setting("", "folder of the run; default runs/PRESET-SEED")
     name: str = setting("", "name of the result in the run's folder; default: the stage's (base, ntp, ra3)")
     seed: int = setting(0, "seeds the initial weights, the corpora, the order of the data and every draw")

@@ -37,6 +37,7 @@ class ModelConfig:
     d_ff: int = 384
     max_len: int = 1024        # positions; the rotary table is this long
     rope_theta: float = 10000.0
+    rope_llama3: tuple = ()    # Llama 3.1's slower frequencies: factor, low_freq_factor, high_freq_factor, original positions; (): plain ones
     norm_eps: float = 1e-5
     qkv_bias: bool = False
     tied: bool = True          # the head is the embedding matrix
@@ -138,6 +139,22 @@ class Block(nn.Module):
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
 
+def rotary(cfg):
+    """The rotary tables (cos, sin), each (max_len, E/2) float32: angle = position * theta^(-2i/E).
+
+    Llama 3.1 (arXiv 2407.21783) divides the frequencies of waves longer than original / low_freq_factor positions by `factor`, keeps those shorter than
+    original / high_freq_factor, and in between goes from the one to the other linearly in original / wave length.
+    """
+    E = cfg.d_model // cfg.n_head
+    freq = cfg.rope_theta ** (-torch.arange(0, E, 2).float() / E)                            # (E/2,)
+    if cfg.rope_llama3:
+        factor, low, high, original = cfg.rope_llama3
+        kept = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)          # (E/2,) share of the plain frequency
+        freq = kept * freq + (1 - kept) * freq / factor
+    angle = torch.outer(torch.arange(cfg.max_len).float(), freq)                             # (max_len, E/2)
+    return angle.cos(), angle.sin()
+
+
 def rotate(x, rope):
     """Rotary positions, half-split layout. x (B, T, heads, E); rope = (cos, sin), each (1|B, T, 1, E/2)."""
     cos, sin = rope
@@ -153,10 +170,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
         self.head = None if cfg.tied else nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
-        E = cfg.d_model // cfg.n_head
-        angle = torch.outer(torch.arange(cfg.max_len).float(), cfg.rope_theta ** (-torch.arange(0, E, 2).float() / E))
-        self.register_buffer("cos", angle.cos(), persistent=False)                           # (max_len, E/2)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        for name, table in zip(("cos", "sin"), rotary(cfg)):
+            self.register_buffer(name, table, persistent=False)                              # (max_len, E/2)
 
     def init_weights(self, seed=0):
         """Normal(0, 1/sqrt(fan_in)); the layers that write to the residual stream are scaled down by sqrt(2 n_layer)."""

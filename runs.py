@@ -15,12 +15,13 @@ import torch
 from tqdm import tqdm
 
 import data
+import hf
 import parallel
 import tasks
 from config import UserError
 from corpus import corpus
 from decontaminate import checker
-from model import device_of, load_model, save_model, smollm2_path, write_whole
+from model import device_of, load_model, save_model, write_whole
 
 
 class Run:
@@ -59,7 +60,7 @@ class Run:
 
     def tokenizer(self):
         if self.cfg.preset != "tiny":
-            return data.gguf_tokenizer(smollm2_path())
+            return hf.open_tokenizer(hf.find(self.cfg))
         if os.path.exists(self.path("tokenizer.txt")):
             return data.load_tokenizer(self.path("tokenizer.txt"))
         rng = random.Random("tokenizer")
@@ -166,7 +167,7 @@ RLVR_FIELDS = ("init", "suite", "eval_suite", "n_rl", "rl_steps", "prompts", "co
 
 def rlvr_settings(cfg):
     """All settings that decide what RLVR computes, besides the model that it starts from."""
-    return {k: getattr(cfg, k) for k in RLVR_FIELDS + ("preset", "seed", "max_new", "temperature", "bf16", "rollout_bf16", "grad_clip", "decontaminate",
+    return {k: getattr(cfg, k) for k in RLVR_FIELDS + ("preset", "model", "seed", "max_new", "temperature", "bf16", "rollout_bf16", "grad_clip", "decontaminate",
                                                        "data_dir", "eval_tasks", "eval_split")}
 
 

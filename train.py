@@ -29,13 +29,14 @@ import torch
 from tqdm import tqdm
 
 import data
+import hf
 import mstep
 import parallel
 import tasks
 from config import UserError, parse
 from estep import advantages, policy_gradient, rollouts, summary
 from evaluate import bound, for_rollouts, rollouts_of, score, solve
-from model import ModelConfig, Transformer, load_gguf, set_threads, smollm2_path, work_size
+from model import ModelConfig, Transformer, set_threads, work_size
 from rlvr import problems, rlvr
 from runs import Run, stage_settings, steps_bar
 from sandbox import HarnessError
@@ -43,7 +44,7 @@ from sandbox import HarnessError
 PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)          # second word of every seed, after the run's own
 MODEL_FIELDS = ("n_layer", "n_head", "d_model", "d_ff", "vocab_size", "max_len", "pretrain_steps", "pretrain_lr", "notes_share", "useful",
                 "rows", "block", "weight_decay", "grad_clip", "bf16", "seed")                                  # what decides the base model
-TUNE_FIELDS = MODEL_FIELDS + ("preset", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "decontaminate", "data_dir", "infuse", "mstep_steps",
+TUNE_FIELDS = MODEL_FIELDS + ("preset", "model", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "decontaminate", "data_dir", "infuse", "mstep_steps",
                               "lr", "warmup", "iters", "match")                                                        # what decides the NTP baseline
 
 
@@ -138,7 +139,7 @@ def pretrain(run):
     cfg = run.cfg
     if cfg.preset != "tiny":
         if not os.path.exists(run.path("base.pt")):
-            run.save("base", load_gguf(smollm2_path())[0], flops=0.0, settings={})
+            run.save("base", hf.open_model(hf.find(cfg)), flops=0.0, settings={})
         return
     if os.path.exists(run.path("base.pt")):
         return
