@@ -31,6 +31,9 @@ class Config:
     shard: bool = setting(False, "under torchrun: share weights, gradients and optimizer out over the ranks (FSDP2); false: a whole model on each (DDP)")
     resume: bool = setting(False, "go on where a killed run stopped; stages that are done are not repeated")
     save_every: int = setting(5, "steps between checkpoints (pretraining: five times as many)")
+    compile: str = setting("auto", "torch.compile of the blocks in training: true, false, or auto: on a GPU", ("auto", "true", "false"))
+    checkpoint: bool = setting(False, "in training keep each block's input only and compute the rest again on the way back: less memory, a third more work")
+    micro_tokens: int = setting(6400, "tokens of a micro-batch (rlvr: padded): less memory, same result")
     bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay in float32)")
     rollout_bf16: bool = setting(True, "E-step: sample and score thoughts with a bfloat16 copy of the weights; programs too (the bound is always float32)")
 
@@ -53,8 +56,8 @@ class Config:
 
     # next-token training: pretrain, ntp, and the M-step
     useful: float = setting(0.3, "base corpus: share of hard lines with their worked note before them; small: thoughts are rare at first")
-    rows: int = setting(20, "packed rows a step")
-    block: int = setting(288, "tokens a packed row; none is longer, so at least max_tokens and room for thoughts")
+    rows: int = setting(20, "a step takes about rows x block tokens")
+    block: int = setting(288, "tokens of a document, at most, so at least max_tokens and room for thoughts")
     pretrain_steps: int = setting(600, "steps of the base model")
     pretrain_lr: float = setting(3e-3, "its peak learning rate")
     notes_share: float = setting(0.3, "first share of the pretraining steps that sees worked notes only")
@@ -100,7 +103,6 @@ class Config:
     rl_warmup: int = setting(5, "steps of linear warm-up")
     epochs: int = setting(1, "passes over the completions of a step; with more than one, importance ratios differ from 1")
     minibatches: int = setting(1, "optimizer steps a pass")
-    micro_tokens: int = setting(6000, "padded tokens of a micro-batch: less memory, same result")
     clip_low: float = setting(0.2, "importance ratios are clipped below 1 - clip_low")
     clip_high: float = setting(0.28, "and above 1 + clip_high (DAPO's clip-higher)")
     rl_norm: str = setting("token", "the loss is a mean over all tokens (token; DAPO), over completions of the mean over their tokens (sequence; GRPO), or a "
@@ -131,7 +133,7 @@ PRESETS = {
     "smollm2": dict(data="stdlib", n_expert=4000, n_heldout=48, max_tokens=256, max_len=2048, rows=4, block=512, mstep_steps=8, lr=5e-5,
                     warmup=3, save_every=4, infuse=80, iters=1, estep_steps=8, snippets=6, group=4, think_max=16, estep_lr=1e-5,
                     rollout_bf16=True, max_new=512, samples=1, temperature=0.0, elbo_samples=8,
-                    suite="mbpp-train", rl_steps=10, prompts=8, completions=4, rl_lr=2e-6, micro_tokens=2048, eval_samples=1),
+                    suite="mbpp-train", rl_steps=10, prompts=8, completions=4, rl_lr=2e-6, micro_tokens=2560, eval_samples=1),
 }
 
 

@@ -36,6 +36,7 @@ import unicodedata
 import numpy as np
 import tiktoken
 import torch
+import torch.nn.functional as F
 
 from config import UserError
 
@@ -417,43 +418,16 @@ def canonical(tok, ids):
 
 # ---------------------------------------------------------------------------------------------------------------- packing
 
-def pack(docs, length):
-    """Put documents into rows of `length` tokens, first fit, longest first; none is cut -> rows, each a list of indices into docs.
+def one_row(docs, kinds=None, multiple=1):
+    """Documents one behind the other as a row of tensors: ids, pos, doc (1, T) int64 and kind (1, T) int8. T is their tokens.
 
-    Example: documents of 5, 3, 4, 2 tokens, length 7 -> [[0, 3], [2, 1]].   Raises ValueError for a document longer than length.
+    pos restarts at 0 in each document; doc numbers them. multiple: pad to a multiple of so many tokens; padding is a document of its own with ids 0,
+    doc -1 and kind -1. kinds: a list like docs, or None (then kind is CODE).   Example: [[5, 6], [7]] -> ids [[5, 6, 7]], pos [[0, 1, 0]], doc [[0, 0, 1]]
     """
     sizes = [len(d) for d in docs]
-    if sizes and max(sizes) > length:
-        raise ValueError(f"document {int(np.argmax(sizes))} has {max(sizes)} tokens, more than a row of {length}")
-    rows, room = [], np.zeros(len(docs), dtype=np.int64)                 # room left in each row opened so far
-    for i in sorted(range(len(docs)), key=lambda i: (-sizes[i], i)):
-        fits = room[:len(rows)] >= sizes[i]
-        r = int(fits.argmax()) if fits.any() else len(rows)
-        if r == len(rows):
-            rows.append([])
-            room[r] = length
-        rows[r].append(i)
-        room[r] -= sizes[i]
-    return rows
-
-
-def batch_rows(docs, kinds, rows, length, pad):
-    """Tensors of packed rows: ids, pos, doc (B, length) int64 and kind (B, length) int8.
-
-    pos restarts at 0 in each document; doc numbers the documents of a row. Padding has ids=pad, pos 0, doc -1 and kind -1: it sees
-    only padding. kinds: a list like docs, or None (then kind is CODE everywhere but on padding).
-    """
-    ids = torch.full((len(rows), length), pad, dtype=torch.int64)                            # (B, T)
-    pos = torch.zeros(len(rows), length, dtype=torch.int64)
-    doc = torch.full((len(rows), length), -1, dtype=torch.int64)
-    kind = torch.full((len(rows), length), -1, dtype=torch.int8)
-    for b, row in enumerate(rows):
-        i = 0
-        for n, d in enumerate(row):
-            j = i + len(docs[d])
-            ids[b, i:j] = torch.as_tensor(docs[d])
-            pos[b, i:j] = torch.arange(j - i)
-            doc[b, i:j] = n
-            kind[b, i:j] = CODE if kinds is None else torch.as_tensor(kinds[d], dtype=torch.int8)
-            i = j
-    return ids, pos, doc, kind
+    rest = -sum(sizes) % multiple
+    pos = [torch.arange(size) for size in sizes] + [torch.arange(rest)]
+    doc = torch.arange(len(docs)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
+    kinds = [[CODE] * size for size in sizes] if kinds is None else kinds
+    ids, kind = (torch.tensor([i for d in lists for i in d], dtype=dtype) for lists, dtype in ((docs, torch.int64), (kinds, torch.int8)))
+    return F.pad(ids, (0, rest))[None], torch.cat(pos)[None], F.pad(doc, (0, rest), value=-1)[None], F.pad(kind, (0, rest), value=-1)[None]

@@ -10,6 +10,8 @@ The key/value cache is indexed by *position*: a token at position p of its row l
 0..p. So "cut this row back to n tokens" is nothing but writing from position n again, rows may have any lengths, and
 what padding leaves behind is never seen, because it is overwritten before any query reaches it.
 
+Training has no padding: documents lie one behind the other in a long row, and attention goes document by document (`Documents`).
+
 Shapes: B batch, T new tokens, S slots of the cache, D width, H query heads, K key/value heads, E head width, V vocabulary.
 """
 import dataclasses
@@ -19,12 +21,19 @@ import math
 import os
 import pathlib
 import pickle
+import sys
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from config import UserError
+
+try:
+    from torch.nn.attention.varlen import varlen_attn                     # flash attention over documents of any length; CUDA only
+except ImportError:
+    varlen_attn = None
 
 
 @dataclasses.dataclass
@@ -81,21 +90,70 @@ class Cache:
             mine[rows, :, :theirs.shape[2]] = theirs.to(mine.dtype)
 
 
+class Documents:
+    """Where the documents of packed rows lie; worked out once a batch, on its device. The rows are taken end to end: N = B T tokens.
+
+    bounds, longest    (documents + 1,) int32, the first token of each document, and N; length of the longest one: what varlen_attn asks for
+    shapes             [(n, L), ...] on the way without it: buckets of n documents of nearly one length, each filled up to the longest, L
+    cells              (C,) the token in each cell of the buckets. Cells behind a document's end repeat its last token: causal attention from
+                       a real token never reaches them, and their own result is not used
+    home               (N,) the cell of each token: cells[home] is 0..N-1
+    """
+
+    def __init__(self, doc):
+        """doc (B, T): a document is a run of one number within a row; padding is one too."""
+        first = torch.ones_like(doc, dtype=torch.bool)
+        first[:, 1:] = doc[:, 1:] != doc[:, :-1]
+        self.bounds = F.pad(first.flatten().nonzero()[:, 0], (0, 1), value=doc.numel()).int()
+        begin, length = self.bounds[:-1].long(), self.bounds.diff()
+        sizes, order = length.sort(descending=True, stable=True)
+        sizes = sizes.tolist()
+        self.longest, self.shapes, cells, real = sizes[0], [], [], []
+        while sizes:
+            L = sizes[0]
+            n = sum(size >= 0.8 * L for size in sizes)
+            some, order, sizes = order[:n, None], order[n:], sizes[n:]                       # (n, 1)
+            place = torch.arange(L, device=doc.device)
+            cells.append((begin[some] + place.minimum(length[some] - 1)).flatten())
+            real.append((place < length[some]).flatten())
+            self.shapes.append((n, L))
+        self.cells, real = torch.cat(cells), torch.cat(real).nonzero()[:, 0]
+        self.home = torch.empty_like(real)
+        self.home[self.cells[real]] = real
+
+
 def attend(q, k, v, bias):
-    """softmax(q k^T / sqrt(E) + bias) v with grouped heads. q (B, H, T, E); k, v (B, K, S, E); bias (1|B, 1, T, S), 0 or -inf.
+    """softmax(q k^T / sqrt(E) + bias) v with grouped heads. q (B, T, H, E); k, v (B, S, K, E); bias (1|B, 1, T, S), 0 or -inf; or None: causal,
+    T = S. Returns (B, T, H, E).
 
     On the CPU two plain matrix products are faster than torch's fused kernel for short rows, forward and backward; elsewhere
     the fused kernel is used. Both compute the same thing.
     """
-    B, H, T, E = q.shape
-    K, S = k.shape[1], k.shape[2]
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=H != K)
+    (B, T, H, E), (_, S, K, _) = q.shape, k.shape
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)     # (B, heads, T, E)
+    if q.device.type != "cpu" or S > 1024 and bias is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=H != K).transpose(1, 2)
+    if bias is None:
+        bias = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)[None, None]
     with torch.autocast("cpu", enabled=False):                            # the softmax stays in q's type
         q = (q * E ** -0.5).reshape(B, K, H // K * T, E)                  # the heads of a group share k and v
         scores = q @ k.transpose(-1, -2)                                  # (B, K, H/K * T, S)
         scores = (scores.view(B, K, H // K, T, S) + bias[:, :, None]).view(B, K, H // K * T, S)
-        return (scores.softmax(-1) @ v).view(B, H, T, E)
+        return (scores.softmax(-1) @ v).view(B, H, T, E).transpose(1, 2)
+
+
+@torch.compiler.disable                                                   # its shapes are never the same twice
+def attend_documents(q, k, v, docs):
+    """Causal attention within each document. q (B, T, H, E); k, v (B, T, K, E) -> (B, T, H, E)."""
+    shape, (H, K) = q.shape, (q.shape[2], k.shape[2])
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))                        # (N, heads, E)
+    if varlen_attn and q.is_cuda and q.dtype != torch.float32:
+        k, v = (x.repeat_interleave(H // K, 1) for x in (k, v))           # torch 2.11 knows no grouped heads here
+        return varlen_attn(q, k, v, docs.bounds, docs.bounds, docs.longest, docs.longest, window_size=(-1, 0)).view(shape)
+    sizes = [n * L for n, L in docs.shapes]
+    parts = zip(docs.shapes, *(x.index_select(0, docs.cells).split(sizes) for x in (q, k, v)))
+    y = [attend(*(x.unflatten(0, nL) for x in qkv), None).flatten(0, 1) for nL, *qkv in parts]           # (n L, H, E) each
+    return torch.cat(y).index_select(0, docs.home).view(shape)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -103,6 +161,12 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
+
+
+def narrow(x):
+    """In autocast's type, where it is on: once, and not again for each matrix product that reads it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class Block(nn.Module):
@@ -120,22 +184,23 @@ class Block(nn.Module):
         self.up = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
         self.down = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
 
-    def forward(self, x, rope, bias, cache=None, layer=0, pos=None):
+    def forward(self, x, rope, seen, cache=None, layer=0, pos=None):
+        """x (B, T, D); seen: what a token attends to, a bias of `attend`, or Documents."""
         B, T, D = x.shape
-        h = self.attn_norm(x)
-        q = rotate(self.q(h).view(B, T, self.cfg.n_head, -1), rope).transpose(1, 2)          # (B, H, T, E)
-        k = rotate(self.k(h).view(B, T, self.cfg.n_kv_head, -1), rope).transpose(1, 2)       # (B, K, T, E)
-        v = self.v(h).view(B, T, self.cfg.n_kv_head, -1).transpose(1, 2)                     # (B, K, T, E)
+        h = narrow(self.attn_norm(x))
+        q = rotate(self.q(h).view(B, T, self.cfg.n_head, -1), rope)                          # (B, T, H, E)
+        k = rotate(self.k(h).view(B, T, self.cfg.n_kv_head, -1), rope)                       # (B, T, K, E)
+        v = self.v(h).view(B, T, self.cfg.n_kv_head, -1)                                     # (B, T, K, E)
         if cache is not None:
             ck, cv = cache.k[layer], cache.v[layer]
             row = torch.arange(B, device=x.device)[:, None]                                  # (B, 1)
-            ck[row, :, pos] = k.transpose(1, 2).to(ck.dtype)                                 # slot = position
-            cv[row, :, pos] = v.transpose(1, 2).to(cv.dtype)
-            S = bias.shape[-1]
-            k, v = ck[:, :, :S].to(q.dtype), cv[:, :, :S].to(q.dtype)                        # (B, K, S, E)
-        y = attend(q, k, v, bias.to(q.dtype)).transpose(1, 2).reshape(B, T, -1)                          # (B, T, H*E)
-        x = x + self.o(y)
-        h = self.mlp_norm(x)
+            ck[row, :, pos] = k.to(ck.dtype)                                                 # slot = position
+            cv[row, :, pos] = v.to(cv.dtype)
+            S = seen.shape[-1]
+            k, v = (c[:, :, :S].transpose(1, 2).to(q.dtype) for c in (ck, cv))               # (B, S, K, E)
+        y = attend_documents(q, k, v, seen) if isinstance(seen, Documents) else attend(q, k, v, None if seen is None else seen.to(q.dtype))
+        x = x + self.o(y.reshape(B, T, -1))                                                  # (B, T, D)
+        h = narrow(self.mlp_norm(x))
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
 
@@ -166,6 +231,7 @@ class Transformer(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
+        self.checkpoint = False    # training: keep a block's input only, and compute the rest again on the way back
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
@@ -206,7 +272,7 @@ class Transformer(nn.Module):
         """Last hidden states. ids (B, T) int64 -> (B, T, D).
 
         pos    (B, T) positions; default 0..T-1 in every row.
-        doc    (B, T) document numbers of a packed row: a token sees only earlier tokens of its own document.
+        doc    (B, T) document numbers of packed rows: a token sees only earlier tokens of its own document, a run of one number.
         cache  a Cache; then `pos` is required, new keys are written at slots `pos`, and a query at position p sees slots 0..p.
         reach  with a cache: how many slots any query may need (default: all); smaller is faster.
         Right padding needs no mask: no real token looks to its right.
@@ -218,18 +284,34 @@ class Transformer(nn.Module):
             rope = self.cos[None, :T, None], self.sin[None, :T, None]                        # (1, T, 1, E/2)
         else:
             rope = self.cos[pos][:, :, None], self.sin[pos][:, :, None]                      # (B, T, 1, E/2)
-        if cache is not None:
+        x = self.embed(ids).to(torch.promote_types(self.dtype, torch.float32))               # (B, T, D); see RMSNorm
+        seen = None                                                                          # causal
+        if doc is not None:
+            seen = Documents(doc)
+        elif cache is not None:
             S = cache.slots if reach is None else reach
             mask = torch.arange(S, device=ids.device) <= pos[:, None, :, None]               # (B, 1, T, S)
-        else:
-            mask = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()[None, None]  # (1, 1, T, T)
-            if doc is not None:
-                mask = mask & (doc[:, None, :, None] == doc[:, None, None, :])               # (B, 1, T, T)
-        x = self.embed(ids).to(torch.promote_types(self.dtype, torch.float32))               # (B, T, D); see RMSNorm
-        bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, float("-inf"))
+            seen = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, float("-inf"))
         for layer, block in enumerate(self.blocks):
-            x = block(x, rope, bias, cache, layer, pos)
+            if cache is not None:
+                x = block.forward(x, rope, seen, cache, layer, pos)                          # past `compile_blocks`, which is for training
+            elif self.checkpoint and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, seen, use_reentrant=False)
+            else:
+                x = block(x, rope, seen)
         return self.norm(x)
+
+
+def compile_blocks(model, cfg):
+    """torch.compile every block in place, if the settings say so: one graph before attention and one after it, for every layer and length."""
+    if cfg.compile == "true" or cfg.compile == "auto" and model.device.type == "cuda":
+        for block in model.blocks:
+            block.compile(dynamic=True)
+
+
+def graphs():
+    """How many graphs torch.compile has made in this process so far."""
+    return sys.modules["torch._dynamo"].utils.counters["stats"]["unique_graphs"] if "torch._dynamo" in sys.modules else 0
 
 
 def count_params(model, embedding=True):

@@ -10,18 +10,22 @@ Departures from the paper
    always what the tokenizer makes of their text. How many is logged (`not_canonical`).
 2. Of several samples of q one is kept, drawn with probability proportional to exp(sum_t r_t) (`resample`): selection on top of the gradient.
    What is written in then comes from q(z) exp(sum_t r_t) rather than from q(z); `resample=1` is the paper's.
-3. A snippet that outgrows a packed row loses its last thoughts until it fits.
+3. A snippet that outgrows `block` tokens loses its last thoughts until it fits.
 
-Shapes: B packed rows, T tokens a row, M predicted tokens.
+A step takes documents of about `rows` x `block` real tokens, and works on them without padding, up to `micro_tokens` tokens at a time; the sum of the
+micro-batches' gradients is the gradient of the whole (tested).
+
+Shapes: T tokens of a packed row, M predicted tokens.
 """
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import parallel
-from data import PROMPT, THOUGHT, batch_rows, canonical, infuse, pack
+from data import PROMPT, THOUGHT, canonical, infuse, one_row
 from elbo import token_logprobs
 from estep import rollout
+from model import compile_blocks, graphs
 
 
 # ---------------------------------------------------------------- infusion
@@ -85,7 +89,7 @@ def write(tok, snip, thoughts, block, stats):
 # ---------------------------------------------------------------- next-token training
 
 def ntp_loss(model, ids, pos, doc, kind):
-    """-log p of each predicted token of packed rows -> (loss (M,) with gradient, kind (M,)). ids, pos, doc, kind (B, T).
+    """-log p of each predicted token of packed rows -> (loss (M,) with gradient, kind (M,)). ids, pos, doc, kind (1, T), as from `one_row`.
 
     A token is predicted from the earlier tokens of its own document; the first of a document is not, nor is padding, nor what is given. The end-of-text token is.
     """
@@ -95,29 +99,34 @@ def ntp_loss(model, ids, pos, doc, kind):
 
 
 def predicted(doc, kind):
-    """Which tokens from the second on are predicted. doc, kind (B, T) -> (B, T-1) bool."""
+    """Which tokens from the second on are predicted. doc, kind (1, T) -> (1, T-1) bool."""
     return (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] > PROMPT)
 
 
-def packed_batch(docs, kinds, rows, block, pad, seed, step, cache={}):
-    """The batch of a step: a pure function of its arguments, so that a resumed run sees the same data. An epoch is every document once,
-    packed in a new order, short of the rows that do not fill a last batch. cache: the packings of the last documents."""
-    if cache.get("docs") is not docs or cache["key"] != (rows, block, *seed):
-        cache.clear()
-        cache.update(docs=docs, key=(rows, block, *seed))
+def step_documents(docs, size, seed, step):
+    """Indices of the documents of a step, a pure function of the arguments, so that a resumed run sees the same data. The epochs, each of
+    every document once in an order of its own, are one endless stream of tokens; step s takes the documents that begin at its tokens
+    s size, ..., (s + 1) size - 1.   Example: four documents of 3 tokens, size 6 -> two a step, two steps an epoch
+    """
+    lengths = np.array([len(d) for d in docs])
+    begin, chosen = step * size, []
+    for epoch in range(begin // lengths.sum(), (begin + size - 1) // lengths.sum() + 1):
+        order = np.random.default_rng([*seed, epoch]).permutation(len(docs))
+        at = epoch * lengths.sum() + lengths[order].cumsum() - lengths[order]                # where each document begins
+        chosen += order[(begin <= at) & (at < begin + size)].tolist()
+    return chosen
 
-    def packing(epoch):
-        if epoch not in cache:
-            rng = np.random.default_rng([*seed, epoch])
-            order = rng.permutation(len(docs))
-            packed = [[int(order[i]) for i in row] for row in pack([docs[i] for i in order], block)]
-            cache[epoch] = [packed[i] for i in rng.permutation(len(packed))]
-        return cache[epoch]
 
-    a_epoch = max(1, len(packing(0)) // rows)                # the same number in every epoch, up to the packing's luck
-    mine = packing(step // a_epoch)
-    at = step % a_epoch * rows
-    return batch_rows(docs, kinds, [mine[i % len(mine)] for i in range(at, at + rows)], block, pad)
+def micro_batches(docs, kinds, most):
+    """Deal documents out to as few parts as have at most `most` tokens each (or a single document) -> [(docs, kinds), ...].
+
+    Dealt longest first, like cards, the parts differ by less than the longest document.   Example: lengths 5, 4, 2, 1, most 8 -> 5 + 2, 4 + 1
+    """
+    order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))
+    n = min(len(docs), -(-sum(map(len, docs)) // most))
+    while n < len(docs) and sum(len(docs[i]) for i in order[::n]) > most:                    # the first part is the largest
+        n += 1
+    return [([docs[i] for i in order[k::n]], [kinds[i] for i in order[k::n]]) for k in range(n)]
 
 
 def learning_rate(step, steps, peak, warmup):
@@ -138,6 +147,8 @@ def trained(model, cfg, optimizer, state=None, weights="weights"):
     must not be used until `parallel.whole` gives it back."""
     if state:
         model.load_state_dict(state[weights])
+    model.checkpoint = cfg.checkpoint
+    compile_blocks(model, cfg)
     model = parallel.spread(model, cfg.shard)
     opt = optimizer(model)
     if state:
@@ -145,24 +156,26 @@ def trained(model, cfg, optimizer, state=None, weights="weights"):
     return model, opt
 
 
-def ntp_step(model, opt, batch, lr, cfg):
-    """One optimizer step on a batch of packed rows, the loss a mean over predicted tokens. Returns metrics; ce_* are nats a token. With several
-    ranks each takes its rows of the batch, which all give whole."""
+def ntp_step(model, opt, docs, kinds, lr, cfg):
+    """One optimizer step on documents, the loss a mean over all their predicted tokens. Returns metrics; ce_* are nats a token. Memory is that of
+    cfg.micro_tokens tokens. With several ranks each takes its share of the documents, which all give whole."""
     for group in opt.param_groups:
         group["lr"] = lr
-    kind = batch[3]
-    kinds = kind[:, 1:][predicted(batch[2], kind)]                                                      # (M,)
-    n = [len(kinds), int((kinds != THOUGHT).sum()), int((kinds == THOUGHT).sum())]                      # predicted tokens; of code; of thoughts
-    sums, rows = torch.zeros(3), [parallel.mine(x).to(model.device) for x in batch]
-    for ids, pos, doc, kind_of in parallel.turns(model, [rows] if len(rows[0]) else []):
+    predict = torch.tensor([k for kind in kinds for k in kind[1:] if k > PROMPT])                       # (M,)
+    n = [len(predict), int((predict != THOUGHT).sum()), int((predict == THOUGHT).sum())]                # predicted tokens; of code; of thoughts
+    order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))                                       # so that shares are alike
+    share = [parallel.mine([xs[i] for i in order]) for xs in (docs, kinds)]
+    sums, cuda = torch.zeros(3, device=model.device), model.device.type == "cuda"
+    for some in parallel.turns(model, micro_batches(*share, cfg.micro_tokens)):
+        row = [x.to(model.device, non_blocking=True) for x in one_row(*some, multiple=256 if cuda else 1)]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
-            loss, thought = ntp_loss(model, ids, pos, doc, kind_of)
+            loss, kind = ntp_loss(model, *row)
         parallel.backward(loss.sum() / n[0])
-        loss, thought = loss.detach(), thought == THOUGHT
-        sums = torch.stack([loss.sum(), loss[~thought].sum(), loss[thought].sum()])                     # (3,)
+        loss, thought = loss.detach(), kind == THOUGHT
+        sums += torch.stack([loss.sum(), loss[~thought].sum(), loss[thought].sum()])                    # (3,)
     norm = parallel.clip(model, cfg.grad_clip)
     opt.step()
     opt.zero_grad(set_to_none=True)
     said = (torch.stack(parallel.everyone(sums.cpu())).sum(0) / torch.tensor(n)).tolist()
     return {"loss": said[0], "ce_code": said[1], "ce_thought": said[2] if n[2] else None, "grad_norm": norm.item(), "lr": lr,
-            "tokens": int((kind >= 0).sum())}
+            "tokens": sum(map(len, docs)), "graphs": graphs()}

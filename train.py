@@ -154,7 +154,7 @@ def pretrain(run):
         began = time.time()
         batch = base_batch(run, step)
         lr = mstep.learning_rate(step, cfg.pretrain_steps, cfg.pretrain_lr, 50)
-        m = mstep.ntp_step(model, opt, batch, lr, cfg)
+        m = mstep.ntp_step(model, opt, *batch, lr, cfg)
         flops += 6 * work_size(model) * m["tokens"]
         m["tokens_per_s"] = m["tokens"] / (time.time() - began)
         run.log("base", phase="pretrain", step=step, **m)
@@ -165,7 +165,7 @@ def pretrain(run):
 
 
 def base_batch(run, step):
-    """The packed batch of a pretraining step: fresh texts of the base corpus, their docstrings as context (they are random, and never asked for)."""
+    """The documents and kinds of a pretraining step: fresh texts of the base corpus, their docstrings as context (they are random, and never asked for)."""
     cfg, docs, kinds = run.cfg, [], []
     rng = random.Random(f"{cfg.seed}/{PRETRAIN}/{step}")
     while sum(map(len, docs)) < 0.9 * cfg.rows * cfg.block:
@@ -174,7 +174,7 @@ def base_batch(run, step):
         if len(ids) <= cfg.block:
             docs.append(ids)
             kinds.append([data.PROMPT] * given + [data.CODE] * (len(ids) - given))
-    return data.batch_rows(docs, kinds, data.pack(docs, cfg.block), cfg.block, run.tok.eos)
+    return docs, kinds
 
 
 def expert_part(run, iteration):
@@ -193,8 +193,8 @@ def fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops, kee
     bar = steps_bar(f"{name}: M-step {iteration + 1}", start, steps)
     for step in bar:
         began = time.time()
-        batch = mstep.packed_batch(docs, kinds, cfg.rows, cfg.block, run.tok.eos, (cfg.seed, MSTEP, iteration, 1), step)
-        m = mstep.ntp_step(model, opt, batch, mstep.learning_rate(step, steps, cfg.lr, cfg.warmup), cfg)
+        some = mstep.step_documents(docs, cfg.rows * cfg.block, (cfg.seed, MSTEP, iteration, 1), step)
+        m = mstep.ntp_step(model, opt, [docs[i] for i in some], [kinds[i] for i in some], mstep.learning_rate(step, steps, cfg.lr, cfg.warmup), cfg)
         flops += 6 * work_size(model) * m["tokens"]
         m["tokens_per_s"] = m["tokens"] / (time.time() - began)
         run.log(name, phase="mstep", iteration=iteration, step=step, flops=flops, **m)
@@ -212,9 +212,7 @@ def ntp(run, name, match=""):
     parts = [expert_part(run, iteration) for iteration in range(iters)]
     if match:                                                # all the expert code there is, in one go
         iters, parts = 1, [np.arange(len(run.expert))]
-        ids = [s.ids for s in run.expert]
-        a_step = 6 * work_size(model) * cfg.rows * sum(map(len, ids)) / len(data.pack(ids, cfg.block))
-        steps = round(run.load(match)[1]["flops"] / a_step)
+        steps = round(run.load(match)[1]["flops"] / (6 * work_size(model) * cfg.rows * cfg.block))
     state, flops = run.restore(name), 0.0
     for iteration in range(state["iteration"] if state else 0, iters):
         some = [run.expert[i] for i in parts[iteration]]
