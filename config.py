@@ -34,7 +34,9 @@ class Config:
     compile: str = setting("auto", "torch.compile of the blocks in training: true, false, or auto: on a GPU", ("auto", "true", "false"))
     checkpoint: bool = setting(False, "in training keep each block's input only and compute the rest again on the way back: less memory, a third more work")
     micro_tokens: int = setting(6400, "tokens of a micro-batch (rlvr: padded): less memory, same result")
-    bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay in float32)")
+    bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay as `weights` says)")
+    weights: str = setting("float32", "weights in training; bfloat16: gradients and Adam's moments too, the weights rounded at random (optim.py): half the memory",
+                           ("float32", "bfloat16"))
     rollout_bf16: bool = setting(True, "E-step: sample and score thoughts with a bfloat16 copy of the weights; programs too (the bound is always float32)")
 
     # the corpora
@@ -212,6 +214,10 @@ def make(preset="tiny", **given):
             raise UserError(f"{key} 0: expected at least 1")
     if cfg.block < cfg.max_tokens:
         raise UserError(f"--block {cfg.block}: expected at least --max-tokens {cfg.max_tokens}, because no snippet is cut")
+    if cfg.weights == "bfloat16" and cfg.shard:
+        raise UserError("--weights bfloat16 --shard true: expected one of the two, because its random rounding knows whole weights only")
+    if cfg.model and cfg.preset == "tiny":
+        raise UserError(f"--model {cfg.model}: --preset tiny trains its own model; give another preset, such as smollm2")
     if cfg.estep == "oracle" and cfg.data != "domain":
         raise UserError(f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}")
     return cfg

@@ -20,6 +20,7 @@ import os
 import sys
 
 import numpy as np
+import torch
 
 import benchmarks
 import hf
@@ -62,7 +63,7 @@ def open_model(cfg, checkpoint=""):
 def for_rollouts(model, cfg):
     """The model that samples and scores: itself, or a bfloat16 copy; whole on every rank."""
     model = parallel.whole(model)
-    return copy.deepcopy(model).bfloat16() if cfg.rollout_bf16 else model
+    return copy.deepcopy(model).bfloat16() if cfg.rollout_bf16 and model.dtype != torch.bfloat16 else model
 
 
 def solve(model, tok, tasks, n, temperature, max_new, seed, numbers=None, sanitise=False, desc="sampling", forbid=(), progress=True):
@@ -153,6 +154,7 @@ def interval(rows, n, k, draws=10_000):
 
 def rollouts_of(model, tok, snippets, G, cfg, seed, desc):
     """G rollouts of a model over each snippet, with itself as q, in float32 and with a progress bar -> Rollouts. At c = inf it never thinks."""
+    model = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
     return rollouts(model, model, tok, snippets, G, cfg.think_max, seed, list(range(len(snippets))), max(1, 128 // G), desc, horizon=cfg.horizon,
                     rate=0.0 if cfg.c == math.inf else None)
 

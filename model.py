@@ -239,6 +239,12 @@ class Transformer(nn.Module):
         for name, table in zip(("cos", "sin"), rotary(cfg)):
             self.register_buffer(name, table, persistent=False)                              # (max_len, E/2)
 
+    def _apply(self, fn, *args):
+        """What .to(), .float() and .bfloat16() call: the rotary tables are made anew, because one rounded to bfloat16 would stay so."""
+        super()._apply(fn, *args)
+        self.cos, self.sin = (table.to(self.cos) for table in rotary(self.cfg))
+        return self
+
     def init_weights(self, seed=0):
         """Normal(0, 1/sqrt(fan_in)); the layers that write to the residual stream are scaled down by sqrt(2 n_layer)."""
         gen = torch.Generator().manual_seed(seed)

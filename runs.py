@@ -107,7 +107,7 @@ class Run:
         if not os.path.exists(self.path(f"{name}.pt")):
             raise UserError(f"{self.path(name + '.pt')}: no such model; run the stage that makes it first, or give --out")
         model, extra = load_model(self.path(f"{name}.pt"), like)
-        return model.to(self.device), extra
+        return model.to(self.device, getattr(torch, self.cfg.weights)), extra
 
     @parallel.alone
     def save(self, name, model, **extra):
@@ -167,7 +167,7 @@ RLVR_FIELDS = ("init", "suite", "eval_suite", "n_rl", "rl_steps", "prompts", "co
 
 def rlvr_settings(cfg):
     """All settings that decide what RLVR computes, besides the model that it starts from."""
-    return {k: getattr(cfg, k) for k in RLVR_FIELDS + ("preset", "model", "seed", "max_new", "temperature", "bf16", "rollout_bf16", "grad_clip", "decontaminate",
+    return {k: getattr(cfg, k) for k in RLVR_FIELDS + ("preset", "model", "weights", "seed", "max_new", "temperature", "bf16", "rollout_bf16", "grad_clip", "decontaminate",
                                                        "data_dir", "eval_tasks", "eval_split")}
 
 

@@ -43,7 +43,7 @@ from sandbox import HarnessError
 
 PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)          # second word of every seed, after the run's own
 MODEL_FIELDS = ("n_layer", "n_head", "d_model", "d_ff", "vocab_size", "max_len", "pretrain_steps", "pretrain_lr", "notes_share", "useful",
-                "rows", "block", "weight_decay", "grad_clip", "bf16", "seed")                                  # what decides the base model
+                "rows", "block", "weight_decay", "grad_clip", "bf16", "weights", "seed")                                  # what decides the base model
 TUNE_FIELDS = MODEL_FIELDS + ("preset", "model", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "decontaminate", "data_dir", "infuse", "mstep_steps",
                               "lr", "warmup", "iters", "match")                                                        # what decides the NTP baseline
 
@@ -139,12 +139,12 @@ def pretrain(run):
     cfg = run.cfg
     if cfg.preset != "tiny":
         if not os.path.exists(run.path("base.pt")):
-            run.save("base", hf.open_model(hf.find(cfg)), flops=0.0, settings={})
+            run.save("base", hf.open_model(hf.find(cfg), getattr(torch, cfg.weights)), flops=0.0, settings={})
         return
     if os.path.exists(run.path("base.pt")):
         return
     parallel.alone(data.save_tokenizer)(run.tok, run.path("tokenizer.txt"))
-    model = Transformer(base_shape(run)).init_weights(cfg.seed).to(run.device)
+    model = Transformer(base_shape(run)).init_weights(cfg.seed).to(run.device, getattr(torch, cfg.weights))
     state, start, flops = run.restore("base"), 0, 0.0
     model, opt = mstep.trained(model, cfg, lambda m: mstep.adamw(m, cfg.pretrain_lr, cfg.weight_decay), state)
     if state:
@@ -260,6 +260,7 @@ def em(run):
                 q, flops = learn_q(run, name, pi, iteration, state, flops, lambda: time.time() - began)
             chosen = expert_part(run, iteration)
             docs, kinds, stats = infused(run, q, pi, chosen, iteration)
+            q = None                                         # or its weights would take memory during the M-step
             flops += 2 * work_size(pi) * stats["forward_tokens"]
             run.log(name, phase="infuse", iteration=iteration, flops=flops, think_share=stats["think"] / max(1, stats["lines"]),
                     think_len=stats["thought_tokens"] / max(1, stats["think"]), not_canonical=stats["not_canonical"], cut=stats["cut"])
@@ -282,8 +283,7 @@ def em(run):
 def learn_q(run, name, pi, iteration, state, flops, seconds):
     """The E-step by policy gradient, from a copy of pi. Returns q and the FLOPs so far."""
     cfg, start = run.cfg, state["step"] if state else 0
-    q, opt = mstep.trained(copy.deepcopy(pi), cfg, lambda m: torch.optim.AdamW(m.parameters(), lr=cfg.estep_lr, betas=(0.9, 0.95), weight_decay=0.0,
-                                                                               fused=True), state if start else None, "q")
+    q, opt = mstep.trained(copy.deepcopy(pi), cfg, lambda m: mstep.adamw(m, cfg.estep_lr, 0.0), state if start else None, "q")
     if not start:
         run.log(name, phase="diagnose", iteration=iteration, **diagnose(run, pi))
     pi.requires_grad_(False)                                 # or the KL's gradient would wait in pi for the M-step's first step
