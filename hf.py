@@ -37,9 +37,9 @@ def their_name(name):
 
 # ---------------------------------------------------------------- where a model is
 
-def find(cfg):
+def find(cfg, download=True):
     """Where the settings' model is: a folder in Hugging Face's format or a .gguf file. A name on the hub (owner/model) is downloaded, or taken from where
-    an earlier download is, if the package huggingface_hub is there. Raises UserError, which says what to download."""
+    an earlier download is, if the package huggingface_hub is there; download=False: only the latter. Raises UserError, which says what to download."""
     if not cfg.model:
         return smollm2_path()
     if os.path.isdir(cfg.model) or os.path.isfile(cfg.model) and cfg.model.endswith(".gguf"):
@@ -50,7 +50,8 @@ def find(cfg):
     if importlib.util.find_spec("huggingface_hub"):
         import huggingface_hub
         try:
-            return huggingface_hub.snapshot_download(cfg.model, allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json", *KEPT])
+            return huggingface_hub.snapshot_download(cfg.model, local_files_only=not download, allow_patterns=[
+                "config.json", "*.safetensors", "*.safetensors.index.json", *KEPT])
         except Exception as e:                               # no network, no such model, a licence not agreed to: of many types
             why = f"the hub gave {type(e).__name__}"
     raise UserError(f"--model {cfg.model}: not here, and {why}; download config.json, *.safetensors and the tokenizer*.json of "

@@ -2,6 +2,8 @@
 
     python train.py --stage em                                          the built-in domain, from nothing, in minutes on a laptop
     python train.py --stage em --preset smollm2 --data stdlib           SmolLM2-135M on the functions of Python's standard library
+    python train.py --stage em --preset qwen2.5-1.5b --model FOLDER     a model in Hugging Face's format (hf.py)
+    python train.py --stage em --preset llama-3.1-8b --dry-run          what that would take: memory, tokens, hours (plan.py)
 
     pretrain   train the base model (built-in domain), or load it (other presets)            -> base.pt
     ntp        next-token mid-training on the expert's code, the baseline                    -> ntp.pt
@@ -32,6 +34,7 @@ import data
 import hf
 import mstep
 import parallel
+import plan
 import tasks
 from config import UserError, parse
 from estep import advantages, policy_gradient, rollouts, summary
@@ -398,9 +401,16 @@ def print_programs(run, name, problems, rows):
 
 def main(argv):
     stages = ("pretrain", "ntp", "em", "rlvr", "eval", "all")
-    cfg, args = parse(argv, {"--stage": dict(default="em", choices=stages, help="what to do (default em)")}, __doc__)
+    cfg, args = parse(argv, {
+        "--stage": dict(default="em", choices=stages, help="what to do (default em)"),
+        "--dry-run": dict(nargs="?", type=float, const=0, metavar="GIB", help="only say what the run takes: memory, tokens, hours, and whether it fits the device "
+                          "(or one of so many GiB)"),
+    }, __doc__)
     parallel.settle(cfg)
     set_threads(cfg)
+    if args.dry_run is not None:
+        plan.show(cfg, args.stage, args.dry_run, Run(cfg, args.stage) if plan.shape(cfg)[1] else None)
+        return
     run = Run(cfg, args.stage)
     check(run, args.stage)
     if args.stage != "eval":
