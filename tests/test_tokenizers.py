@@ -3,6 +3,7 @@ import json
 import os
 import random
 import sys
+import textwrap
 import types
 
 import pytest
@@ -17,8 +18,9 @@ import hf
 import model
 import mstep
 import tasks
+import train
 from config import UserError
-from model import ModelConfig, Transformer
+from model import ModelConfig, Transformer, load_model, save_model
 from sample import Ends
 from test_data import ODD, TEXT, some_thoughts
 from tokenizers_like import LLAMA, QWEN, SPECIAL, publish
@@ -245,3 +247,48 @@ def test_a_domain_tokenizer_as_a_folder(tok, functions, tmp_path):
         if "<|endoftext|>" not in text:
             assert tok.encode(text) == again.encode(text) == theirs.encode(text).ids
     assert again.eos == tok.eos and again.vocab_size == tok.vocab_size
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["qwen", "llama"])
+def test_a_run_from_a_folder_and_its_export(kind, weights, published, tmp_path):
+    """A small model in Hugging Face's format through all of --stage em, and out again: transformers computes the same, with the same tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    folder, theirs, tok = published[kind]
+    hf.write_model(Transformer(hf.read_config(folder)).init_weights(0), folder, json.load(open(os.path.join(folder, "config.json"))))
+    out = str(tmp_path / "run")
+    given = {"preset": "qwen2.5-0.5b" if kind == "qwen" else "llama-3.2-1b", "model": folder, "data": textwrap.__file__, "out": out, "weights": weights, "iters": 1, "device": "cpu",
+             "n_expert": 30, "n_heldout": 2, "infuse": 4, "mstep_steps": 2, "estep_steps": 1, "snippets": 2, "group": 2, "think_max": 5, "rows": 2, "elbo_samples": 2, "lr": 1e-2,
+             "checkpoint": "true", "decontaminate": "false", "eval_tasks": 2, "threads": 1, "compile": "false", "c": 0.0, "max_tokens": 700, "max_len": 4096}
+    train.main(["--stage", "em"] + [part for key, value in given.items() for part in ("--" + key, str(value))])
+    base, ra3 = (load_model(os.path.join(out, name + ".pt"))[0] for name in ("base", "ra3"))
+    assert ra3.dtype == getattr(torch, weights) and not torch.equal(base.embed.weight, ra3.embed.weight)
+    if weights == "float32":
+        assert all(torch.equal(a, b) for a, b in zip(base.parameters(), hf.read_model(folder).parameters()))
+
+    hf.main(["export", os.path.join(out, "ra3.pt"), str(tmp_path / "made"), "--shard-gb", "0.0001"])
+    assert open(tmp_path / "made" / "tokenizer.json").read() == open(os.path.join(folder, "tokenizer.json")).read()
+    made = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=torch.float32).eval()
+    ids = torch.tensor([tok.encode(TEXT)])
+    with torch.no_grad():
+        ours = ra3.float()
+        assert (ours(ids) @ ours.head_weight.T - made(ids).logits).abs().max() <= 1e-4
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "made")(TEXT).input_ids == tok.bos + tok.encode(TEXT)
+    assert (made.config.model_type, made.config.eos_token_id) == ("qwen2" if kind == "qwen" else "llama", theirs.token_to_id(SPECIAL[kind][1]))
+    with pytest.raises(UserError, match="exists already"):
+        hf.main(["export", os.path.join(out, "ra3.pt"), str(tmp_path / "made")])
+    assert sorted(os.listdir(tmp_path)) == ["made", "run"] or sorted(os.listdir(tmp_path)) == ["corpora", "made", "run"]
+
+
+def test_export_of_a_model_of_the_built_in_domain(tok, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    net = Transformer(ModelConfig(tok.vocab_size, 2, 2, 2, 32, 48, 128)).init_weights(0)
+    save_model(net, tmp_path / "ra3.pt")
+    data.save_tokenizer(tok, tmp_path / "tokenizer.txt")
+    hf.export(str(tmp_path / "ra3.pt"), str(tmp_path / "made"), torch.bfloat16)
+    made, words = (kind.from_pretrained(tmp_path / "made") for kind in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer))
+    assert made.dtype == torch.bfloat16 and torch.equal(made.lm_head.weight, net.embed.weight.bfloat16())
+    assert words(TEXT).input_ids == tok.encode(TEXT) and words.eos_token_id == made.config.eos_token_id == tok.eos and words.decode(tok.encode(TEXT)) == TEXT
+    os.remove(tmp_path / "tokenizer.txt")
+    with pytest.raises(UserError, match="settings.json: expected the run's settings, found no such file"):
+        hf.export(str(tmp_path / "ra3.pt"), str(tmp_path / "other"))
