@@ -19,9 +19,9 @@ Where a line begins in tokens, and where a thought goes, by style of tokenizer (
                        if| x|:\\n|   |^ #| why|\\n|   | return| x
 
 In all of them the indentation leaves its last blank to the first token of the content or to ` #`. (A tab it leaves to a word only, in the second
-row, so that lines which begin with a word behind tabs take no thoughts there.) In the second row a prefix of the text is not always a prefix of its ids: s_0 ends before the
-`:\\n`, and what a model is given to write on from has its newline (`Tokenizer.start`). A thought ends with any token that holds a newline; of `.\\n` the
-full stop is left out, so that the thought and the newline after it stay canonical.
+row, so that lines which begin with a word behind tabs take no thoughts there.) In the second row a prefix of the text is not always a prefix of
+its ids: s_0 ends before the `:\\n`, and what a model is given to write on from has its newline (`Tokenizer.start`). A thought ends with any
+token that holds a newline; of `.\\n` the full stop is left out, so that the thought and the newline after it stay canonical.
 
 Letters: B rows, T tokens, L lines.
 """
@@ -203,7 +203,8 @@ def gguf_tokenizer(path):
     tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     ranks = {bytes_of(t): i for i, t in enumerate(tokens) if types[i] == 1}                             # 1: a normal token
     special = {t: i for i, t in enumerate(tokens) if types[i] != 1}
-    enc = merged_encoding(path, ranks, [bytes_of(merge.replace(" ", "")) for merge in meta["tokenizer.ggml.merges"]], GGUF_PATTERNS[pre], special, len(tokens))
+    made = [bytes_of(merge.replace(" ", "")) for merge in meta["tokenizer.ggml.merges"]]
+    enc = merged_encoding(path, ranks, made, GGUF_PATTERNS[pre], special, len(tokens))
     return make_tokenizer(enc, special.get("<|endoftext|>", meta.get("tokenizer.ggml.eos_token_id")), len(tokens))
 
 

@@ -7,8 +7,6 @@ Read are the architectures `llama` (Llama 3, SmolLM2) and `qwen2`, in float32, b
 (`rope_theta` and `rope_scaling` rather than the newer `rope_parameters`, which older programs do not know), and the files of the tokenizer as they were.
 Both halves of a rotary pair lie E/2 apart there as in model.py, so weights change their names only.
 """
-import argparse
-import dataclasses
 import importlib.util
 import json
 import os
@@ -19,7 +17,7 @@ import torch
 
 import data
 from config import Parser, UserError, make
-from model import ModelConfig, Transformer, load_gguf, load_model, rotary, smollm2_path
+from model import ModelConfig, hollow, load_gguf, load_model, smollm2_path
 
 THEIRS = {"attn_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
           "mlp_norm": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
@@ -143,9 +141,7 @@ def read_model(folder, dtype=torch.float32, device="cpu"):
     """
     from safetensors import safe_open
     cfg, where = read_config(folder), weight_files(folder)
-    with torch.device("meta"):                               # nothing is allocated or drawn
-        model = Transformer(cfg)
-    model.cos, model.sin = (table.to(device, dtype) for table in rotary(cfg))
+    model = hollow(cfg, dtype, device)
     todo = {their_name(name): (name, p.shape) for name, p in model.named_parameters()}
     if missing := sorted(set(todo) - set(where)):
         raise UserError(f"{folder}: its weights lack {missing[0]} and {len(missing) - 1} more; expected those of its config.json")
@@ -286,7 +282,7 @@ def main(argv):
     command = parser.add_subparsers(dest="command", required=True).add_parser("export", help="write a checkpoint as a folder that other programs read")
     command.add_argument("checkpoint", help="a .pt file of a run's folder")
     command.add_argument("folder", help="a new folder")
-    command.add_argument("--dtype", default="", choices=("", "float32", "bfloat16", "float16"), help="of the weights (default: as in the checkpoint)")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as in the checkpoint)")
     command.add_argument("--model", default=None, metavar="SOURCE", help="folder or .gguf file that the run's base model came from (default: what its settings say)")
     command.add_argument("--shard-gb", type=float, default=5.0, metavar="GB", help="largest size of a file of weights (default 5)")
     args = parser.parse_args(argv)

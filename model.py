@@ -308,6 +308,14 @@ class Transformer(nn.Module):
         return self.norm(x)
 
 
+def hollow(cfg, dtype=torch.float32, device="cpu"):
+    """A Transformer whose weights are not there: nothing is allocated or drawn. They come by `load_state_dict(weights, assign=True)`."""
+    with torch.device("meta"):
+        model = Transformer(cfg)
+    model.cos, model.sin = (table.to(device, dtype) for table in rotary(cfg))
+    return model
+
+
 def compile_blocks(model, cfg):
     """torch.compile every block in place, if the settings say so: one graph before attention and one after it, for every layer and length."""
     if cfg.compile == "true" or cfg.compile == "auto" and model.device.type == "cuda":
@@ -352,18 +360,18 @@ def write_whole(record, path):
             os.remove(part)
 
 
-def load_model(path, cfg=None):
+def load_model(path, cfg=None, mmap=False):
     """Read what `save_model` wrote -> (Transformer on the CPU, in the dtype it was saved in; extra).
 
-    cfg: the ModelConfig that the caller needs, if any. Raises UserError if there is no such file, if it is no checkpoint, or of another shape.
+    cfg: the ModelConfig that the caller needs, if any. mmap: leave the weights in the file until they are used. Raises UserError if there is no such file, if it is no checkpoint, or of another shape.
     """
     def refuse(found, do="give a file that save_model wrote"):
         return UserError(f"{path}: expected a checkpoint, found {found}; {do}")
 
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
+        record = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         have, weights, extra = record["config"], record["weights"], record["extra"]
-        model = Transformer(ModelConfig(**have)).to(weights["embed.weight"].dtype)
+        model = hollow(ModelConfig(**have), weights["embed.weight"].dtype)
     except FileNotFoundError:
         raise refuse("no such file") from None
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError, AttributeError) as e:
@@ -373,7 +381,7 @@ def load_model(path, cfg=None):
     if other:
         raise refuse(f"one of another shape: {', '.join(other)}", "use the settings it was made with")
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError:
         raise refuse("weights that do not fit the config beside them") from None
     return model, extra

@@ -75,25 +75,30 @@ def memory(cfg, net, stage="em"):
 
     def training(tokens, logits):
         return {"weights": W * n["all"], "gradients": W * n["all"], "Adam's moments": 2 * W * n["all"], "bfloat16 casts": cast,
-                "activations": activations(net, tokens, cfg.checkpoint) * (1 if cfg.bf16 else 2), "logits": min(logits * LOGITS, 12 * tokens * net.vocab_size)}
+                "activations": activations(net, tokens, cfg.checkpoint) * (1 if cfg.bf16 else 2),
+                "logits": min(logits * LOGITS, 12 * tokens * net.vocab_size)}
 
     def sampling(rows, prompts, prompt, length, both, size):
         made = (2 if both else 1) * size * n["blocks"] + (3 if both else 2) * 4 * n["head"]
-        return {"stacked weights": made, "keys and values": size * kv * ((2 if both else 1) * prompts * prompt + rows * length), "drawing": 16 * rows * net.vocab_size}
+        slots = (2 if both else 1) * prompts * prompt + rows * length
+        return {"stacked weights": made, "keys and values": size * kv * slots, "drawing": 16 * rows * net.vocab_size}
 
     copies = copy * n["all"] if W == 4 and cfg.rollout_bf16 else 0
     out = {"next-token training": training(cfg.micro_tokens, 1)}
     if stage in ("em", "all"):
         rows = cfg.snippets * cfg.group
         held = {"weights": 2 * W * n["all"], "Adam's moments": 2 * W * n["all"]}
-        out["E-step, rollouts"] = {**held, "bfloat16 copies": 2 * copies, **sampling(rows, cfg.snippets, cfg.max_tokens, cfg.block, True, copy)}
+        out["E-step, rollouts"] = {**held, "bfloat16 copies": 2 * copies,
+                                   **sampling(rows, cfg.snippets, cfg.max_tokens, cfg.block, True, copy)}
         out["E-step, update"] = {**training(UPDATE, 2), "weights": 2 * W * n["all"], "bfloat16 copies": copies}
     if stage == "rlvr":
         held = {"weights": 2 * W * n["all"], "Adam's moments": 2 * W * n["all"]}
-        out = {"sampling": {**held, "bfloat16 copies": copies, **sampling(cfg.prompts * cfg.completions, cfg.prompts, 1024, cfg.max_new, False, copy)},
+        out = {"sampling": {**held, "bfloat16 copies": copies,
+                            **sampling(cfg.prompts * cfg.completions, cfg.prompts, 1024, cfg.max_new, False, copy)},
                "update": {**training(cfg.micro_tokens, 2), "weights": 2 * W * n["all"]}}
     elif stage != "pretrain":
-        out["held-out bound"] = {"weights": (W if W == 4 else W + 4) * n["all"], **sampling(128, max(1, 128 // cfg.elbo_samples), cfg.max_tokens, cfg.block, False, 4)}
+        rows, prompts = 128, max(1, 128 // cfg.elbo_samples)             # in float32, whatever the weights
+        out["held-out bound"] = {"weights": (4 if W == 4 else 6) * n["all"], **sampling(rows, prompts, cfg.max_tokens, cfg.block, False, 4)}
     return out
 
 
@@ -129,16 +134,20 @@ def show(cfg, stage, gib=0, run=None):
     """Print the plan. gib: the memory of a device that is not here, in GiB; 0: of the one found. run: the Run with the corpus, or None."""
     net, here = shape(cfg)
     n, device = sizes(net), device_of(cfg)
-    print(f"{cfg.preset}{'' if here else ' (its model is not here: published shape)'}: {n['all'] / 1e6:,.1f} M parameters, {n['blocks'] / 1e6:,.1f} M of them in "
-          f"{net.n_layer} layers; width {net.d_model}, {net.vocab_size:,} ids")
+    print(f"{cfg.preset}{'' if here else ' (its model is not here: published shape)'}: {n['all'] / 1e6:,.1f} M parameters, "
+          f"{n['blocks'] / 1e6:,.1f} M of them in {net.n_layer} layers; width {net.d_model}, {net.vocab_size:,} ids")
     if run is not None and hasattr(run, "expert"):
-        tokens = sum(len(run.expert[i].ids) for i in range(min(1000, len(run.expert)))) / min(1000, len(run.expert))
-        print(f"corpus {cfg.data}: {len(run.expert):,} snippets to train on, about {tokens * len(run.expert) / 1e6:,.2f} M tokens, {tokens:.0f} a snippet; {len(run.heldout)} held out")
+        some = [run.expert[i] for i in range(min(1000, len(run.expert)))]
+        tokens = sum(len(snip.ids) for snip in some) / len(some)
+        print(f"corpus {cfg.data}: {len(run.expert):,} snippets to train on, about {tokens * len(run.expert) / 1e6:,.2f} M tokens, {tokens:.0f} a snippet; "
+              f"{len(run.heldout)} held out")
     else:
         tokens = cfg.max_tokens / 2
-        print(f"corpus {cfg.data}: not read; assumed {tokens:.0f} tokens a snippet, half of --max-tokens, so at most {tokens * cfg.n_expert / 1e6:,.1f} M tokens")
-    print(f"settings: --weights {cfg.weights} --checkpoint {str(cfg.checkpoint).lower()} --micro-tokens {cfg.micro_tokens}; a step of {cfg.rows * cfg.block:,} tokens in "
-          f"{-(-cfg.rows * cfg.block // cfg.micro_tokens)} micro-batches; an E-step's step of {cfg.snippets} snippets x {cfg.group} rollouts")
+        print(f"corpus {cfg.data}: not read; assumed {tokens:.0f} tokens a snippet, half of --max-tokens, so at most "
+              f"{tokens * cfg.n_expert / 1e6:,.1f} M tokens")
+    batch = cfg.rows * cfg.block
+    print(f"settings: --weights {cfg.weights} --checkpoint {str(cfg.checkpoint).lower()} --micro-tokens {cfg.micro_tokens}; a step of {batch:,} tokens in "
+          f"{-(-batch // cfg.micro_tokens)} micro-batches; a step of an E-step: {cfg.snippets} snippets x {cfg.group} rollouts")
 
     phases = memory(cfg, net, stage)
     names = list(dict.fromkeys(what for phase in phases.values() for what in phase))
@@ -148,13 +157,13 @@ def show(cfg, stage, gib=0, run=None):
         print(what.ljust(20) + "".join((f"{phase[what] / GIB:.2f}" if phase.get(what) else "-").rjust(width + 2) for phase in phases.values()))
     totals = [sum(phase.values()) for phase in phases.values()]
     print("together".ljust(20) + "".join(f"{total / GIB:.2f}".rjust(width + 2) for total in totals))
-    whole = gib * GIB or (torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    print(verdict(cfg, max(totals), whole, f"a device of {gib:g} GiB" if gib else f"{device} with {whole / GIB:.1f} GiB"))
+    found = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    print(verdict(cfg, max(totals), gib * GIB or found, f"a device of {gib:g} GiB" if gib else f"{device} with {found / GIB:.1f} GiB"))
 
     rates = machine_rates(device, True)
     said = hours(cfg, net, stage, tokens, rates)
-    print(f"\nexpected at {rates.flops / 1e12:.2f} TFLOP/s (a bfloat16 matrix product on {device}, measured) and {rates.bytes / 1e9:.0f} GB/s (a read, measured), if training reaches "
-          f"{TRAIN:.0%} and rollouts {READ:.0%} of it and {THINKS:.0%} of lines take a thought (assumed); evaluation not counted")
+    print(f"\nexpected on {device}, at {rates.flops / 1e12:.2f} TFLOP/s (a bfloat16 matrix product, measured) and {rates.bytes / 1e9:.0f} GB/s (a read, measured), if "
+          f"training reaches {TRAIN:.0%} and rollouts {READ:.0%} of it and {THINKS:.0%} of lines take a thought (assumed); evaluation not counted")
     for part, (steps, some, time) in said.items():
         print(f"{part.ljust(14)}{steps:8,} steps{some / 1e6:12,.2f} M tokens{time:12.2f} h")
     print(f"{'together'.ljust(47)}{sum(time for *_, time in said.values()):10.2f} h")
@@ -165,6 +174,7 @@ def verdict(cfg, need, whole, name):
     room = (whole - CONTEXT) * SPARE
     if need <= room:
         return f"fits: {need / GIB:.1f} of the {room / GIB:.1f} GiB that can be filled of {name}"
-    less = [f"--{key} {value}" for key, value, given in (("weights", "bfloat16", cfg.weights), ("checkpoint", "true", str(cfg.checkpoint).lower())) if given != value]
+    better = (("weights", "bfloat16", cfg.weights), ("checkpoint", "true", str(cfg.checkpoint).lower()))
+    less = [f"--{key} {value}" for key, value, given in better if given != value]
     return (f"does not fit: {need / GIB:.1f} GiB, and {room / GIB:.1f} GiB can be filled of {name}; what helps: "
             + ", ".join([*less, f"--micro-tokens below {cfg.micro_tokens}", f"--snippets below {cfg.snippets}"]))

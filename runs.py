@@ -109,6 +109,11 @@ class Run:
         model, extra = load_model(self.path(f"{name}.pt"), like)
         return model.to(self.device, getattr(torch, self.cfg.weights)), extra
 
+    def about(self, name):
+        """(ModelConfig, extra) of a model of the run's folder; its weights are not read."""
+        model, extra = load_model(self.path(f"{name}.pt"), mmap=True)
+        return model.cfg, extra
+
     @parallel.alone
     def save(self, name, model, **extra):
         save_model(model, self.path(f"{name}.pt"), **extra, seconds=time.time() - self.started)

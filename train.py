@@ -87,7 +87,9 @@ def check(run, stage):
         else:
             run.unfinished("base", mmap=True)
     if stage != "pretrain" and os.path.exists(run.path("base.pt")):
-        base = run.load("base")[0].cfg
+        base, extra = run.about("base")
+        if (made := extra["settings"].get("model", cfg.model)) != cfg.model:
+            raise UserError(f"{run.path('base.pt')}: made from --model {made} and not {cfg.model}; give the same, or another --out")
         if base.vocab_size < run.tok.vocab_size or base.max_len < run.most:
             raise UserError(f"{run.path('base.pt')}: {base.vocab_size} ids and {base.max_len} positions; --preset {cfg.preset} with this data needs "
                             f"{run.tok.vocab_size} and {run.most}; give the preset that it was made with, or another --out")
@@ -96,7 +98,7 @@ def check(run, stage):
     if stage == "rlvr":
         run.unfinished(rlvr_name(cfg), mmap=True)
         if os.path.exists(run.path(f"{cfg.init}.pt")):       # or it is about to be loaded
-            run.problems = problems(cfg, run.tok, run.load(cfg.init)[0].cfg.max_len)
+            run.problems = problems(cfg, run.tok, run.about(cfg.init)[0].max_len)
     if em_too:
         if not run.unfinished(name, mmap=True) and cfg.resume and os.path.exists(run.path(f"{name}.pt")) and not current(run, name, stage_settings(cfg)):
             raise UserError(f"{run.path(name + '.pt')}: finished with other settings, so there is nothing to resume; leave out --resume to start over, "
@@ -109,7 +111,7 @@ def current(run, name, fields):
     """Is there a finished model of that name, made with these settings?"""
     if not os.path.exists(run.path(f"{name}.pt")):
         return False
-    made = run.load(name)[1]["settings"]
+    made = run.about(name)[1]["settings"]
     return all(made.get(k) == getattr(run.cfg, k) for k in fields)
 
 
@@ -142,7 +144,7 @@ def pretrain(run):
     cfg = run.cfg
     if cfg.preset != "tiny":
         if not os.path.exists(run.path("base.pt")):
-            run.save("base", hf.open_model(hf.find(cfg), getattr(torch, cfg.weights)), flops=0.0, settings={})
+            run.save("base", hf.open_model(hf.find(cfg), getattr(torch, cfg.weights)), flops=0.0, settings=run.settings_of(("model",)))
         return
     if os.path.exists(run.path("base.pt")):
         return
@@ -215,7 +217,7 @@ def ntp(run, name, match=""):
     parts = [expert_part(run, iteration) for iteration in range(iters)]
     if match:                                                # all the expert code there is, in one go
         iters, parts = 1, [np.arange(len(run.expert))]
-        steps = round(run.load(match)[1]["flops"] / (6 * work_size(model) * cfg.rows * cfg.block))
+        steps = round(run.about(match)[1]["flops"] / (6 * work_size(model) * cfg.rows * cfg.block))
     state, flops = run.restore(name), 0.0
     for iteration in range(state["iteration"] if state else 0, iters):
         some = [run.expert[i] for i in parts[iteration]]

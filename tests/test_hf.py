@@ -10,7 +10,6 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import config
-import data
 import hf
 import model
 from config import UserError
@@ -125,6 +124,7 @@ def test_bfloat16_folders(dtype, tmp_path):
     plain.load_state_dict({n: p.float() for n, p in ours.state_dict().items()})
     ids = torch.arange(40)[None]
     assert torch.equal(ours(ids), plain.to(dtype)(ids))                               # rotary tables included
+    assert torch.equal(ours.bfloat16().float().cos, model.rotary(ours.cfg)[0])        # which do not stay rounded
 
 
 def test_llama3_frequencies():

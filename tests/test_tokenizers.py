@@ -275,6 +275,8 @@ def test_a_run_from_a_folder_and_its_export(kind, weights, published, tmp_path):
         assert (ours(ids) @ ours.head_weight.T - made(ids).logits).abs().max() <= 1e-4
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "made")(TEXT).input_ids == tok.bos + tok.encode(TEXT)
     assert (made.config.model_type, made.config.eos_token_id) == ("qwen2" if kind == "qwen" else "llama", theirs.token_to_id(SPECIAL[kind][1]))
+    with pytest.raises(UserError, match="base.pt: made from --model"):
+        train.main(["--stage", "eval", "--preset", "smollm2", "--model", os.path.join(folder, "."), "--data", textwrap.__file__, "--out", out, "--decontaminate", "false"])
     with pytest.raises(UserError, match="exists already"):
         hf.main(["export", os.path.join(out, "ra3.pt"), str(tmp_path / "made")])
     assert sorted(os.listdir(tmp_path)) == ["made", "run"] or sorted(os.listdir(tmp_path)) == ["corpora", "made", "run"]
