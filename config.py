@@ -34,7 +34,7 @@ class Config:
     resume: bool = setting(False, "go on where a killed run stopped; stages that are done are not repeated")
     save_every: int = setting(5, "steps between checkpoints (pretraining: five times as many)")
     compile: str = setting("auto", "torch.compile of the blocks in training: true, false, or auto: on a GPU", ("auto", "true", "false"))
-    checkpoint: bool = setting(False, "in training keep each block's input only and compute the rest again on the way back: less memory, a third more work")
+    checkpoint: bool = setting(False, "training: keep each block's input only and compute the rest again on the way back: less memory, more work")
     micro_tokens: int = setting(6400, "tokens of a micro-batch (rlvr: padded): less memory, same result")
     bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay as `weights` says)")
     weights: str = setting("float32", "weights in training; bfloat16: gradients and Adam's moments too, the weights rounded at random (optim.py): half the memory",

@@ -126,15 +126,17 @@ def attend(q, k, v, bias):
     """softmax(q k^T / sqrt(E) + bias) v with grouped heads. q (B, T, H, E); k, v (B, S, K, E); bias (1|B, 1, T, S), 0 or -inf; or None: causal,
     T = S. Returns (B, T, H, E).
 
-    On the CPU two plain matrix products are faster than torch's fused kernel for short rows, forward and backward; elsewhere
-    the fused kernel is used. Both compute the same thing.
+    On the CPU two plain matrix products are faster than torch's fused kernel, forward and backward; elsewhere the fused kernel is used.
+    Both compute the same thing.
     """
     (B, T, H, E), (_, S, K, _) = q.shape, k.shape
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)     # (B, heads, T, E)
-    if q.device.type != "cpu" or S > 1024 and bias is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=H != K).transpose(1, 2)
-    if bias is None:
+    if bias is None and q.device.type == "cpu":                           # blocks of about 128 queries, each with the keys up to its end
+        n = -(-T // max(1, round(T / 128)))
         bias = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)[None, None]
+        return torch.cat([attend(q[:, a:a + n], k[:, :a + n], v[:, :a + n], bias[..., a:a + n, :a + n]) for a in range(0, T, n)], 1)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)     # (B, heads, T or S, E)
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=H != K).transpose(1, 2)
     with torch.autocast("cpu", enabled=False):                            # the softmax stays in q's type
         q = (q * E ** -0.5).reshape(B, K, H // K * T, E)                  # the heads of a group share k and v
         scores = q @ k.transpose(-1, -2)                                  # (B, K, H/K * T, S)

@@ -164,25 +164,23 @@ def test_infused_text_minus_thoughts_is_the_experts(stdlib):
 
 # ---------------------------------------------------------------- packing
 
-def test_pack_and_batch_rows():
+def test_one_row():
+    """Documents, kinds and positions cut out of the row again, with padding to several multiples and without; a row worked by hand; no documents."""
     rng = random.Random(0)
-    docs = [[d % 50 + 1] * rng.randint(1, 30) for d in range(200)]
+    docs = [[rng.randint(1, 50) for _ in range(rng.randint(1, 30))] for _ in range(40)]
     kinds = [[rng.randint(0, 2) for _ in d] for d in docs]
-    rows = data.pack(docs, 32)
-    assert sorted(d for row in rows for d in row) == list(range(200)) and rows == data.pack(docs, 32)
-    assert all(sum(len(docs[d]) for d in row) <= 32 for row in rows)
-    assert len(rows) <= 11 / 9 * -(-sum(map(len, docs)) // 32) + 1                    # the bound of first-fit decreasing, or better
-    ids, pos, doc, kind = data.batch_rows(docs, kinds, rows, 32, pad=0)
-    assert ids.shape == pos.shape == doc.shape == kind.shape == (len(rows), 32) and kind.dtype == torch.int8
-    for b, row in enumerate(rows):
-        for n, d in enumerate(row):
-            at = doc[b] == n
-            assert ids[b, at].tolist() == docs[d] and kind[b, at].tolist() == kinds[d] and pos[b, at].tolist() == list(range(len(docs[d])))
-        rest = doc[b] == -1
-        assert (ids[b, rest] == 0).all() and (kind[b, rest] == -1).all() and (pos[b, rest] == 0).all()
-    assert data.pack([], 8) == [] and data.pack([[1] * 8], 8) == [[0]]
-    with pytest.raises(ValueError, match="document 1 has 9 tokens, more than a row of 8"):
-        data.pack([[1], [1] * 9], 8)
+    total = sum(map(len, docs))
+    for multiple, T in ((1, total), (total + 5, total + 5), (total - 1, 2 * total - 2), (total, total)):
+        ids, pos, doc, kind = data.one_row(docs, kinds, multiple)
+        assert ids.shape == pos.shape == doc.shape == kind.shape == (1, T) and kind.dtype == torch.int8 and ids.dtype == pos.dtype == torch.int64
+        for n, d in enumerate(docs):
+            at = doc[0] == n
+            assert ids[0, at].tolist() == d and kind[0, at].tolist() == kinds[n] and pos[0, at].tolist() == list(range(len(d)))
+        rest = doc[0] == -1
+        assert rest[total:].all() and not rest[:total].any() and (ids[0, rest] == 0).all() and (kind[0, rest] == -1).all()
+        assert pos[0, rest].tolist() == list(range(T - total))
+    assert [x.tolist() for x in data.one_row([[5, 6], [7]])] == [[[5, 6, 7]], [[0, 1, 0]], [[0, 0, 1]], [[1, 1, 1]]]
+    assert data.one_row([])[0].shape == (1, 0)
 
 
 # ---------------------------------------------------------------- corpora

@@ -108,16 +108,97 @@ def test_ragged_rows_cut_back_and_selected(net):
     near(out[0, 0], net(torch.cat((whole[2], third[0], third[0]))[None])[0, -1])
 
 
-def test_packed_rows_are_one_document_at_a_time(net):
-    gen = torch.Generator().manual_seed(2)
-    docs = [torch.randint(97, (n,), generator=gen).tolist() for n in (5, 17, 9, 30, 1, 12)]
-    rows = data.pack(docs, 32)
-    ids, pos, doc, _ = data.batch_rows(docs, None, rows, 32, pad=96)
-    out = net(ids, pos=pos, doc=doc)                                                  # (B, T, D)
-    assert out.isfinite().all()
-    for b, row in enumerate(rows):
-        for n, d in enumerate(row):
-            near(out[b, doc[b] == n], net(torch.tensor([docs[d]]))[0])
+LENGTHS = {"mixed": [5, 17, 9, 30, 1, 12, 30, 29], "alike": [8] * 6, "one": [20], "single tokens": [1, 1, 1, 40]}
+
+
+def documents(lengths, seed=2):
+    gen = torch.Generator().manual_seed(seed)
+    return [torch.randint(97, (n,), generator=gen).tolist() for n in lengths]
+
+
+def dense(q, k, v, docs):
+    """Attention by a T x T mask over the row, in float64, for attend_documents. Documents are known by their bounds alone."""
+    (B, T, H, E), K = q.shape, k.shape[2]
+    q, k, v = (x.double().flatten(0, 1).transpose(0, 1) for x in (q, k.repeat_interleave(H // K, 2), v.repeat_interleave(H // K, 2)))    # (H, N, E)
+    number = torch.zeros(B * T, dtype=torch.int64)
+    number[docs.bounds[1:-1].long()] = 1
+    number = number.cumsum(0)
+    seen = (number[:, None] == number).tril()                                         # (N, N)
+    scores = (q @ k.mT / E ** 0.5).masked_fill(~seen, -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(0, 1).reshape(B, T, H, E).float()
+
+
+def losses(weight, hidden):
+    """Some smooth function of the hidden states of each document, (T, D) each."""
+    return sum((h @ weight).sin().sum() for h in hidden)
+
+
+def gradients(net, loss):
+    net.zero_grad()
+    loss.backward()
+    return [p.grad.clone() for p in net.parameters()]
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("multiple", [1, 64])
+def test_a_packed_row_is_one_document_at_a_time(net, lengths, multiple, monkeypatch):
+    """Hidden states, and all gradients of a function of them, of a packed row: against each document alone, and against a dense mask in float64.
+    With checkpointing too."""
+    docs = documents(LENGTHS[lengths])
+    ids, pos, doc, _ = data.one_row(docs, None, multiple)
+    weight = torch.randn(SMALL.d_model, generator=torch.Generator().manual_seed(0))
+    packed = lambda: [net(ids, pos, doc)[0, doc[0] == n] for n in range(len(docs))]
+    alone = [net(torch.tensor([d]))[0] for d in docs]
+    want = gradients(net, losses(weight, alone))
+    for how in ("as it is", "checkpoint", "dense"):
+        monkeypatch.setattr(net, "checkpoint", how == "checkpoint")
+        if how == "dense":
+            monkeypatch.setattr(model, "attend_documents", dense)
+        hidden = packed()
+        for a, b in zip(hidden, alone):
+            near(a, b)
+        for a, b in zip(gradients(net, losses(weight, hidden)), want):
+            near(a, b, 1e-5 * want[0].abs().max())
+
+
+def test_several_packed_rows(net):
+    """Documents of one number at the end of a row and the beginning of the next are two, and runs of one number apart are too."""
+    ids = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(5))
+    doc = torch.tensor([[3] * 10 + [7] * 14, [7] * 6 + [0] * 8 + [7] * 10])
+    pos = torch.cat([torch.arange(n) for n in (10, 14, 6, 8, 10)]).view(2, 24)
+    out = net(ids, pos, doc).flatten(0, 1)
+    for a, b in ((0, 10), (10, 24), (24, 30), (30, 38), (38, 48)):
+        near(out[a:b], net(ids.flatten()[None, a:b])[0])
+
+
+def test_no_token_sees_another_document(net):
+    """Whatever changes in a document changes nothing in the others, bit for bit, and nothing before itself; what follows it there does change."""
+    docs = documents(LENGTHS["mixed"])
+    ids, pos, doc, _ = data.one_row(docs, None, 64)
+    before = net(ids, pos, doc)[0]
+    for t in range(0, ids.shape[1], 7):
+        other = ids.clone()
+        other[0, t] = (other[0, t] + 1) % 97
+        changed = (net(other, pos, doc)[0] != before).any(-1)
+        mine = (doc[0] == doc[0, t]) & (torch.arange(ids.shape[1]) >= t)
+        assert changed[mine].all() and not changed[~mine].any()
+
+
+def test_long_documents():
+    """Documents that are worked on in several blocks of queries, of even and uneven sizes, against a dense mask."""
+    gen = torch.Generator().manual_seed(0)
+    doc = torch.tensor([[0] * 1100 + [1] * 256 + [2] * 197 + [3] * 190 + [4] * 1030])
+    q, k, v = (torch.randn(1, doc.numel(), heads, 8, generator=gen) for heads in (4, 2, 2))
+    docs = model.Documents(doc)
+    near(model.attend_documents(q, k, v, docs), dense(q, k, v, docs))
+
+
+def test_the_kernel_for_documents_takes_what_it_is_given():
+    """The call on CUDA, where it cannot be made, against the kernel's signature."""
+    if model.varlen_attn is None:
+        pytest.skip("this torch has no varlen_attn")
+    inspect.signature(model.varlen_attn).bind(*range(7), window_size=(-1, 0))
 
 
 def test_right_padding_changes_nothing(net):

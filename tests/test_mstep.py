@@ -1,5 +1,8 @@
 """The M-step: packing, the loss on packed rows, infusion, and what is left out of it."""
+import copy
 import dataclasses
+import functools
+import random
 
 import pytest
 import torch
@@ -7,8 +10,9 @@ import torch
 import config
 import mstep
 import tasks
-from data import CODE, PROMPT, THOUGHT, batch_rows, canonical, infuse, pack, snippet
+from data import CODE, PROMPT, THOUGHT, canonical, infuse, one_row, snippet
 from estep import rollout
+from model import graphs
 from test_estep import thinker
 
 torch.set_num_threads(1)
@@ -38,33 +42,45 @@ def empty():
 
 # ---------------------------------------------------------------- batches
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_an_epoch_is_every_document_once(rows):
-    """The documents in the batches of each epoch against the list of documents; each epoch has an order of its own. With two rows a
-    step the row that fills no batch is missing. Many short-lived lists, because one may lie in memory where another lay."""
+@pytest.mark.parametrize("size", [9, 16, 40, 1000])
+def test_an_epoch_is_every_document_once(size):
+    """The documents of consecutive steps, cut into epochs: each is every document once, in an order of its own, and no step is empty. A step has `size`
+    tokens give or take a document, and on average exactly; more than an epoch if need be."""
     for n in range(1, 12):
-        docs = [[100 * n + i] * (3 + i * n % 7) for i in range(20)]                          # a document is one token, repeated
-        steps = len(pack(docs, 16)) // rows
-        epochs = []
-        for e in range(3):
-            batches = [mstep.packed_batch(docs, None, rows, 16, 0, SEED, s)[0] for s in range(e * steps, (e + 1) * steps)]
-            epochs.append([t for ids in batches for t in ids.flatten().tolist() if t])
-            assert all(epochs[-1].count(d[0]) in ((len(d),) if rows == 1 else (0, len(d))) for d in docs)
-            assert len(set(epochs[-1])) >= len(docs) - (rows - 1) * 5
-        assert epochs[0] != epochs[1] != epochs[2]
-        docs = None                                          # the next list may take its place in memory
+        docs = [[0] * (1 + i * n % 9) for i in range(20)]
+        lengths, total = [len(d) for d in docs], sum(map(len, docs))
+        steps = [mstep.step_documents(docs, size, SEED, s) for s in range(6 * total // size + 2)]
+        stream = sum(steps, [])
+        epochs = [stream[20 * e:20 * e + 20] for e in range(len(stream) // 20)]
+        assert len(epochs) >= 5 and all(sorted(e) == list(range(20)) for e in epochs) and len({tuple(e) for e in epochs}) == len(epochs)
+        begun = 0
+        for k, some in enumerate(steps):
+            assert some and abs(sum(lengths[i] for i in some) - size) < 9
+            begun += sum(lengths[i] for i in some)
+            assert abs(begun - (k + 1) * size) < 9
 
 
-def test_batches_are_a_function_of_seed_and_step():
-    """A step asked for alone, from equal documents elsewhere in memory, against the same step after all before it."""
+def test_steps_are_a_function_of_seed_and_step():
+    """A step asked for alone, from equal documents elsewhere in memory, against the same step after all before it; another seed gives another."""
     docs = [[i] * (3 + i % 5) for i in range(30)]
-    kinds = [[PROMPT] + [CODE] * (len(d) - 1) for d in docs]
-    there = [mstep.packed_batch(docs, kinds, 2, 16, 0, SEED, s) for s in range(20)]
-    for s in (17, 3, 11):
-        again = mstep.packed_batch([list(d) for d in docs], [list(k) for k in kinds], 2, 16, 0, SEED, s)
-        assert all(torch.equal(a, b) for a, b in zip(there[s], again))
-    other = mstep.packed_batch(docs, kinds, 2, 16, 0, (5, 2), 0)
-    assert not torch.equal(there[0][0], other[0])
+    there = [mstep.step_documents(docs, 32, SEED, s) for s in range(20)]
+    assert all(mstep.step_documents([list(d) for d in docs], 32, SEED, s) == there[s] for s in (17, 3, 11))
+    assert mstep.step_documents(docs, 32, (5, 2), 0) != there[0]
+
+
+def test_micro_batches():
+    """Every document with its kinds once; no part beyond the limit but a single document; parts alike; one part where all fits; the docstring's example."""
+    rng = random.Random(0)
+    for most in (1, 20, 64, 300, 10**6):
+        for n in (0, 1, 7, 50):
+            docs = [[i] * rng.randint(1, 40) for i in range(n)]
+            parts = mstep.micro_batches(docs, [[-i for i in d] for d in docs], most)
+            assert sorted(d for some, _ in parts for d in some) == docs and all(k == [[-i for i in d] for d in some] for some, k in parts)
+            sizes = [sum(map(len, some)) for some, _ in parts]
+            assert all(size <= most or len(some) == 1 for size, (some, _) in zip(sizes, parts)) and (n == 0 or max(sizes) - min(sizes) <= 40)
+            assert len(parts) <= max(1, 3 * sum(sizes) / most, n if most < 40 else 0)
+    docs = [[0] * n for n in (1, 2, 5, 4)]
+    assert [[len(d) for d in some] for some, _ in mstep.micro_batches(docs, docs, 8)] == [[5, 2], [4, 1]]
 
 
 # ---------------------------------------------------------------- the loss
@@ -75,35 +91,72 @@ def by_hand(model, ids, kinds):
     return torch.stack([-logp[j - 1, ids[j]] for j in range(1, len(ids)) if kinds[j] != PROMPT])
 
 
+def infused_docs(tok, snips):
+    return zip(*[infuse(s, {1: tok.encode(" # note"), 3: tok.encode(" # x y")}) for s in snips])
+
+
 @torch.no_grad()
 def test_loss_of_packed_rows(tok, snips, model):
-    """Packed rows against one document at a time: token by token, in the mean, whatever the padding is. The end of text is predicted,
-    what is given is not."""
-    pairs = [infuse(s, {1: tok.encode(" # note"), 3: tok.encode(" # x y")}) for s in snips[:4]]
-    docs, kinds = [p[0] for p in pairs], [p[1] for p in pairs]
-    rows = [[0, 2], [3], [1]]
-    want = [by_hand(model, docs[i], kinds[i]) for row in rows for i in row]
-    length = max(sum(len(docs[i]) for i in row) for row in rows)
-    for extra, pad in ((0, tok.eos), (9, tok.eos), (9, 5)):
-        loss, kind = mstep.ntp_loss(model, *batch_rows(docs, kinds, rows, length + extra, pad))
-        assert loss.shape == torch.cat(want).shape and (loss - torch.cat(want)).abs().max() < 1e-4
-        assert abs(loss.mean() - torch.cat(want).mean()) < 1e-5
-    assert kind.tolist() == [k for row in rows for i in row for k in kinds[i] if k != PROMPT]
-    assert docs[0][-1] == tok.eos and kinds[0][-1] == CODE                                   # the last of `want[0]` is the end of text
+    """A packed row against one document at a time: token by token, whatever the padding is. The end of text is predicted, what is given is not."""
+    docs, kinds = infused_docs(tok, snips[:4])
+    want = torch.cat([by_hand(model, d, k) for d, k in zip(docs, kinds)])
+    for multiple in (1, 100):
+        loss, kind = mstep.ntp_loss(model, *one_row(docs, kinds, multiple))
+        assert loss.shape == want.shape and (loss - want).abs().max() < 1e-4
+    assert kind.tolist() == [k for kind in kinds for k in kind if k != PROMPT]
+    assert docs[0][-1] == tok.eos and kinds[0][-1] == CODE                                   # the last of its tokens is the end of text
+
+
+def test_any_size_of_micro_batch_gives_the_same_step(tok, snips):
+    """The gradient of a step, before clipping, in micro-batches of every size, against that of the mean over one document at a time; metrics too."""
+    docs, kinds = infused_docs(tok, snips)
+    alone = thinker(tok, 4)
+    torch.cat([by_hand(alone, d, k) for d, k in zip(docs, kinds)]).mean().backward()
+    norm = torch.stack([p.grad.norm() for p in alone.parameters()]).norm()
+    said, parts, total = [], [], sum(map(len, docs))
+    for most in (1, total * 2 // 5, total * 2 // 3, total):
+        m, found = thinker(tok, 4), []
+        opt = torch.optim.SGD(m.parameters())
+        opt.register_step_pre_hook(lambda *_: found.extend(p.grad.clone() for p in m.parameters()))
+        said.append(mstep.ntp_step(m, opt, docs, kinds, 1e-3, settings(bf16=False, micro_tokens=most, grad_clip=1e9)))
+        assert all((a - p.grad).abs().max() < 1e-5 * norm for a, p in zip(found, alone.parameters()))
+        parts.append(len(mstep.micro_batches(docs, kinds, most)))
+    assert parts == sorted(parts, reverse=True) and parts[0] == len(docs) and parts[-1] == 1 and len(set(parts)) == 4
+    assert all(s == pytest.approx(said[0], rel=1e-4) for s in said) and said[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
 def test_a_step_reports_its_loss(tok, snips, model):
     """The metrics of a step against the loss computed beforehand, split by kind; the weights move."""
     m = thinker(tok, 4)
-    docs, kinds = zip(*[infuse(s, {1: tok.encode(" # note")}) for s in snips[:2]])
-    batch = batch_rows(docs, kinds, [[0], [1]], 300, tok.eos)
-    loss, kind = mstep.ntp_loss(m, *batch)
+    docs, kinds = infused_docs(tok, snips[:2])
+    loss, kind = mstep.ntp_loss(m, *one_row(docs, kinds))
     before = m.embed.weight.clone()
-    said = mstep.ntp_step(m, mstep.adamw(m, 1e-3, 0.1), batch, 1e-3, settings(bf16=False))
+    said = mstep.ntp_step(m, mstep.adamw(m, 1e-3, 0.1), docs, kinds, 1e-3, settings(bf16=False))
     assert said["loss"] == pytest.approx(loss.mean().item(), abs=1e-5)
     assert said["ce_thought"] == pytest.approx(loss[kind == THOUGHT].mean().item(), abs=1e-5)
     assert said["ce_code"] == pytest.approx(loss[kind == CODE].mean().item(), abs=1e-5)
     assert said["tokens"] == sum(map(len, docs)) and not torch.equal(before, m.embed.weight)
+
+
+def test_compiled_steps(tok, snips, monkeypatch):
+    """Blocks compiled (by a back end that needs no C++ compiler): the losses of uncompiled steps, and no new graph after the first step, whatever documents
+    come; a copy is not compiled. What samples on a cache is not compiled either."""
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    docs, kinds = infused_docs(tok, snips)
+    steps, losses, made = [(0, 2, 3), (1, 4), (5, 3, 2, 0), (2,), (0, 1, 2, 3, 4, 5)], [], []
+    for how in ("false", "true"):
+        cfg = settings(bf16=False, compile=how)
+        m, opt = mstep.trained(thinker(tok, 4), cfg, lambda m: mstep.adamw(m, 1e-3, 0.1))
+        said = [mstep.ntp_step(m, opt, [docs[i] for i in some], [kinds[i] for i in some], 1e-3, cfg) for some in steps]
+        losses.append([s["loss"] for s in said])
+        made.append([s["graphs"] for s in said])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert made[0][0] == made[0][-1] < made[1][0] and made[1][1:] == [made[1][1]] * 4 and made[1][1] - made[0][0] <= 4, made
+    before = graphs()
+    with torch.no_grad():
+        m(torch.tensor([docs[0]]), pos=torch.arange(len(docs[0]))[None], cache=m.new_cache(1, len(docs[0])))
+        copy.deepcopy(m)(torch.tensor([docs[1]]))
+    assert graphs() == before
 
 
 def test_learning_rate():

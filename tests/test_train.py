@@ -160,7 +160,7 @@ def test_results(whole):
 
 
 def test_ntp_of_equal_compute(whole, tmp_path):
-    """--match: the FLOPs of the baseline against those of the model it matches, to within the padding of its rows and a step."""
+    """--match: the FLOPs of the baseline against those of the model it matches, to within a step."""
     out = copied(whole, tmp_path)
     shutil.copy(whole / "ra3.pt", out)
     run(out, "--stage", "ntp", "--match", "ra3", "--block", "400")
