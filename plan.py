@@ -84,7 +84,7 @@ def memory(cfg, net, stage="em"):
         return {"stacked weights": made, "keys and values": size * kv * slots, "drawing": 16 * rows * net.vocab_size}
 
     copies = copy * n["all"] if W == 4 and cfg.rollout_bf16 else 0
-    out = {"next-token training": training(cfg.micro_tokens, 1)}
+    out = {} if stage == "eval" else {"next-token training": training(cfg.micro_tokens, 1)}
     if stage in ("em", "all"):
         rows = cfg.snippets * cfg.group
         held = {"weights": 2 * W * n["all"], "Adam's moments": 2 * W * n["all"]}
@@ -96,7 +96,7 @@ def memory(cfg, net, stage="em"):
         out = {"sampling": {**held, "bfloat16 copies": copies,
                             **sampling(cfg.prompts * cfg.completions, cfg.prompts, 1024, cfg.max_new, False, copy)},
                "update": {**training(cfg.micro_tokens, 2), "weights": 2 * W * n["all"]}}
-    elif stage != "pretrain":
+    elif stage in ("em", "all", "eval"):
         rows, prompts = 128, max(1, 128 // cfg.elbo_samples)             # in float32, whatever the weights
         out["held-out bound"] = {"weights": (4 if W == 4 else 6) * n["all"], **sampling(rows, prompts, cfg.max_tokens, cfg.block, False, 4)}
     return out
@@ -143,8 +143,8 @@ def show(cfg, stage, gib=0, run=None):
               f"{len(run.heldout)} held out")
     else:
         tokens = cfg.max_tokens / 2
-        print(f"corpus {cfg.data}: not read; assumed {tokens:.0f} tokens a snippet, half of --max-tokens, so at most "
-              f"{tokens * cfg.n_expert / 1e6:,.1f} M tokens")
+        most = f", so at most {tokens * cfg.n_expert / 1e6:,.1f} M tokens" if cfg.n_expert else ""
+        print(f"corpus {cfg.data}: not read; assumed {tokens:.0f} tokens a snippet, half of --max-tokens{most}")
     batch = cfg.rows * cfg.block
     print(f"settings: --weights {cfg.weights} --checkpoint {str(cfg.checkpoint).lower()} --micro-tokens {cfg.micro_tokens}; a step of {batch:,} tokens in "
           f"{-(-batch // cfg.micro_tokens)} micro-batches; a step of an E-step: {cfg.snippets} snippets x {cfg.group} rollouts")
