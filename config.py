@@ -24,7 +24,10 @@ UNITS = ("definitions", "functions", "methods", "files")
 @dataclasses.dataclass
 class Config:
     # the run
-    preset: str = setting("tiny", "tiny: a small model on the built-in domain; smollm2: SmolLM2-135M on real Python", ("tiny", "smollm2"))
+    preset: str = setting("tiny", "tiny: a small model on the built-in domain; smollm2: SmolLM2-135M on real Python; qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b, "
+                          "qwen2.5-7b, llama-3.2-1b, llama-3.1-8b: those, likewise",
+                          ("tiny", "smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b", "llama-3.2-1b", "llama-3.1-8b"))
+    model: str = setting("", "the base model: a folder in Hugging Face's format, a .gguf file, or a name on the hub; default: the preset's")
     out: str = setting("", "folder of the run; default runs/PRESET-SEED")
     name: str = setting("", "name of the result in the run's folder; default: the stage's (base, ntp, ra3)")
     seed: int = setting(0, "seeds the initial weights, the corpora, the order of the data and every draw")
@@ -36,7 +39,9 @@ class Config:
     compile: str = setting("auto", "torch.compile in training, of blocks and log-probabilities: true, false, or auto: on a GPU", ("auto", "true", "false"))
     checkpoint: bool = setting(False, "training: keep each block's input only and compute the rest again on the way back: less memory, more work")
     micro_tokens: int = setting(6400, "tokens of a micro-batch: less memory, same result")
-    bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay in float32)")
+    bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay as `weights` says)")
+    weights: str = setting("float32", "weights in training; bfloat16: gradients and Adam's moments too, the weights rounded at random (optim.py): half the memory",
+                           ("float32", "bfloat16"))
     rollout_bf16: bool = setting(True, "E-step: sample and score thoughts with a bfloat16 copy of the weights; programs too (the bound is always float32)")
 
     # the corpora
@@ -136,12 +141,24 @@ class Config:
     elbo_samples: int = setting(8, "rollouts a held-out snippet for the bound")
 
 
+# Presets for one GPU. From the paper: these models, c = 0.05, thoughts of a few tokens. Learning rates: fine-tuning of Llama 3, 1e-5 (arXiv 2407.21783);
+# reinforcement learning as in DAPO, 1e-6 (2503.14476), for the E-step too. Corpus, batch and steps are ours: ten million tokens a M-step, where the paper has
+# a billion in all. `--dry-run` says what a run takes.
+LARGE = dict(data="stdlib", n_expert=100_000, n_heldout=256, max_tokens=512, max_len=2048, rows=64, block=1024, micro_tokens=8192, mstep_steps=150, lr=1e-5,
+             warmup=10, save_every=25, infuse=20_000, iters=2, estep_steps=40, snippets=64, group=8, think_max=16, estep_lr=1e-6, max_new=768, samples=5,
+             suite="leetcode,mbpp-train", rl_steps=100, prompts=64, completions=8, rl_lr=1e-6, eval_samples=1)
 PRESETS = {
     "tiny": {},
     "smollm2": dict(data="stdlib", n_expert=4000, n_heldout=48, max_tokens=256, max_len=2048, rows=4, block=512, mstep_steps=8, lr=5e-5,
                     warmup=3, save_every=4, infuse=80, iters=1, estep_steps=8, snippets=6, group=4, think_max=16, estep_lr=1e-5,
                     rollout_bf16=True, max_new=512, samples=1, temperature=0.0, elbo_samples=8,
                     suite="mbpp-train", rl_steps=10, prompts=8, completions=4, rl_lr=2e-6, micro_tokens=2560, eval_samples=1),
+    "qwen2.5-0.5b": dict(LARGE, model="Qwen/Qwen2.5-0.5B", lr=2e-5),
+    "qwen2.5-1.5b": dict(LARGE, model="Qwen/Qwen2.5-1.5B"),
+    "qwen2.5-3b": dict(LARGE, model="Qwen/Qwen2.5-3B", checkpoint=True),
+    "qwen2.5-7b": dict(LARGE, model="Qwen/Qwen2.5-7B", checkpoint=True, weights="bfloat16"),
+    "llama-3.2-1b": dict(LARGE, model="meta-llama/Llama-3.2-1B"),
+    "llama-3.1-8b": dict(LARGE, model="meta-llama/Llama-3.1-8B", checkpoint=True, weights="bfloat16", snippets=32, max_tokens=384, block=768, prompts=32),
 }
 
 
@@ -225,6 +242,10 @@ def make(preset="tiny", **given):
         raise UserError("--n-expert 0: expected at least 1, because the built-in domain has no end")
     if cfg.near_duplicate > 1:
         raise UserError(f"--near-duplicate {cfg.near_duplicate}: expected a similarity from 0 (all stay) to 1 (only the same goes)")
+    if cfg.weights == "bfloat16" and cfg.shard:
+        raise UserError("--weights bfloat16 --shard true: expected one of the two, because its random rounding knows whole weights only")
+    if cfg.model and cfg.preset == "tiny":
+        raise UserError(f"--model {cfg.model}: --preset tiny trains its own model; give another preset, such as smollm2")
     if cfg.estep == "oracle" and cfg.data != "domain":
         raise UserError(f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}")
     return cfg

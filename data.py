@@ -11,16 +11,27 @@ Both branches share `\\n   `, so the decision is one token, and so is the choice
 of the text with a comment in it is again the ids put together: a probe comment before each line decides. Token ids are the record; nothing is
 decoded and encoded again.
 
-Tokenizers in the manner of Llama 3 and Qwen join a newline to the punctuation before it (`:\\n`). There s_0 ends one token earlier,
-before the `:\\n`, because a prefix of the text is not always a prefix of its ids.
+Where a line begins in tokens, and where a thought goes, by style of tokenizer (a bar between tokens, ^ where <act> or <think> is decided):
+
+    GPT-2, SmolLM2     if| x|:|\\n   |^ return| x       a newline joins the indentation after it, but for its last blank;
+                       if| x|:|\\n   |^ #| why|\\n   | return| x
+    Qwen, Llama 3      if| x|:\\n|   |^ return| x       it joins the punctuation and the newlines before it (`:\\n`, `()\\n\\n`), else it stands alone;
+                       if| x|:\\n|   |^ #| why|\\n|   | return| x
+
+In all of them the indentation leaves its last blank to the first token of the content or to ` #`. (A tab it leaves to a word only, in the second
+row, so that lines which begin with a word behind tabs take no thoughts there.) In the second row a prefix of the text is not always a prefix of
+its ids: s_0 ends before the `:\\n`, and what a model is given to write on from has its newline (`Tokenizer.start`). A thought ends with any
+token that holds a newline; of `.\\n` the full stop is left out, so that the thought and the newline after it stay canonical.
 
 Letters: B rows, T tokens, L lines.
 """
 import base64
 import dataclasses
 import io
+import json
 import os
 import tokenize
+import unicodedata
 
 import numpy as np
 import tiktoken
@@ -45,10 +56,15 @@ class Tokenizer:
     thought_ids: list        # tokens whose text, leading blanks dropped, begins with '#' (and holds no newline): one of them starts a thought
     stop_ids: list           # tokens that contain '\n' or '\r', and eos: they end a thought
     nbytes: np.ndarray       # (V,) length of each token in bytes; 0 for special tokens. V is the size of the embedding
+    bos: list = dataclasses.field(default_factory=list)      # [the token that every text begins with], or []
+    normal: str = ""         # Unicode's normal form that texts are brought into: "", NFC, ...
+    joins_before: bool = False      # does a newline join the punctuation before it (else the indentation after it)?
     marks: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)     # cache of `mark`
 
     def encode(self, text):
-        """Ids of text. Special tokens in it are ordinary text. Bytes that the vocabulary lacks are dropped (see gguf_tokenizer)."""
+        """Ids of text, without bos. Special tokens in it are ordinary text. Bytes that the vocabulary lacks are dropped (see gguf_tokenizer)."""
+        if self.normal:
+            text = unicodedata.normalize(self.normal, text)
         ids = self.enc.encode_ordinary(text)
         return ids if self.enc.n_vocab == len(self.nbytes) else [i for i in ids if i < len(self.nbytes)]
 
@@ -56,14 +72,23 @@ class Tokenizer:
         """Text of ids. Special tokens are rendered as '', broken UTF-8 as U+FFFD."""
         return self.enc.decode_bytes([i for i in ids if self.nbytes[i]]).decode("utf-8", errors="replace")
 
+    def start(self, text):
+        """What a model is given to go on from a text that ends where a line ends, its newline not included -> (ids, how the completion begins).
+
+        Example: "def f():" -> (def| f|():, "") where a newline joins what follows; (def| f|():\\n, "\\n") where it joins what precedes.
+        """
+        head = "\n" if self.joins_before and not text.endswith("\n") else ""
+        return self.bos + self.encode(text + head), head
+
     @property
     def vocab_size(self):
         """Size of the embedding."""
         return len(self.nbytes)
 
 
-def make_tokenizer(enc, eos, vocab_size=None):
-    """A Tokenizer around a tiktoken encoding. eos: the id of its end-of-text token. vocab_size: the encoding's if None."""
+def make_tokenizer(enc, eos, vocab_size=None, bos=None, normal=""):
+    """A Tokenizer around a tiktoken encoding. eos: the id of its end-of-text token. vocab_size: the encoding's if None. bos: an id or None."""
+    import regex
     nbytes = np.zeros(vocab_size or enc.n_vocab, dtype=np.int64)
     thought, stop = [], [eos]
     for token in enc.token_byte_values():
@@ -75,7 +100,8 @@ def make_tokenizer(enc, eos, vocab_size=None):
             stop.append(i)
         elif token.lstrip(b" ").startswith(b"#"):
             thought.append(i)
-    return Tokenizer(enc, eos, sorted(thought), sorted(set(stop)), nbytes)
+    return Tokenizer(enc, eos, sorted(thought), sorted(set(stop)), nbytes, [] if bos is None else [bos], normal,
+                     regex.match(enc._pat_str, ":\n  x").end() == 2)
 
 
 def encoding(ranks, pattern=PATTERN):
@@ -150,7 +176,7 @@ def load_tokenizer(path):
     return make_tokenizer(encoding(ranks), len(ranks))
 
 
-# How the tokenizers of GGUF files split text before merging. SmolLM2 splits off single digits first and GPT-2's pattern sees the rest
+# How published tokenizers split text before merging, by llama.cpp's names. SmolLM2 splits off single digits first and GPT-2's pattern sees the rest
 # piece by piece: blanks before a digit are the end of their piece and stay whole, others leave their last one to the word after them.
 GGUF_PATTERNS = {
     "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
@@ -164,7 +190,8 @@ def gguf_tokenizer(path):
     """The Tokenizer whose vocabulary is in a GGUF file (package `gguf`); eos is the text's end, `<|endoftext|>` where there is one.
 
     tiktoken merges the pair whose *result* has the lowest id, byte-level BPE the pair that comes first in the list of merges: the same
-    where the results' ids rise along the list, which is checked. Bytes that the vocabulary lacks (SmolLM2: 13 that UTF-8 never has, some control
+    where the results' ids rise along the list, which is checked. (A text that is a token as it stands becomes that token, whatever the merges say, as with
+    Llama 3's `ignore_merges`; where every token has its merge, as in all others, that is the same again.) Bytes that the vocabulary lacks (SmolLM2: 13 that UTF-8 never has, some control
     characters, the leads of unassigned planes) get ids above it, and `encode` drops them, as other implementations do.
     Raises UserError for a file that holds no such vocabulary.
     """
@@ -174,24 +201,104 @@ def gguf_tokenizer(path):
     if kind != "gpt2" or pre not in GGUF_PATTERNS:
         raise UserError(f"{path}: its tokenizer is {kind!r} ({pre!r}); expected byte-level BPE, one of {', '.join(GGUF_PATTERNS)}")
     tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
-    shown = [b for b in range(256) if chr(b).isprintable() and not chr(b).isspace() and b != 0xAD]      # bytes that stand for themselves
-    byte = {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in shown)}
-    ranks = {bytes(byte[c] for c in t): i for i, t in enumerate(tokens) if types[i] == 1}               # 1: a normal token
+    ranks = {bytes_of(t): i for i, t in enumerate(tokens) if types[i] == 1}                             # 1: a normal token
     special = {t: i for i, t in enumerate(tokens) if types[i] != 1}
-    made = [ranks.get(bytes(byte[c] for c in merge.replace(" ", "")), -1) for merge in meta["tokenizer.ggml.merges"]]
-    if any(a >= b for a, b in zip([-1] + made, made)):
+    made = [bytes_of(merge.replace(" ", "")) for merge in meta["tokenizer.ggml.merges"]]
+    enc = merged_encoding(path, ranks, made, GGUF_PATTERNS[pre], special, len(tokens))
+    return make_tokenizer(enc, special.get("<|endoftext|>", meta.get("tokenizer.ggml.eos_token_id")), len(tokens))
+
+
+SHOWN = [b for b in range(256) if chr(b).isprintable() and not chr(b).isspace() and b != 0xAD]          # bytes that stand for themselves
+BYTE_OF = {chr(b): b for b in SHOWN} | {chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in SHOWN)}
+
+
+def bytes_of(token):
+    """The bytes of a token as byte-level BPE's vocabularies spell it. Example: "Ġif" -> b" if"   Raises KeyError."""
+    return bytes(BYTE_OF[c] for c in token)
+
+
+def merged_encoding(path, ranks, made, pattern, special, size):
+    """The tiktoken.Encoding of byte-level BPE: ranks {bytes: id}, made: what each merge makes, in order. Raises UserError if it would encode otherwise.
+
+    Several merges in a row may make the same token, as Llama 3's do: whichever comes first, the result is that token.
+    """
+    made = [ranks.get(token, -1) for token in made]
+    if any(a > b for a, b in zip([0] + made, made)):
         raise UserError(f"{path}: the ids of its tokens do not rise along its list of merges; such a vocabulary cannot be read")
     missing = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
-    ranks |= {b: len(tokens) + n for n, b in enumerate(missing)}
-    enc = tiktoken.Encoding(f"gguf-{pre}", pat_str=GGUF_PATTERNS[pre], mergeable_ranks=ranks, special_tokens=special)
-    return make_tokenizer(enc, special.get("<|endoftext|>", meta.get("tokenizer.ggml.eos_token_id")), len(tokens))
+    return tiktoken.Encoding("ra3", pat_str=pattern, mergeable_ranks=ranks | {b: size + n for n, b in enumerate(missing)}, special_tokens=special)
+
+
+def folder_tokenizer(folder):
+    """The Tokenizer of a model's folder in Hugging Face's format, from its tokenizer.json; its vocab_size is that of config.json, which may be larger.
+
+    eos is the text's end (`<|endoftext|>`, `<|end_of_text|>`) where there is one, for an instruct model too, else config.json's. bos is the token
+    that the tokenizer puts first by itself (Llama 3). Raises UserError for a tokenizer of another kind than byte-level BPE with one of GGUF_PATTERNS.
+    """
+    path = os.path.join(folder, "tokenizer.json")
+
+    def load(name):
+        with open(os.path.join(folder, name), encoding="utf-8") as f:
+            return json.load(f)
+
+    def refuse(what, expected):
+        return UserError(f"{path}: {what}; expected {expected}")
+
+    try:
+        said, config = load("tokenizer.json"), load("config.json")
+        model, normal = said["model"], (said.get("normalizer") or {}).get("type", "")
+        if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or model.get("dropout") or model.get("continuing_subword_prefix"):
+            raise refuse(f"its model is {model.get('type')}", "byte-level BPE")
+        if normal not in ("", "NFC"):
+            raise refuse(f"its normalizer is {normal}", "NFC or none")
+        pattern = pattern_of(said.get("pre_tokenizer") or {})
+        if pattern not in (*GGUF_PATTERNS.values(), PATTERN):
+            raise refuse("it splits texts by a rule that is not known here", f"one of {', '.join(GGUF_PATTERNS)}")
+        special = {t["content"]: t["id"] for t in said.get("added_tokens", [])}
+        ranks = {bytes_of(t): i for t, i in model["vocab"].items() if t not in special}
+        made = [bytes_of("".join(merge) if isinstance(merge, list) else merge.replace(" ", "")) for merge in model["merges"]]
+        if not model.get("ignore_merges") and (lone := [t for t in ranks.keys() - set(made) if len(t) > 1]):
+            raise refuse(f"no merge makes its token {min(lone)!r}", "merges for all tokens, or ignore_merges")
+        first = next((step for step in template(said.get("post_processor") or {})), None)
+        eos = config.get("eos_token_id")
+        eos = special.get("<|endoftext|>", special.get("<|end_of_text|>", eos[0] if isinstance(eos, list) else eos))
+        if not isinstance(eos, int):
+            raise refuse("nothing says which token ends a text", "<|endoftext|>, <|end_of_text|> or config.json's eos_token_id")
+        size = max(config["vocab_size"], 1 + max(*ranks.values(), *special.values()))
+        enc = merged_encoding(path, ranks, made, pattern, special, size)
+        return make_tokenizer(enc, eos, size, special.get(first), normal)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: expected a tokenizer, found {'no such file' if isinstance(e, FileNotFoundError) else 'something else'} ({e}); give the folder "
+                        "of a model in Hugging Face's format") from None
+
+
+def pattern_of(step):
+    """The pattern that a tokenizer.json's pre_tokenizer splits by, or None if it is none of the usual."""
+    kinds = [part["type"] for part in step.get("pretokenizers", [step] if step else [])]
+    *before, level = step.get("pretokenizers", [step] if step else [{}])
+    if level.get("type") != "ByteLevel" or level.get("add_prefix_space", True):
+        return None
+    if kinds == ["Split", "ByteLevel"] and not level["use_regex"]:
+        return before[0]["pattern"].get("Regex") if before[0]["behavior"] == "Isolated" and not before[0].get("invert") else None
+    if kinds == ["Digits", "ByteLevel"] and level.get("use_regex", True):
+        return GGUF_PATTERNS["smollm"] if before[0]["individual_digits"] else None
+    return GGUF_PATTERNS["gpt-2"] if kinds == ["ByteLevel"] and level.get("use_regex", True) else None
+
+
+def template(step):
+    """The special tokens that a tokenizer.json's post_processor puts before a text."""
+    for part in step.get("processors", [step]):
+        for piece in part.get("single", []) if part.get("type") == "TemplateProcessing" else []:
+            if "SpecialToken" not in piece:
+                return
+            yield piece["SpecialToken"]["id"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- snippets
 
 @dataclasses.dataclass
 class Snippet:
-    ids: list        # the canonical encoding of the text, then eos
+    ids: list        # bos, if the tokenizer has one; the canonical encoding of the text; eos
     prompt: int      # ids[:prompt] is s_0, what is given: it ends where a line ends, its newline not included
     first: list      # (L,) index in ids of the first token of line t's content, where <act> or <think> is decided;
                      # ids[prompt:first[0]] is newline + indentation
@@ -246,7 +353,7 @@ def snippet(tok, text, prompt_chars, name=""):
     raw = text.encode()
     ids = tok.encode(text)
     ends = np.cumsum(tok.nbytes[ids])
-    if len(ends) == 0 or ends[-1] != len(raw):                           # a byte that the vocabulary lacks
+    if len(ends) == 0 or tok.decode(ids) != text:                        # bytes that the vocabulary lacks, characters that it spells in another way
         return None
     index = {int(end): i + 1 for i, end in enumerate(ends)}              # byte offset -> index of the token that begins there
     points = []                  # (index, first token of a comment, sep, byte offset, the content's offset in characters)
@@ -278,7 +385,8 @@ def snippet(tok, text, prompt_chars, name=""):
         return None
     given = offset(len(text[:points[0][4]].rstrip()))
     prompt = int(np.searchsorted(ends, given, side="right"))             # tokens that end at or before it
-    return Snippet(ids + [tok.eos], prompt, [p[0] for p in points], [p[2] for p in points], name)
+    n = len(tok.bos)
+    return Snippet(tok.bos + ids + [tok.eos], n + prompt, [n + p[0] for p in points], [p[2] for p in points], name)
 
 
 def infuse(snip, thoughts):
@@ -300,10 +408,12 @@ def infuse(snip, thoughts):
 
 
 def canonical(tok, ids):
-    """Are the ids (up to a final eos) what the tokenizer makes of their own text?"""
+    """Are the ids (but for a bos and a final eos) what the tokenizer makes of their own text?"""
     ids = list(ids)
     if ids and ids[-1] == tok.eos:
         ids.pop()
+    if ids and ids[:1] == tok.bos:
+        del ids[0]
     return tok.encode(tok.decode(ids)) == ids
 
 

@@ -20,13 +20,15 @@ import os
 import sys
 
 import numpy as np
+import torch
 
 import benchmarks
+import hf
 import parallel
 from config import UserError, parse
-from data import gguf_tokenizer, load_tokenizer
+from data import load_tokenizer
 from estep import summary
-from model import device_of, load_gguf, load_model, set_threads, smollm2_path
+from model import device_of, load_model, set_threads
 from rollouts import rollouts
 from sample import generate
 from sandbox import HarnessError, grade
@@ -42,14 +44,14 @@ def pass_at_k(n, c, k):
 
 def open_model(cfg, checkpoint=""):
     """(model, tokenizer) of a checkpoint, or of the preset as loaded if none is given. Raises UserError."""
-    if cfg.preset == "smollm2":
-        path = smollm2_path()
-        tok = gguf_tokenizer(path)
-        model = load_model(checkpoint)[0] if checkpoint else load_gguf(path)[0]
+    if cfg.preset != "tiny":
+        path = hf.find(cfg)
+        tok = hf.open_tokenizer(path)
+        model = load_model(checkpoint)[0] if checkpoint else hf.open_model(path)
     elif checkpoint:
         model, path = load_model(checkpoint)[0], os.path.join(os.path.dirname(checkpoint), "tokenizer.txt")
         if not os.path.exists(path):
-            raise UserError(f"{checkpoint}: no tokenizer.txt beside it; expected a model of the built-in domain (of SmolLM2: --preset smollm2)")
+            raise UserError(f"{checkpoint}: no tokenizer.txt beside it; expected a model of the built-in domain (of another: its --preset, such as smollm2)")
         tok = load_tokenizer(path)
     else:
         raise UserError("--preset tiny has no weights of its own: give --checkpoint, such as runs/tiny-0/ra3.pt")
@@ -62,24 +64,24 @@ def open_model(cfg, checkpoint=""):
 def for_rollouts(model, cfg):
     """The model that samples and scores: itself, or a bfloat16 copy; whole on every rank."""
     model = parallel.whole(model)
-    return copy.deepcopy(model).bfloat16() if cfg.rollout_bf16 else model
+    return copy.deepcopy(model).bfloat16() if cfg.rollout_bf16 and model.dtype != torch.bfloat16 else model
 
 
 def solve(model, tok, tasks, n, temperature, max_new, seed, numbers=None, sanitise=False, desc="sampling", forbid=(), progress=True):
     """Sample n programs a task and run their tests -> list of {task_id, completion, verdict, seconds}, n a task, in order.
     numbers: one int a task (default its index), which with the seed fixes its samples; forbid: token ids that are never written. Ranks share the tasks
     out, and all get all rows."""
-    prompts = [tok.encode(task.prompt) for task in tasks]
-    for task, prompt in zip(tasks, prompts):
+    prompts = [tok.start(task.prompt) for task in tasks]         # ids, and what begins the completion
+    for task, (prompt, _) in zip(tasks, prompts):
         if len(prompt) >= model.cfg.max_len:
             raise UserError(f"{task.name}: its prompt has {len(prompt)} tokens; the model's max_len is {model.cfg.max_len}")
     stops = tasks[0].stops if tasks else ()
     numbers = list(range(len(tasks))) if numbers is None else numbers
     tasks, prompts, numbers = parallel.mine(tasks), parallel.mine(prompts), parallel.mine(numbers)
-    done = generate(model, prompts, max_new, tok.eos, temperature, seed=seed, seeds=numbers, n=n, stop=list(stops), decode=tok.decode,
+    done = generate(model, [ids for ids, _ in prompts], max_new, tok.eos, temperature, seed=seed, seeds=numbers, n=n, stop=list(stops), decode=tok.decode,
                     progress=progress, desc=desc, batch=128, forbid=forbid)
-    rows = [{"task_id": task.name, "completion": benchmarks.cut(tok.decode(completion.ids), task.stops)}
-            for task, completions in zip(tasks, done) for completion in completions]
+    rows = [{"task_id": task.name, "completion": benchmarks.cut(head + tok.decode(completion.ids), task.stops)}
+            for task, (_, head), completions in zip(tasks, prompts, done) for completion in completions]
     jobs = [benchmarks.job_of(task, row["completion"], clean=sanitise) for task, row in zip((t for t in tasks for _ in range(n)), rows)]
     for row, result in zip(rows, grade(jobs, progress=progress, desc="grading", workers=parallel.workers())):
         row.update(verdict=result.verdict, seconds=round(result.seconds, 3))
@@ -153,6 +155,7 @@ def interval(rows, n, k, draws=10_000):
 
 def rollouts_of(model, tok, snippets, G, cfg, seed, desc):
     """G rollouts of a model over each snippet, with itself as q, in float32 and with a progress bar -> Rollouts. At c = inf it never thinks."""
+    model = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
     return rollouts(model, model, tok, snippets, G, cfg.think_max, seed, list(range(len(snippets))), max(1, 128 // G), desc, horizon=cfg.horizon,
                     rate=0.0 if cfg.c == math.inf else None)
 

@@ -46,6 +46,7 @@ class ModelConfig:
     d_ff: int = 384
     max_len: int = 1024        # positions; the rotary table is this long
     rope_theta: float = 10000.0
+    rope_llama3: tuple = ()    # Llama 3.1's slower frequencies: factor, low_freq_factor, high_freq_factor, original positions; (): plain ones
     norm_eps: float = 1e-5
     qkv_bias: bool = False
     tied: bool = True          # the head is the embedding matrix
@@ -224,6 +225,22 @@ class Block(nn.Module):
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
 
+def rotary(cfg):
+    """The rotary tables (cos, sin), each (max_len, E/2) float32: angle = position * theta^(-2i/E).
+
+    Llama 3.1 (arXiv 2407.21783) divides the frequencies of waves longer than original / low_freq_factor positions by `factor`, keeps those shorter than
+    original / high_freq_factor, and in between goes from the one to the other linearly in original / wave length.
+    """
+    E = cfg.d_model // cfg.n_head
+    freq = cfg.rope_theta ** (-torch.arange(0, E, 2).float() / E)                            # (E/2,)
+    if cfg.rope_llama3:
+        factor, low, high, original = cfg.rope_llama3
+        kept = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)          # (E/2,) share of the plain frequency
+        freq = kept * freq + (1 - kept) * freq / factor
+    angle = torch.outer(torch.arange(cfg.max_len).float(), freq)                             # (max_len, E/2)
+    return angle.cos(), angle.sin()
+
+
 def rotate(x, rope):
     """Rotary positions, half-split layout. x (B, T, heads, E); rope = (cos, sin), each (1|B, T, 1, E/2)."""
     cos, sin = rope
@@ -240,10 +257,14 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
         self.head = None if cfg.tied else nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
-        E = cfg.d_model // cfg.n_head
-        angle = torch.outer(torch.arange(cfg.max_len).float(), cfg.rope_theta ** (-torch.arange(0, E, 2).float() / E))
-        self.register_buffer("cos", angle.cos(), persistent=False)                           # (max_len, E/2)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        for name, table in zip(("cos", "sin"), rotary(cfg)):
+            self.register_buffer(name, table, persistent=False)                              # (max_len, E/2)
+
+    def _apply(self, fn, *args):
+        """What .to(), .float() and .bfloat16() call: the rotary tables are made anew, because one rounded to bfloat16 would stay so."""
+        super()._apply(fn, *args)
+        self.cos, self.sin = (table.to(self.cos) for table in rotary(self.cfg))
+        return self
 
     def init_weights(self, seed=0):
         """Normal(0, 1/sqrt(fan_in)); the layers that write to the residual stream are scaled down by sqrt(2 n_layer)."""
@@ -309,6 +330,14 @@ class Transformer(nn.Module):
         return self.norm(x)
 
 
+def hollow(cfg, dtype=torch.float32, device="cpu"):
+    """A Transformer whose weights are not there: nothing is allocated or drawn. They come by `load_state_dict(weights, assign=True)`."""
+    with torch.device("meta"):
+        model = Transformer(cfg)
+    model.cos, model.sin = (table.to(device, dtype) for table in rotary(cfg))
+    return model
+
+
 def compile_blocks(model, cfg):
     """torch.compile every block in place, if the settings say so: one graph before attention and one after it, for every layer and length."""
     if cfg.compile == "true" or cfg.compile == "auto" and model.device.type == "cuda":
@@ -353,18 +382,18 @@ def write_whole(record, path):
             os.remove(part)
 
 
-def load_model(path, cfg=None):
+def load_model(path, cfg=None, mmap=False):
     """Read what `save_model` wrote -> (Transformer on the CPU, in the dtype it was saved in; extra).
 
-    cfg: the ModelConfig that the caller needs, if any. Raises UserError if there is no such file, if it is no checkpoint, or of another shape.
+    cfg: the ModelConfig that the caller needs, if any. mmap: leave the weights in the file until they are used. Raises UserError if there is no such file, if it is no checkpoint, or of another shape.
     """
     def refuse(found, do="give a file that save_model wrote"):
         return UserError(f"{path}: expected a checkpoint, found {found}; {do}")
 
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
+        record = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         have, weights, extra = record["config"], record["weights"], record["extra"]
-        model = Transformer(ModelConfig(**have)).to(weights["embed.weight"].dtype)
+        model = hollow(ModelConfig(**have), weights["embed.weight"].dtype)
     except FileNotFoundError:
         raise refuse("no such file") from None
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError, AttributeError) as e:
@@ -374,7 +403,7 @@ def load_model(path, cfg=None):
     if other:
         raise refuse(f"one of another shape: {', '.join(other)}", "use the settings it was made with")
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError:
         raise refuse("weights that do not fit the config beside them") from None
     return model, extra

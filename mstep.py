@@ -25,6 +25,7 @@ import parallel
 from data import PROMPT, THOUGHT, canonical, infuse, one_row
 from elbo import token_logprobs
 from model import compile_blocks, graphs
+from optim import RoundedAdamW
 from rollouts import rollout
 
 
@@ -135,11 +136,13 @@ def learning_rate(step, steps, peak, warmup):
 
 
 def adamw(model, lr, weight_decay):
-    """AdamW with decay on matrices only."""
+    """AdamW with decay on matrices only; for bfloat16 weights that of optim.py."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
-    return torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
-                             lr=lr, betas=(0.9, 0.95), fused=True)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if model.dtype == torch.bfloat16:
+        return RoundedAdamW(groups, lr)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
 def trained(model, cfg, optimizer, state=None, weights="weights"):

@@ -105,7 +105,7 @@ def problems(cfg, tok, max_len):
         found = domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split) if name == "domain" else benchmarks.load(name, cfg.data_dir)
         held += found[:cfg.eval_tasks]
     room = max_len - cfg.max_new
-    kept = [[task for task in some if 0 < len(tok.encode(task.prompt)) <= room] for some in (train, held)]
+    kept = [[task for task in some if task.prompt and len(tok.start(task.prompt)[0]) <= room] for some in (train, held)]
     counts["too long"] = len(train) - len(kept[0])
     if not kept[0]:
         raise UserError(f"--suite {cfg.suite}: no problem is left of {len(train)}, with prompts of at most {room} tokens; give other problems or a smaller "
@@ -127,19 +127,19 @@ def collect(model, tok, tasks, cfg, first, grader):
     after the last one was written. first: the number of the first task in the order of drawing, which with the seed fixes its draws. Ranks share the
     tasks out, and all get all samples (but not their runs)."""
     own = set(parallel.mine(range(len(tasks))))
-    samples, prompts = {}, [tok.encode(task.prompt) for task in tasks]
+    samples, given = {}, [tok.start(task.prompt) for task in tasks]          # prompts, and what begins their completions
     bar = tqdm(total=len(own) * cfg.completions, desc="sampling", unit="sample", delay=5, leave=False)
     for stops in dict.fromkeys(task.stops for task in tasks):                # suites differ in what ends a completion
         mine = [i for i, task in enumerate(tasks) if task.stops == stops and i in own]
 
         def on_done(k, j, done):
             i = mine[k]
-            text = benchmarks.cut(tok.decode(done.ids), stops)
-            samples[i, j] = Sample(tasks[i], prompts[i], done.ids, done.logprobs, done.finished, first + i, text,
+            text = benchmarks.cut(given[i][1] + tok.decode(done.ids), stops)
+            samples[i, j] = Sample(tasks[i], given[i][0], done.ids, done.logprobs, done.finished, first + i, text,
                                    grader.submit(job_of(tasks[i], text, cfg)))
             bar.update()
 
-        generate(model, [prompts[i] for i in mine], cfg.max_new, tok.eos, seed=int(np.random.SeedSequence([cfg.seed, RLVR]).generate_state(1)[0]),
+        generate(model, [given[i][0] for i in mine], cfg.max_new, tok.eos, seed=int(np.random.SeedSequence([cfg.seed, RLVR]).generate_state(1)[0]),
                  seeds=[first + i for i in mine], n=cfg.completions, batch=cfg.prompts * cfg.completions, stop=list(stops), decode=tok.decode,
                  forbid=() if cfg.thoughts else tok.thought_ids, on_done=on_done)
     bar.close()

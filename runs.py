@@ -15,12 +15,13 @@ import torch
 from tqdm import tqdm
 
 import data
+import hf
 import parallel
 import tasks
 from config import UserError
 from corpus import prepare, sizes, split
 from decontaminate import checker, line
-from model import device_of, load_model, save_model, smollm2_path, write_whole
+from model import device_of, load_model, save_model, write_whole
 
 
 class Run:
@@ -59,7 +60,7 @@ class Run:
 
     def tokenizer(self):
         if self.cfg.preset != "tiny":
-            return data.gguf_tokenizer(smollm2_path())
+            return hf.open_tokenizer(hf.find(self.cfg))
         if os.path.exists(self.path("tokenizer.txt")):
             return data.load_tokenizer(self.path("tokenizer.txt"))
         rng = random.Random("tokenizer")
@@ -104,7 +105,12 @@ class Run:
         if not os.path.exists(self.path(f"{name}.pt")):
             raise UserError(f"{self.path(name + '.pt')}: no such model; run the stage that makes it first, or give --out")
         model, extra = load_model(self.path(f"{name}.pt"), like)
-        return model.to(self.device), extra
+        return model.to(self.device, getattr(torch, self.cfg.weights)), extra
+
+    def about(self, name):
+        """(ModelConfig, extra) of a model of the run's folder; its weights are not read."""
+        model, extra = load_model(self.path(f"{name}.pt"), mmap=True)
+        return model.cfg, extra
 
     @parallel.alone
     def save(self, name, model, **extra):
@@ -173,7 +179,7 @@ RLVR_FIELDS = ("init", "suite", "eval_suite", "n_rl", "rl_steps", "prompts", "co
 
 def rlvr_settings(cfg):
     """All settings that decide what RLVR computes, besides the model that it starts from."""
-    return {k: getattr(cfg, k) for k in RLVR_FIELDS + ("preset", "seed", "max_new", "temperature", "bf16", "rollout_bf16", "grad_clip", "decontaminate",
+    return {k: getattr(cfg, k) for k in RLVR_FIELDS + ("preset", "model", "weights", "seed", "max_new", "temperature", "bf16", "rollout_bf16", "grad_clip", "decontaminate",
                                                        "data_dir", "eval_tasks", "eval_split")}
 
 

@@ -2,6 +2,8 @@
 
     python train.py --stage em                                          the built-in domain, from nothing, in minutes on a laptop
     python train.py --stage em --preset smollm2 --data stdlib           SmolLM2-135M on the functions of Python's standard library
+    python train.py --stage em --preset qwen2.5-1.5b --model FOLDER     a model in Hugging Face's format (hf.py)
+    python train.py --stage em --preset llama-3.1-8b --dry-run          what that would take: memory, tokens, hours (plan.py)
 
     pretrain   train the base model (built-in domain), or load it (other presets)            -> base.pt
     ntp        next-token mid-training on the expert's code, the baseline                    -> ntp.pt
@@ -31,13 +33,15 @@ from tqdm import tqdm
 
 import data
 import elbo
+import hf
 import mstep
 import parallel
+import plan
 import tasks
 from config import UserError, parse
 from estep import advantages, policy_gradient, summary
 from evaluate import bound, for_rollouts, rollouts_of, score, solve
-from model import ModelConfig, Transformer, load_gguf, set_threads, smollm2_path, work_size
+from model import ModelConfig, Transformer, set_threads, work_size
 from rlvr import problems, rlvr
 from rollouts import rollouts
 from runs import Run, stage_settings, steps_bar
@@ -45,8 +49,8 @@ from sandbox import HarnessError
 
 PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)          # second word of every seed, after the run's own
 MODEL_FIELDS = ("n_layer", "n_head", "d_model", "d_ff", "vocab_size", "max_len", "pretrain_steps", "pretrain_lr", "notes_share", "useful",
-                "rows", "block", "weight_decay", "grad_clip", "bf16", "seed")                                  # what decides the base model
-TUNE_FIELDS = MODEL_FIELDS + ("preset", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "text_column", "unit", "keep_comments",
+                "rows", "block", "weight_decay", "grad_clip", "bf16", "weights", "seed")                       # what decides the base model
+TUNE_FIELDS = MODEL_FIELDS + ("preset", "model", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "text_column", "unit", "keep_comments",
                               "near_duplicate", "decontaminate", "data_dir", "infuse", "mstep_steps", "lr", "warmup", "iters",
                               "match")                                                                       # what decides the NTP baseline
 
@@ -87,7 +91,9 @@ def check(run, stage):
         else:
             run.unfinished("base", mmap=True)
     if stage != "pretrain" and os.path.exists(run.path("base.pt")):
-        base = run.load("base")[0].cfg
+        base, extra = run.about("base")
+        if (made := extra["settings"].get("model", cfg.model)) != cfg.model:
+            raise UserError(f"{run.path('base.pt')}: made from --model {made} and not {cfg.model}; give the same, or another --out")
         if base.vocab_size < run.tok.vocab_size or base.max_len < run.most:
             raise UserError(f"{run.path('base.pt')}: {base.vocab_size} ids and {base.max_len} positions; --preset {cfg.preset} with this data needs "
                             f"{run.tok.vocab_size} and {run.most}; give the preset that it was made with, or another --out")
@@ -96,7 +102,7 @@ def check(run, stage):
     if stage == "rlvr":
         run.unfinished(rlvr_name(cfg), mmap=True)
         if os.path.exists(run.path(f"{cfg.init}.pt")):       # or it is about to be loaded
-            run.problems = problems(cfg, run.tok, run.load(cfg.init)[0].cfg.max_len)
+            run.problems = problems(cfg, run.tok, run.about(cfg.init)[0].max_len)
     if em_too:
         if not run.unfinished(name, mmap=True) and cfg.resume and os.path.exists(run.path(f"{name}.pt")) and not current(run, name, stage_settings(cfg)):
             raise UserError(f"{run.path(name + '.pt')}: finished with other settings, so there is nothing to resume; leave out --resume to start over, "
@@ -109,7 +115,7 @@ def current(run, name, fields):
     """Is there a finished model of that name, made with these settings?"""
     if not os.path.exists(run.path(f"{name}.pt")):
         return False
-    made = run.load(name)[1]["settings"]
+    made = run.about(name)[1]["settings"]
     return all(made.get(k) == getattr(run.cfg, k) for k in fields)
 
 
@@ -142,12 +148,12 @@ def pretrain(run):
     cfg = run.cfg
     if cfg.preset != "tiny":
         if not os.path.exists(run.path("base.pt")):
-            run.save("base", load_gguf(smollm2_path())[0], flops=0.0, settings={})
+            run.save("base", hf.open_model(hf.find(cfg), getattr(torch, cfg.weights)), flops=0.0, settings=run.settings_of(("model",)))
         return
     if os.path.exists(run.path("base.pt")):
         return
     parallel.alone(data.save_tokenizer)(run.tok, run.path("tokenizer.txt"))
-    model = Transformer(base_shape(run)).init_weights(cfg.seed).to(run.device)
+    model = Transformer(base_shape(run)).init_weights(cfg.seed).to(run.device, getattr(torch, cfg.weights))
     state, start, flops = run.restore("base"), 0, 0.0
     model, opt = mstep.trained(model, cfg, lambda m: mstep.adamw(m, cfg.pretrain_lr, cfg.weight_decay), state)
     if state:
@@ -215,7 +221,7 @@ def ntp(run, name, match=""):
     parts = [expert_part(run, iteration) for iteration in range(iters)]
     if match:                                                # all the expert code there is, in one go
         iters, parts = 1, [np.arange(len(run.expert))]
-        steps = round(run.load(match)[1]["flops"] / (6 * work_size(model) * cfg.rows * cfg.block))
+        steps = round(run.about(match)[1]["flops"] / (6 * work_size(model) * cfg.rows * cfg.block))
     state, flops = run.restore(name), 0.0
     for iteration in range(state["iteration"] if state else 0, iters):
         some = [run.expert[i] for i in parts[iteration]]
@@ -263,6 +269,7 @@ def em(run):
                 q, flops = learn_q(run, name, pi, iteration, state, flops, lambda: time.time() - began)
             chosen = expert_part(run, iteration)
             docs, kinds, stats = infused(run, q, pi, chosen, iteration)
+            q = None                                         # or its weights would take memory during the M-step
             flops += 2 * work_size(pi) * stats["forward_tokens"]
             run.log(name, phase="infuse", iteration=iteration, flops=flops, think_share=stats["think"] / max(1, stats["lines"]),
                     think_len=stats["thought_tokens"] / max(1, stats["think"]), not_canonical=stats["not_canonical"], cut=stats["cut"])
@@ -285,8 +292,7 @@ def em(run):
 def learn_q(run, name, pi, iteration, state, flops, seconds):
     """The E-step by policy gradient, from a copy of pi. Returns q and the FLOPs so far."""
     cfg, start = run.cfg, state["step"] if state else 0
-    q, opt = mstep.trained(copy.deepcopy(pi), cfg, lambda m: torch.optim.AdamW(m.parameters(), lr=cfg.estep_lr, betas=(0.9, 0.95), weight_decay=0.0,
-                                                                               fused=True), state if start else None, "q")
+    q, opt = mstep.trained(copy.deepcopy(pi), cfg, lambda m: mstep.adamw(m, cfg.estep_lr, 0.0), state if start else None, "q")
     if not start:
         run.log(name, phase="diagnose", iteration=iteration, **diagnose(run, pi))
     pi.requires_grad_(False)                                 # or the KL's gradient would wait in pi for the M-step's first step
@@ -402,10 +408,17 @@ def print_programs(run, name, problems, rows):
 
 def main(argv):
     stages = ("pretrain", "ntp", "em", "rlvr", "eval", "all")
-    cfg, args = parse(argv, {"--stage": dict(default="em", choices=stages, help="what to do (default em)")}, __doc__)
+    cfg, args = parse(argv, {
+        "--stage": dict(default="em", choices=stages, help="what to do (default em)"),
+        "--dry-run": dict(nargs="?", type=float, const=0, metavar="GIB", help="only say what the run takes: memory, tokens, hours, and whether it fits the device "
+                          "(or one of so many GiB)"),
+    }, __doc__)
     parallel.settle(cfg)
     set_threads(cfg)
     elbo.COMPILE = {"auto": None, "true": True, "false": False}[cfg.compile]
+    if args.dry_run is not None:
+        plan.show(cfg, args.stage, args.dry_run, Run(cfg, args.stage) if plan.shape(cfg)[1] else None)
+        return
     run = Run(cfg, args.stage)
     check(run, args.stage)
     if args.stage != "eval":

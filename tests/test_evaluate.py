@@ -37,7 +37,7 @@ def test_score():
     assert evaluate.score(rows, 1) == {"pass@1": pytest.approx(0.3)}
 
 
-BYTES = types.SimpleNamespace(eos=256, encode=lambda text: list(text.encode()), decode=lambda ids: bytes(i for i in ids if i < 256).decode())
+BYTES = types.SimpleNamespace(eos=256, encode=lambda text: list(text.encode()), start=lambda text: (list(text.encode()), ""), decode=lambda ids: bytes(i for i in ids if i < 256).decode())
 
 
 def test_stop_sequences(monkeypatch):
