@@ -78,6 +78,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)} (default all)")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller rows")
+    parser.add_argument("--repeats", type=int, default=0, metavar="N", help="calls of each function, of which the median is taken (default: 5 or as a row has it)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: a GPU if there is one)")
     parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="instead: N trivial runs through one grader")
@@ -97,13 +98,13 @@ def main():
         device, idle = torch.device(args.device), idle_cores()
         wall = device.type == "cuda" or idle >= 1.5
         torch.set_num_threads(cores() if wall else 1)
-        rates = machine_rates(device, wall)
+        rates = machine_rates(device, wall)._replace(repeats=args.repeats)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cores()} cores, {processor()}"
         print(f"{name}; {idle:.1f} cores idle: times are {'wall times' if wall else 'core-seconds, on one thread'}\n"
               f"limits: bfloat16 product {rates.flops / 1e12:.3f} TFLOP/{rates.unit}, float32 {rates.flops32 / 1e12:.3f}, "
               f"reads {rates.bytes / 2**30:.1f} GiB/{rates.unit}", flush=True)
         machine = {"name": name, "unit": rates.unit, "flops": rates.flops, "flops32": rates.flops32, "bytes": rates.bytes, "idle_cores": idle,
-                   "python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(), "quick": args.quick}
+                   "python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(), "quick": args.quick, "repeats": args.repeats or "as each row has it"}
         results = {"machine": machine, "rows": []}
         for group in args.groups or GROUPS:
             for row in GROUPS[group].rows(args.quick, rates, args):

@@ -208,7 +208,7 @@ def rollout_rows(quick, rates):
             peers["line by line"] = lambda: line_by_line(theirs, snips[0], G, rate, lines, tok.eos)
         for k, name in ((1, "prompts"), (1 + part, "token by token")):
             peers[name] = functools.partial(token_by_token, model, tok, snips, G, THOUGHT, (0,), rate, steps=k)
-        seconds = interleaved(peers, 1, rates, desc=f"rollouts {n} {G} {rate}", warm=not quick)
+        seconds = interleaved(peers, 1 if quick else 5, rates, desc=f"rollouts {n} {G} {rate}", warm=not quick)
         rolls = kept[-1]
         if theirs is not None:
             seconds["line by line"] *= B * L / some
@@ -250,7 +250,7 @@ def step_rows(quick, rates):
              "rollouts": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate),
              "rewards only": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate, need="rewards"),
              "NTP step": lambda: mstep.ntp_step(q, opt, docs, kinds, 1e-6, settings)}
-    seconds = interleaved(peers, 1, rates, desc="E-step", warm=not quick)
+    seconds = interleaved(peers, 1 if quick else 5, rates, desc="E-step", warm=not quick)
     yield {"row": f"E-step, credit by prefix, G={G}, thoughts before {rate:.0%}", "work": B, "unit": "snippets", "seconds": seconds,
            "values": {"NTP steps": seconds["ours"] / seconds["NTP step"], "rollouts in NTP steps": seconds["rollouts"] / seconds["NTP step"],
                       "NTP steps with credit by group": (seconds["ours"] - seconds["rollouts"] + seconds["rewards only"]) / seconds["NTP step"]},
@@ -276,7 +276,7 @@ def scaling_rows(quick, rates):
                 (n, G), = [case(k)]
                 snips, tok = snippets(4, n, TINY.vocab_size)
                 made[str(k)] = functools.partial(lambda k, *args: kept.update({k: estep(q, pi, opt, *args, 0.2, credit, cast=False)}), k, tok, snips, G)
-            seconds = interleaved(made, 1 if quick else 3, rates, desc=f"scaling {name}")
+            seconds = interleaved(made, 1 if quick else 5, rates, desc=f"scaling {name}")
             slope = lambda ys: float(np.polyfit(np.log(sizes), np.log(ys), 1)[0])
             yield {"row": f"E-step by {name}, credit by {credit}", "values": {
                 "exponent": slope(list(seconds.values())), "exponent of tokens read": slope([kept[k].forward_tokens for k in sizes]),

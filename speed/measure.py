@@ -25,6 +25,7 @@ class Rates(typing.NamedTuple):
     bytes: float             # a second of reading memory
     wall: bool               # seconds of wall time; False: core-seconds
     device: torch.device
+    repeats: int = 0         # of every row, where they are given; 0: as each row has it
 
     @property
     def unit(self):
@@ -46,7 +47,8 @@ def timed(function):
 
 
 def interleaved(functions, repeats, rates, desc="", warm=True):
-    """Median seconds of each of some functions, {name: function}, called in turns -> {name: seconds}. warm: one call of each before."""
+    """Median seconds of each of some functions, {name: function}, called in turns -> {name: seconds}. warm: one call of each before that."""
+    repeats = rates.repeats or repeats
     said = {name: [] for name in functions}
     for k in tqdm(range(-warm, repeats), desc=desc, unit="repeat", leave=False):
         for name, function in functions.items():

@@ -89,7 +89,7 @@ def rows(quick, rates, args):
         rlvr.update(model, start, opt, completions(model, prompts, next(seed), cfg), cfg, 0)
 
     compared = installed("trl") and installed("datasets") and not quick
-    seconds = with_trl(step, 5, rates, prompts) if compared else {"ours": [timed(step)[0 if rates.wall else 1] for _ in range(2)][1]}
+    seconds = with_trl(step, rates.repeats or 5, rates, prompts) if compared else {"ours": [timed(step)[0 if rates.wall else 1] for _ in range(2)][1]}
     P = sum(p.numel() for p in model.parameters())
     yield {"row": "GRPO step, 2 x 8 completions of 48 tokens", "work": 1, "unit": "steps", "seconds": seconds, "target": {"TRL": 4},
            "limit_s": limit(model, rates, prompts, G, NEW) + 6 * P * PROMPTS * (T + G * NEW) / rates.flops,
