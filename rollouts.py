@@ -21,7 +21,8 @@ Code is never decoded, it is known; and all uniforms are drawn beforehand. So
 A forward takes continuations of like length together and runs its matrix products without padding. What it costs is counted: `forward_tokens`.
 
 In bfloat16 a likelihood depends a little on the shapes of the forward it comes from. Trunk, rows and values go through the same function (`Reader.read`)
-with the same packed weights, a float32 residual stream and a float32 head: see NOISE in speed/estep.py for how much of a gain is rounding.
+with the same packed weights, a float32 residual stream and a float32 head. With random weights the shape then makes no difference (NOISE in
+speed/estep.py); how much of a gain is rounding with a real model's weights has not been measured.
 
 Shapes: B snippets, G rollouts each, N = B*G rows, L lines, H tokens that begin a comment, D width, M events (a decision, a thought's token, its end).
 """
