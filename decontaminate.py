@@ -141,7 +141,7 @@ class Checker:
         self.grams, self.entries = {}, collections.defaultdict(list)             # gram -> problems; name -> [(problem, function)]
         tasks, needles = [(b, t) for b, some in self.found.items() for t in some], {}                     # substring -> problems
         self.problems = [(b, t.name) for b, t in tasks]
-        for at, (_, task) in enumerate(tqdm(tasks, desc="indexing benchmarks", unit="problem", delay=2, leave=False)):
+        for at, (_, task) in enumerate(tqdm(tasks, desc="indexing benchmarks", unit="problem", delay=8, leave=False)):
             prompt, entry = TEST.sub("", task.prompt), task.entry_point.split(".")[-1]
             code = bare(prompt + task.solution)
             for gram in [g for text in {norm(prompt + task.solution), norm(code)} for g in grams(text.split())]:

@@ -100,7 +100,7 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
     ends = np.zeros((2, len(rolls.rows)), dtype=np.int64)                                   # tokens before the last event; before the last of a thought
     for end, some in zip(ends, (rolls.events, rolls.events[rolls.events[:, 2] >= TOKEN])):
         np.maximum.at(end, some[:, 0], some[:, 1])
-    mine = [n for n in parallel.mine(range(len(rolls.rows))) if ends[0, n]]
+    mine = [n for n in parallel.block(range(len(rolls.rows))) if ends[0, n]]
     rows = [rolls.rows[n].ids[:ends[0, n]] for n in mine]
     for part in parallel.turns(q, tree_parts(rows, micro_tokens)):
         chosen = np.array([mine[i] for i in part])

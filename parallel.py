@@ -112,6 +112,12 @@ def mine(xs):
     return xs[rank()::world()]
 
 
+def block(xs):
+    """The same, of neighbours. Example, rank 1 of 3: [a, b, c, d, e] -> [c, d]"""
+    bounds = [len(xs) * r // world() for r in (rank(), rank() + 1)]
+    return xs[bounds[0]:bounds[1]]
+
+
 def everyone(x):
     """What each rank gives, by rank. Anything that can be pickled."""
     if world() == 1:

@@ -195,7 +195,7 @@ def token_weights(lengths, norm, max_new):
 
 def batches(samples, most):
     """Micro-batches of this rank's share: lists of indices, the completions of a prompt together, the prompt counted once."""
-    mine = parallel.mine(range(len(samples)))
+    mine = parallel.block(range(len(samples)))
     return [[mine[i] for i in part] for part in tree_parts([samples[i].prompt + samples[i].ids for i in mine], most)]
 
 

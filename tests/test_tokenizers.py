@@ -69,7 +69,7 @@ def style(request, published):
 def functions():
     """5,000 functions of the standard library."""
     found = []
-    for some in corpus.distinct("stdlib", dict.fromkeys(corpus.COUNTED, 0), 0, True, False):
+    for some in corpus.distinct("stdlib", dict.fromkeys(corpus.COUNTED, 0), progress=False):
         found += some
         if len(found) >= 5000:
             return found[:5000]

@@ -27,9 +27,9 @@ def run(out, *more):
 
 
 def metrics(out):
-    """The lines of a run's metrics, without what a clock says."""
+    """The lines of a run's metrics, without what a clock says, and what torch.compile has made in this process."""
     lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_s") and not k.endswith("_s")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_s", "graphs") and not k.endswith("_s")} for line in lines]
 
 
 def weights(path):
