@@ -102,7 +102,7 @@ def score(model, tok, cache, jobs, at_once=64):
         at = [(i, j - 1 - start, ids[j] if j < len(ids) else 0, kind, n * parts + part)
               for i, n in enumerate(some) for _, ids, start, wanted in [jobs[n]] for j, kind, part in wanted]
         row, j, target, kind, to = torch.tensor(at, device=model.device).T
-        logp, begin, end = token_logprobs(hidden[row, j].float(), model.head_weight.float(), target, [tok.thought_ids, tok.stop_ids])
+        logp, begin, end = token_logprobs(hidden[row, j], model.head_weight, target, [tok.thought_ids, tok.stop_ids])
         logp = torch.where(kind == END, end, torch.where(kind == OPEN, logp - log1mexp(begin), logp))
         out.index_add_(0, to.cpu(), logp.double().cpu())
         tokens += sum(len(ids) - start for ids, start in rows)
@@ -123,7 +123,7 @@ def lines_wanted(firsts, end, part):
 def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0, seed=(0,), numbers=None, thoughts=None):
     """Thoughts for some lines of each snippet, with their densities and what they do -> Proposals.
 
-    lines     for each snippet, from its (L,) log-probabilities without thoughts, the indices of those to try: a function (logp) -> list.
+    lines     for each snippet, from its (L,) log-probabilities without thoughts, the indices of those to try: a function (snippet, logp) -> list.
     numbers   one int a snippet (default its index), which with seed, a tuple of ints, fixes its draws.
     reach     how many lines from the thought on count; 0: all.
     thoughts  the thoughts to weigh instead of sampled ones: a list of K for every line, in the order of the lines tried.
@@ -134,7 +134,7 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
     hidden = forward(model, cache, [(s.ids, 0) for s in snippets])                          # (B, T, D)
     at = [(b, j - 1, s.ids[j], j in s.first) for b, s in enumerate(snippets) for j in range(s.first[0], len(s.ids))]
     b, j, target, opens = torch.tensor(at, device=model.device).T
-    logp, begin = token_logprobs(hidden[b, j].float(), model.head_weight.float(), target, [tok.thought_ids])
+    logp, begin = token_logprobs(hidden[b, j], model.head_weight, target, [tok.thought_ids])
     act = torch.where(opens > 0, log1mexp(begin), 0.0)
     logp, act, tokens = (logp - act).double().cpu().numpy(), act.double().cpu().numpy(), sum(len(s.ids) for s in snippets)
     base, acts = [], []                                                                     # B arrays (L,)
@@ -142,10 +142,10 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
         mine, starts = np.flatnonzero(b.cpu().numpy() == n), np.array(s.first) - s.first[0]
         base.append(np.add.reduceat(logp[mine], starts))
         acts.append(act[mine][starts])
-    tried = [(b, t) for b, logp in enumerate(base) for t in lines(logp)]
+    tried = [(b, t) for b, logp in enumerate(base) for t in lines(b, logp)]
     heads = [first_token(tok, snippets[b], t) for b, t in tried]
     state = hidden[[b for b, _ in tried], [snippets[b].first[t] - 1 for b, t in tried]]     # (M, D)
-    think = token_logprobs(state.float(), model.head_weight.float(), torch.tensor(heads, device=model.device))[0].double().cpu().numpy()
+    think = token_logprobs(state, model.head_weight, torch.tensor(heads, device=model.device))[0].double().cpu().numpy()
 
     # draw
     after = [hindsight_context(tok, snippets[b], t) for b, t in tried]
@@ -208,7 +208,7 @@ def log_weights(found, which="exact", c=0.0, floor=0.0, part=1):
 
 def least_likely(share):
     """The lines to try: that share of a snippet's lines, rounded up, those with the lowest log-probability."""
-    return lambda logp: sorted(np.argsort(logp, kind="stable")[:math.ceil(share * len(logp))].tolist())
+    return lambda b, logp: sorted(np.argsort(logp, kind="stable")[:math.ceil(share * len(logp))].tolist())
 
 
 def choose(model, tok, snippets, cfg, which, seed, numbers):
@@ -230,38 +230,42 @@ def choose(model, tok, snippets, cfg, which, seed, numbers):
 
 # ---------------------------------------------------------------- the judge
 
-def judge(model, tok, snippets, cfg, K=8, at_once=16, n_hindsight=0, reach=0, desc="judge"):
-    """What K thoughts at every line of held-out snippets are worth to a model -> (figures by snippet, thoughts).
+def judge(model, tok, snippets, cfg, K=8, per=3, at_once=16, n_hindsight=0, desc="judge"):
+    """What K thoughts at some lines of held-out snippets are worth to a model -> (figures by snippet, thoughts).
 
-    figures: dict of (B,) arrays; sums over the lines of a snippet in nats, unless said otherwise:
-        tokens, lines     code tokens; lines
+    per: lines of a snippet, drawn once for all models; 0: all. n_hindsight: of the K so many in hindsight, the rest the model's own.
+    figures: dict of (B,) arrays; `code` and `tokens` are of all lines of a snippet, the others sums over those drawn, in nats unless said otherwise:
+        code, tokens      log pi of the code without thoughts; its tokens
+        lines             how many were drawn
         never             log pi(a_t | s_t): never thinking
-        bound             log( p(<act> | s_t) pi(a_t | s_t) + 1/K sum_k w_k ): the line's marginal under the model's own prior, a thought being dropped after its line
+        bound             log( p(<act> | s_t) pi(a_t | s_t) + 1/K sum_k w_k ): the line's marginal under the model's own prior
         think             P(<think>)
-        line, rest        mean gain of a thought on its line; on all lines from it on
-        above             share of the thoughts whose gain on the rest exceeds c
-        best_line, best   the largest of K gains; on the line, on the rest
-        forced            log 1/K sum_k pi(a_t | s_t, z_k) - log pi(a_t | s_t): always thinking
-        rest_bound        bound - never for all lines from t on
-        price             log p(z | s_t) - log q_h(z | s_t, a_t), in hindsight
+        line, rest        mean gain of a thought on its line; on all lines from it on; every line is made to think
+        wanted            the gain on the rest times P(<think>): over `think`, the mean gain where the model itself would think
+        above_line, above share of the thoughts whose gain exceeds c; on the line, on the rest
+        best_line, best   the largest of the K gains
+        forced            log 1/K sum_k pi(a_t | s_t, z_k) - log pi(a_t | s_t): always thinking; forced_rest: of all lines from t on
+        rest_bound        bound - never of all lines from t on
+        price             log p(z | s_t) - log q_h(z | s_t, a_t); nan if nothing is proposed in hindsight
     thoughts: [(gain on the line, gain on the rest, P(<think>), snippet, line, ids)].
     """
     rows, kept = [], []
     for start in tqdm(range(0, len(snippets), at_once), desc=desc, unit="batch", delay=2, leave=False, mininterval=10):
         part = snippets[start:start + at_once]
-        found = propose(model, tok, part, lambda logp: range(len(logp)), n_hindsight, K - n_hindsight, cfg.think_max, reach, (cfg.seed, 79),
+        drawn = [np.random.default_rng([cfg.seed, 79, start + b]).permutation(len(s.first))[:per or None] for b, s in enumerate(part)]
+        found = propose(model, tok, part, lambda b, logp: sorted(drawn[b].tolist()), n_hindsight, K - n_hindsight, cfg.think_max, cfg.reach, (cfg.seed, 79),
                         range(start, start + len(part)))
         gain = found.given - found.base[:, None]                                            # (M, K, 2)
         line, rest = (np.logaddexp.reduce(log_weights(found, part=p), axis=1) for p in (0, 1))            # (M,)
-        each = {"lines": np.ones(len(line)), "never": found.base[:, 0], "bound": line, "think": -np.expm1(found.act), "line": gain[..., 0].mean(1),
-                "rest": gain[..., 1].mean(1), "above": (gain[..., 1] > cfg.c).mean(1), "above_line": (gain[..., 0] > cfg.c).mean(1),
-                "best_line": gain[..., 0].max(1), "best": gain[..., 1].max(1),
+        think = -np.expm1(found.act)                                                        # (M,)
+        each = {"lines": np.ones(len(line)), "never": found.base[:, 0], "bound": line, "think": think, "line": gain[..., 0].mean(1),
+                "rest": gain[..., 1].mean(1), "wanted": think * gain[..., 1].mean(1), "above_line": (gain[..., 0] > cfg.c).mean(1),
+                "above": (gain[..., 1] > cfg.c).mean(1), "best_line": gain[..., 0].max(1), "best": gain[..., 1].max(1),
                 "forced": np.logaddexp.reduce(gain[..., 0], axis=1) - math.log(K), "forced_rest": np.logaddexp.reduce(gain[..., 1], axis=1) - math.log(K),
-                "rest_bound": rest - found.base[:, 1], "price": (found.logp - found.logq).mean(1), "first": np.exp(found.think)}
-        of = np.array(found.snip)
-        rows.append({k: np.bincount(of, x, len(part)) for k, x in each.items()} | {"tokens": np.array([len(s.ids) - s.first[0] for s in part])})
-        kept += [(*gain[m, k], -np.expm1(found.act[m]), start + b, t, z) for m, (b, t) in enumerate(zip(found.snip, found.line))
-                 for k, z in enumerate(found.thoughts[m])]
+                "rest_bound": rest - found.base[:, 1], "price": (found.logp - found.logq).mean(1)}
+        rows.append({k: np.bincount(found.snip, x, len(part)) for k, x in each.items()}
+                    | {"code": np.array([x.sum() for x in found.lines]), "tokens": np.array([len(s.ids) - s.first[0] for s in part])})
+        kept += [(*gain[m, k], think[m], start + b, t, z) for m, (b, t) in enumerate(zip(found.snip, found.line)) for k, z in enumerate(found.thoughts[m])]
     return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}, kept
 
 
@@ -274,16 +278,16 @@ def ratio(x, n):
 def table(judged, against="ntp"):
     """Lines of text: a row a model, mean ± standard error over snippets. judged: {name: figures}."""
     other = judged.get(against)
-    heads = ["", "CE of code", "P(think)", "gain, line", "gain, rest", "above c", "best of K, line", "rest", "forced, line", "bound - never, a line",
-             "a function"] + [f"bound - {against}'s never, a function"] * (other is not None) + ["log p - log q_h"]
+    heads = ["", "CE of code", "P(think)", "gain, line", "gain, rest", "where it would think", "above c", "best of K, line", "rest", "forced, line", "rest",
+             "bound - never, line", "rest"] + [f"bound - {against}'s never, line"] * (other is not None) + ["log p - log q_h"]
     rows = [heads]
     for name, f in judged.items():
-        n, one = f["lines"], np.ones(len(f["lines"]))
+        n = f["lines"]
         say = lambda x, n=n: "{:+.3f} ± {:.3f}".format(*ratio(x, n))
-        rows.append([name, "{:.4f} ± {:.4f}".format(*ratio(-f["never"], f["tokens"])), "{:.3f}".format(ratio(f["think"], n)[0]), say(f["line"]), say(f["rest"]),
-                     "{:.2f}".format(ratio(f["above"], n)[0]), say(f["best_line"]), say(f["best"]), say(f["forced"]),
-                     say(f["bound"] - f["never"]), say(f["bound"] - f["never"], one)]
-                    + ([say(f["bound"] - other["never"], one)] if other is not None else []) + [say(f["price"]) if np.isfinite(f["price"]).all() else "-"])
+        rows.append([name, "{:.4f} ± {:.4f}".format(*ratio(-f["code"], f["tokens"])), "{:.3f}".format(ratio(f["think"], n)[0]), say(f["line"]), say(f["rest"]), say(f["wanted"], f["think"]),
+                     "{:.2f}".format(ratio(f["above"], n)[0]), say(f["best_line"]), say(f["best"]), say(f["forced"]), say(f["forced_rest"]),
+                     say(f["bound"] - f["never"]), say(f["rest_bound"])]
+                    + ([say(f["bound"] - other["never"])] if other is not None else []) + [say(f["price"]) if np.isfinite(f["price"]).all() else "-"])
     width = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.rjust(w) for cell, w in zip(row, width)) for row in rows]
 
@@ -295,6 +299,7 @@ def main(argv):
     cfg, args = parse(argv, {
         "--limit": dict(type=int, default=0, metavar="N", help="the first N held-out snippets only; 0: all"),
         "--shown": dict(type=int, default=0, metavar="N", help="print the N thoughts with the largest gain on their line, in their context"),
+        "--per": dict(type=int, default=3, metavar="N", help="lines of a snippet at which it is made to think, the same for all models; 0: all (default 3)"),
         "--in-hindsight": dict(action="store_true", help="judge thoughts proposed in hindsight instead of the model's own"),
         "--json": dict(default="", metavar="FILE", help="write the figures by snippet"),
     }, __doc__.split("\n")[0])
@@ -303,7 +308,7 @@ def main(argv):
     held, judged = run.heldout[:args.limit or None], {}
     for name in cfg.models.split(","):
         model = for_rollouts(run.load(name)[0], cfg)
-        judged[name], kept = judge(model, run.tok, held, cfg, cfg.proposals, n_hindsight=cfg.proposals * args.in_hindsight, desc=name)
+        judged[name], kept = judge(model, run.tok, held, cfg, cfg.proposals, args.per, n_hindsight=cfg.proposals * args.in_hindsight, desc=name)
         for line, rest, think, b, t, z in sorted(kept, key=lambda x: -x[0])[:args.shown]:
             s = held[b]
             before, end = run.tok.decode(infuse(s, {t: z})[0][:s.first[t]]), s.first[t + 1] if t + 1 < len(s.first) else len(s.ids)

@@ -62,7 +62,7 @@ def world(tok, snip, model):
 
 
 def weighed(model, tok, snip, thoughts, n_hindsight, n_own):
-    return propose(model, tok, [snip], lambda logp: [LINE], n_hindsight, n_own, THINK_MAX, thoughts=[thoughts])
+    return propose(model, tok, [snip], lambda b, logp: [LINE], n_hindsight, n_own, THINK_MAX, thoughts=[thoughts])
 
 
 def test_context_of_a_proposal(tok, snip):
@@ -128,7 +128,7 @@ def test_floor(tok, snip, model, world):
 def test_sampled_proposals(tok, snip, model, world):
     """Thoughts drawn in hindsight and drawn before the line have the frequencies that their densities say."""
     thoughts, p, q, *_ = world
-    found = propose(model, tok, [snip], lambda logp: [LINE], 1500, 1500, THINK_MAX, seed=(4,))
+    found = propose(model, tok, [snip], lambda b, logp: [LINE], 1500, 1500, THINK_MAX, seed=(4,))
     at = {tuple(z): i for i, z in enumerate(thoughts)}
     for some, logp in ((found.thoughts[0][:1500], q), (found.thoughts[0][1500:], p - found.think[0])):
         share = np.bincount([at[tuple(z)] for z in some], minlength=len(thoughts)) / 1500
@@ -141,7 +141,7 @@ def test_reach_and_batches(tok, model):
     """Weighing several snippets at once, in small batches, gives each what it gets alone; `reach` lines are the first of all lines."""
     found = [tasks.expert_task(0, i, "train") for i in range(3)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
-    lines = lambda logp: [0, 2, len(logp) - 1]
+    lines = lambda b, logp: [0, 2, len(logp) - 1]
     together = propose(model, tok, snips, lines, 2, 1, 5, reach=2, seed=(1,), numbers=[7, 8, 9])
     alone = propose(model, tok, snips[1:2], lines, 2, 1, 5, reach=2, seed=(1,), numbers=[8])
     assert together.thoughts[3:6] == alone.thoughts and any(len(z) > 1 for z in alone.thoughts[0])
@@ -149,8 +149,8 @@ def test_reach_and_batches(tok, model):
         assert np.abs(getattr(together, name)[3:6] - getattr(alone, name)).max() < 1e-4
     assert np.allclose(alone.base[:2, 1], [alone.lines[0][t:t + 2].sum() for t in (0, 2)])
     z = [alone.thoughts[0][0]]
-    rest = propose(model, tok, snips[1:2], lambda logp: [0], 1, 0, 5, thoughts=[z])
-    first = propose(model, tok, snips[1:2], lambda logp: [0], 1, 0, 5, reach=1, thoughts=[z])
+    rest = propose(model, tok, snips[1:2], lambda b, logp: [0], 1, 0, 5, thoughts=[z])
+    first = propose(model, tok, snips[1:2], lambda b, logp: [0], 1, 0, 5, reach=1, thoughts=[z])
     assert np.allclose(first.given[0, 0], rest.given[0, 0, 0]) and rest.given[0, 0, 1] < rest.given[0, 0, 0]
 
 
@@ -186,7 +186,7 @@ def test_iterations_have_their_own_weights(tok, model, monkeypatch):
 
 
 def test_least_likely():
-    assert least_likely(0.5)(np.array([-1.0, -5.0, -2.0])) == [1, 2] and least_likely(1.0)(np.array([-1.0, -2.0])) == [0, 1]
+    assert least_likely(0.5)(0, np.array([-1.0, -5.0, -2.0])) == [1, 2] and least_likely(1.0)(0, np.array([-1.0, -2.0])) == [0, 1]
 
 
 def test_judge(tok, model):
@@ -194,11 +194,12 @@ def test_judge(tok, model):
     found = [tasks.expert_task(0, i, "val") for i in range(3)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
     cfg = config.make(think_max=5)
-    said, kept = judge(model, tok, snips, cfg, K=3, at_once=2)
+    said, kept = judge(model, tok, snips, cfg, K=3, per=0, at_once=2)
     assert len(kept) == 3 * sum(len(s.first) for s in snips)
     logp = softmaxed(model, snips[2].ids)
     never = sum(float(logp[j - 1, snips[2].ids[j]]) for j in range(snips[2].first[0], len(snips[2].ids)))
     never -= sum(float((1 - logp[a - 1, tok.thought_ids].exp().sum()).log()) for a in snips[2].first)
+    assert said["code"][2] == pytest.approx(never, abs=1e-3)
     assert said["never"][2] == pytest.approx(never, abs=1e-3)
     lines = [(x[0], x[1]) for x in kept if x[3] == 2]
     assert np.allclose([said["line"][2], said["rest"][2]], np.sum(lines, 0) / 3)
