@@ -1,4 +1,4 @@
-"""Thoughts in hindsight: an E-step that proposes a thought after seeing the line it is for, and weighs it by what it would have cost to think of it before.
+"""Thoughts in hindsight: an E-step that proposes a thought after seeing the line it is for, and weighs it by what it would have cost before.
 
 A model writes better comments behind a line than before it. So the proposal for line t is its own continuation of
 
@@ -11,19 +11,18 @@ drawn from the mixture m = (K_h q_h + K_c p(. | s_t, <think>)) / K of K_h propos
              = p(<act> | s) pi(a | s)  +  E 1/K sum_k w_k,     w_k = p(z_k | s) pi(a | s, z_k) / m(z_k)                      (unbiased)
     log p(a | s)  >=  E log( p(<act> | s) pi(a | s) + 1/K sum_k w_k )                                                        (bound)
 
-and drawing one of {<act>, z_1, …, z_K} in proportion to {p(<act> | s) pi(a | s), w_1 / K, …, w_K / K} is a draw from the posterior as K grows (`--weights exact`).
-`penalty` puts RA3's prior in place of the model's: {pi(a | s), e^-c pi(a | s, z_k)}, without 1/K and 1/m, so that K proposals are K chances; `best`
+and drawing one of {<act>, z_1, …, z_K} in proportion to {p(<act> | s) pi(a | s), w_1 / K, …, w_K / K} is a draw from the posterior as K grows
+(`--weights exact`). `penalty` puts RA3's prior in place of the model's: {pi(a | s), e^-c pi(a | s, z_k)}, without 1/K and 1/m, so that K proposals are K chances; `best`
 takes the largest of these. a: line t and what follows, `reach` lines of it. p(z | s): the decision, the thought's tokens, its end.
 
-Which density: a thought is a sequence of token ids that begins with the token that `data.mark` gives for the line's indentation, and q_h, p and m are densities
-over such sequences, each the product of the model's probabilities of the very ids after that token, in the context of the trailing or of the leading comment,
-times the mass of all tokens that end a comment (nothing for a thought of the greatest length). No text is encoded again, so no density is
+Which density: a thought is a sequence of token ids that begins with the token that `data.mark` gives for the line's indentation, and q_h, p and m are
+densities over such sequences, each the product of the model's probabilities of the very ids after that token, behind the trailing or the leading `#`, times the mass of all tokens that end a comment (nothing for a thought of the greatest length). No text is encoded again, so no density is
 approximated. Thoughts that begin with another token (`##`) are left out of the sum, which stays a lower bound. Thoughts whose text in
 place would be encoded differently count in the bound, and are never chosen.
 
 Approximations
-1. Lines are treated one by one: a thought is proposed and weighed with no other thought in the context, and those chosen are written in together. Exact where
-one line a snippet is tried.   2. The resampling is self-normalised: exact as K grows.
+1. Lines are treated one by one: a thought is proposed and weighed with no other thought in the context, and those chosen are written in together. Exact
+where one line a snippet is tried.   2. The resampling is self-normalised: exact as K grows.
 
     python train.py --stage em --preset smollm2 --estep hindsight --weights exact
     python hindsight.py --preset smollm2 --out runs/smollm2-0 --models base,ntp,ra3        what a model's own thoughts are worth on held-out code
@@ -195,7 +194,7 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
 
 
 def log_weights(found, which="exact", c=0.0, floor=0.0, part=1):
-    """log of what each choice is worth: (M, 1 + K), <act> first. The logsumexp of a row of `exact` is the bound. part: 0 the line only, 1 all of `reach`.
+    """log of what each choice is worth: (M, 1 + K), <act> first. The logsumexp of a row of `exact` is the bound. part: 0 the line, 1 all of `reach`.
     floor: P(<think>) counts as so much at least, that is, p(z | s) is that of a model which thinks so often."""
     K, base, given = found.logp.shape[1], found.base[:, part], found.given[..., part]
     if which != "exact":
@@ -253,19 +252,20 @@ def judge(model, tok, snippets, cfg, K=8, per=3, at_once=16, n_hindsight=0, desc
     for start in tqdm(range(0, len(snippets), at_once), desc=desc, unit="batch", delay=2, leave=False, mininterval=10):
         part = snippets[start:start + at_once]
         drawn = [np.random.default_rng([cfg.seed, 79, start + b]).permutation(len(s.first))[:per or None] for b, s in enumerate(part)]
-        found = propose(model, tok, part, lambda b, logp: sorted(drawn[b].tolist()), n_hindsight, K - n_hindsight, cfg.think_max, cfg.reach, (cfg.seed, 79),
-                        range(start, start + len(part)))
+        found = propose(model, tok, part, lambda b, logp: sorted(drawn[b].tolist()), n_hindsight, K - n_hindsight, cfg.think_max, cfg.reach,
+                        (cfg.seed, 79), range(start, start + len(part)))
         gain = found.given - found.base[:, None]                                            # (M, K, 2)
         line, rest = (np.logaddexp.reduce(log_weights(found, part=p), axis=1) for p in (0, 1))            # (M,)
         think = -np.expm1(found.act)                                                        # (M,)
         each = {"lines": np.ones(len(line)), "never": found.base[:, 0], "bound": line, "think": think, "line": gain[..., 0].mean(1),
                 "rest": gain[..., 1].mean(1), "wanted": think * gain[..., 1].mean(1), "above_line": (gain[..., 0] > cfg.c).mean(1),
                 "above": (gain[..., 1] > cfg.c).mean(1), "best_line": gain[..., 0].max(1), "best": gain[..., 1].max(1),
-                "forced": np.logaddexp.reduce(gain[..., 0], axis=1) - math.log(K), "forced_rest": np.logaddexp.reduce(gain[..., 1], axis=1) - math.log(K),
-                "rest_bound": rest - found.base[:, 1], "price": (found.logp - found.logq).mean(1)}
+                "forced": np.logaddexp.reduce(gain[..., 0], axis=1) - math.log(K),
+                "forced_rest": np.logaddexp.reduce(gain[..., 1], axis=1) - math.log(K), "rest_bound": rest - found.base[:, 1], "price": (found.logp - found.logq).mean(1)}
         rows.append({k: np.bincount(found.snip, x, len(part)) for k, x in each.items()}
                     | {"code": np.array([x.sum() for x in found.lines]), "tokens": np.array([len(s.ids) - s.first[0] for s in part])})
-        kept += [(*gain[m, k], think[m], start + b, t, z) for m, (b, t) in enumerate(zip(found.snip, found.line)) for k, z in enumerate(found.thoughts[m])]
+        kept += [(*gain[m, k], think[m], start + b, t, z) for m, (b, t) in enumerate(zip(found.snip, found.line))
+                 for k, z in enumerate(found.thoughts[m])]
     return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}, kept
 
 
@@ -284,8 +284,8 @@ def table(judged, against="ntp"):
     for name, f in judged.items():
         n = f["lines"]
         say = lambda x, n=n: "{:+.3f} ± {:.3f}".format(*ratio(x, n))
-        rows.append([name, "{:.4f} ± {:.4f}".format(*ratio(-f["code"], f["tokens"])), "{:.3f}".format(ratio(f["think"], n)[0]), say(f["line"]), say(f["rest"]), say(f["wanted"], f["think"]),
-                     "{:.2f}".format(ratio(f["above"], n)[0]), say(f["best_line"]), say(f["best"]), say(f["forced"]), say(f["forced_rest"]),
+        rows.append([name, "{:.4f} ± {:.4f}".format(*ratio(-f["code"], f["tokens"])), "{:.3f}".format(ratio(f["think"], n)[0]), say(f["line"]), say(f["rest"]),
+                     say(f["wanted"], f["think"]), "{:.2f}".format(ratio(f["above"], n)[0]), say(f["best_line"]), say(f["best"]), say(f["forced"]), say(f["forced_rest"]),
                      say(f["bound"] - f["never"]), say(f["rest_bound"])]
                     + ([say(f["bound"] - other["never"])] if other is not None else []) + [say(f["price"]) if np.isfinite(f["price"]).all() else "-"])
     width = [max(map(len, column)) for column in zip(*rows)]
