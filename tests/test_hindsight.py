@@ -9,7 +9,7 @@ import config
 import mstep
 import tasks
 from data import canonical, infuse, snippet
-from hindsight import choose, first_token, hindsight_context, judge, least_likely, log_weights, propose, table
+from hindsight import RATES, best_rate, choose, first_token, hindsight_context, judge, least_likely, log_weights, propose, table
 from model import ModelConfig, Transformer
 
 torch.set_num_threads(1)
@@ -203,5 +203,13 @@ def test_judge(tok, model):
     assert said["never"][2] == pytest.approx(never, abs=1e-3)
     lines = [(x[0], x[1]) for x in kept if x[3] == 2]
     assert np.allclose([said["line"][2], said["rest"][2]], np.sum(lines, 0) / 3)
+    gain = np.array([x[0] for x in kept if x[3] == 2]).reshape(-1, 3)
+    assert np.allclose(said["lifted"][2], [np.log(1 - r + r * np.exp(gain).mean(1)).sum() for r in RATES])
+    assert np.allclose(said["lifted"][:, -1], said["forced"]) and best_rate(np.array([[0, 1.0], [5, 0], [0, 2.0], [7, 0]]))[0].tolist() == [0, 0, 0, 0]
     assert (said["forced"] <= said["best_line"]).all() and (said["forced"] >= said["line"]).all()
     assert len(table({"ntp": said, "ra3": said})) == 3
+    other, mixed = judge(model, tok, snips, cfg, K=3, per=0, shuffle=True)
+    assert np.allclose(other["never"], said["never"])
+    for b in range(3):                                       # none of its own, all of the others', but by chance
+        mine, theirs = ({tuple(x[5][1:]) for x in kept if (x[3] == b) == own and len(x[5]) > 3} for own in (True, False))
+        assert mine - theirs and {tuple(x[5][1:]) for x in mixed if x[3] == b and len(x[5]) > 3} <= theirs
