@@ -12,13 +12,14 @@ drawn from the mixture m = (K_h q_h + K_c p(. | s_t, <think>)) / K of K_h propos
     log p(a | s)  >=  E log( p(<act> | s) pi(a | s) + 1/K sum_k w_k )                                                        (bound)
 
 and drawing one of {<act>, z_1, …, z_K} in proportion to {p(<act> | s) pi(a | s), w_1 / K, …, w_K / K} is a draw from the posterior as K grows
-(`--weights exact`). `penalty` puts RA3's prior in place of the model's: {pi(a | s), e^-c pi(a | s, z_k)}, without 1/K and 1/m, so that K proposals are K chances; `best`
-takes the largest of these. a: line t and what follows, `reach` lines of it. p(z | s): the decision, the thought's tokens, its end.
+(`--weights exact`). `penalty` puts RA3's prior in place of the model's: {pi(a | s), e^-c pi(a | s, z_k)}, without 1/K and 1/m, so that K proposals are
+K chances; `best` takes the largest of these. a: line t and what follows, `reach` lines of it. p(z | s): the decision, the thought's tokens, its end.
 
-Which density: a thought is a sequence of token ids that begins with the token that `data.mark` gives for the line's indentation, and q_h, p and m are
-densities over such sequences, each the product of the model's probabilities of the very ids after that token, behind the trailing or the leading `#`, times the mass of all tokens that end a comment (nothing for a thought of the greatest length). No text is encoded again, so no density is
-approximated. Thoughts that begin with another token (`##`) are left out of the sum, which stays a lower bound. Thoughts whose text in
-place would be encoded differently count in the bound, and are never chosen.
+Which density: a thought is a sequence of token ids that begins with the token that `data.mark` gives for the line's indentation, and q_h, p and m
+are densities over such sequences, each the product of the model's probabilities of the very ids after that token, behind the trailing or the
+leading `#`, times the mass of all tokens that end a comment (nothing for a thought of the greatest length). No text is encoded again, so no
+density is approximated. Thoughts that begin with another token (`##`) are left out of the sum, which stays a lower bound. Thoughts whose text
+in place would be encoded differently count in the bound, and are never chosen.
 
 Approximations
 1. Lines are treated one by one: a thought is proposed and weighed with no other thought in the context, and those chosen are written in together. Exact
@@ -262,7 +263,8 @@ def judge(model, tok, snippets, cfg, K=8, per=3, at_once=16, n_hindsight=0, shuf
             rng, of = np.random.default_rng([cfg.seed, 80, start]), np.repeat(found.snip, K)
             pool = [z[1:] for some in found.thoughts for z in some]
             other = [[[z[0]] + pool[rng.choice(np.flatnonzero(of != b))] for z in some] for b, some in zip(found.snip, found.thoughts)]
-            found = propose(model, tok, part, lambda b, logp: sorted(drawn[b].tolist()), n_hindsight, K - n_hindsight, cfg.think_max, cfg.reach, thoughts=other)
+            found = propose(model, tok, part, lambda b, logp: sorted(drawn[b].tolist()), n_hindsight, K - n_hindsight, cfg.think_max, cfg.reach,
+                            thoughts=other)
         gain = found.given - found.base[:, None]                                            # (M, K, 2)
         line, rest = (np.logaddexp.reduce(log_weights(found, part=p), axis=1) for p in (0, 1))            # (M,)
         think = -np.expm1(found.act)                                                        # (M,)
@@ -270,7 +272,8 @@ def judge(model, tok, snippets, cfg, K=8, per=3, at_once=16, n_hindsight=0, shuf
                 "rest": gain[..., 1].mean(1), "wanted": think * gain[..., 1].mean(1), "above_line": (gain[..., 0] > cfg.c).mean(1),
                 "above": (gain[..., 1] > cfg.c).mean(1), "best_line": gain[..., 0].max(1), "best": gain[..., 1].max(1),
                 "forced": np.logaddexp.reduce(gain[..., 0], axis=1) - math.log(K),
-                "forced_rest": np.logaddexp.reduce(gain[..., 1], axis=1) - math.log(K), "rest_bound": rest - found.base[:, 1], "price": (found.logp - found.logq).mean(1)}
+                "forced_rest": np.logaddexp.reduce(gain[..., 1], axis=1) - math.log(K), "rest_bound": rest - found.base[:, 1],
+                "price": (found.logp - found.logq).mean(1)}
         for name, p in (("lifted", 0), ("lifted_rest", 1)):
             each[name] = np.log1p(RATES * (np.exp(gain[..., p]).mean(1) - 1)[:, None])      # (M, rates)
         sums = {k: np.zeros((len(part), *x.shape[1:])) for k, x in each.items()}
@@ -305,9 +308,9 @@ def table(judged, against="ntp"):
     for name, f in judged.items():
         n = f["lines"]
         say = lambda x, n=n: "{:+.3f} ± {:.3f}".format(*ratio(x, n))
-        rows.append([name, "{:.4f} ± {:.4f}".format(*ratio(-f["code"], f["tokens"])), "{:.3f}".format(ratio(f["think"], n)[0]), say(f["line"]), say(f["rest"]),
-                     say(f["wanted"], f["think"]), "{:.2f}".format(ratio(f["above"], n)[0]), say(f["best_line"]), say(f["best"]), say(f["forced"]), say(f["forced_rest"]),
-                     say(f["bound"] - f["never"]), say(f["rest_bound"]),
+        rows.append([name, "{:.4f} ± {:.4f}".format(*ratio(-f["code"], f["tokens"])), "{:.3f}".format(ratio(f["think"], n)[0]),
+                     say(f["line"]), say(f["rest"]), say(f["wanted"], f["think"]), "{:.2f}".format(ratio(f["above"], n)[0]),
+                     say(f["best_line"]), say(f["best"]), say(f["forced"]), say(f["forced_rest"]), say(f["bound"] - f["never"]), say(f["rest_bound"]),
                      *("{} (r = {:g}, {:g})".format(say(x), *r) for x, r in (best_rate(f["lifted"]), best_rate(f["lifted_rest"])))]
                     + ([say(f["bound"] - other["never"])] if other is not None else []) + [say(f["price"]) if np.isfinite(f["price"]).all() else "-"])
     width = [max(map(len, column)) for column in zip(*rows)]
