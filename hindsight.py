@@ -327,13 +327,16 @@ def main(argv):
         "--per": dict(type=int, default=3, metavar="N", help="lines of a snippet at which it is made to think, the same for all models; 0: all (default 3)"),
         "--in-hindsight": dict(action="store_true", help="judge thoughts proposed in hindsight instead of the model's own"),
         "--shuffle": dict(action="store_true", help="a control: give each line thoughts that were written for other snippets"),
+        "--soften": dict(type=float, default=1.0, metavar="T", help="another: divide all logits by T, which mends an overconfident model without thoughts"),
         "--json": dict(default="", metavar="FILE", help="write the figures by snippet"),
     }, __doc__.split("\n")[0])
     set_threads(cfg)
     run = Run(cfg)
     held, judged = run.heldout[:args.limit or None], {}
     for name in cfg.models.split(","):
-        model = for_rollouts(run.load(name)[0], cfg)
+        model = run.load(name)[0]
+        model.norm.weight.data /= args.soften                # the head is linear
+        model = for_rollouts(model, cfg)
         judged[name], kept = judge(model, run.tok, held, cfg, cfg.proposals, args.per, n_hindsight=cfg.proposals * args.in_hindsight,
                                    shuffle=args.shuffle, desc=name)
         for line, rest, think, b, t, z in sorted(kept, key=lambda x: -x[0])[:args.shown]:
