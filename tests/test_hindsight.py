@@ -213,3 +213,23 @@ def test_judge(tok, model):
     for b in range(3):                                       # none of its own, all of the others', but by chance
         mine, theirs = ({tuple(x[5][1:]) for x in kept if (x[3] == b) == own and len(x[5]) > 3} for own in (True, False))
         assert mine - theirs and {tuple(x[5][1:]) for x in mixed if x[3] == b and len(x[5]) > 3} <= theirs
+
+
+@pytest.mark.parametrize("given, said", [(dict(weights="exact,worst"), "worst"), (dict(own=9), "--own 9"), (dict(tried=1.5), "--tried 1.5"),
+                                         (dict(floor=1.0), "--floor 1.0")])
+def test_settings_out_of_range(given, said):
+    with pytest.raises(config.UserError, match=said):
+        config.make(estep="hindsight", **given)
+
+
+def test_best_is_the_largest(tok, snip, model, world, monkeypatch):
+    """`best` takes the thought with the largest gain less c if that is positive and the text stays canonical, by enumeration; else <act>."""
+    thoughts, _, _, pi, _, never = world
+    ok = np.array([canonical(tok, infuse(snip, {LINE: z})[0]) for z in thoughts])
+    found = weighed(model, tok, snip, thoughts, 1, 0)
+    monkeypatch.setattr("hindsight.propose", lambda *a, **k: found)
+    best = max(np.flatnonzero(ok), key=lambda i: pi[i, 1])
+    gain = pi[best, 1] - never[1]
+    assert not ok.all() and gain > 0
+    for c, want in ((gain - 0.1, {LINE: thoughts[best]}), (gain + 0.1, {})):
+        assert choose(model, tok, [snip], config.make(estep="hindsight", c=c), "best", (0,), [0])[0] == [want]
