@@ -69,13 +69,13 @@ class Config:
     estep: str = setting("reinforce", "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), hindsight (proposed after "
                          "seeing the line, then weighed), none (the model's own, unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
                          ("reinforce", "best-of-n", "hindsight", "none", "random", "oracle"))
-    proposals: int = setting(8, "hindsight: thoughts proposed at a line, K")
-    own: int = setting(0, "hindsight: so many of them are the model's own, written before the line")
-    tried: float = setting(0.5, "hindsight: share of a snippet's lines at which thoughts are proposed, the least likely ones")
+    proposals: int = setting(6, "hindsight: thoughts proposed at a line, K")
+    own: int = setting(3, "hindsight: so many of them are the model's own, written before the line")
+    tried: float = setting(0.3, "hindsight: share of a snippet's lines at which thoughts are proposed, the least likely ones")
     weights: str = setting("exact", "hindsight: how one of <act> and the proposals is taken: exact (importance weights against the model's own prior), penalty (in "
                            "proportion to exp(reward)), best (the largest reward); with commas one an EM iteration, the last one for all later")
-    reach: int = setting(0, "hindsight: lines from the thought on whose likelihood counts; 0: all")
-    floor: float = setting(0.0, "hindsight: with exact weights P(think) counts as so much at least")
+    reach: int = setting(3, "hindsight: lines from the thought on whose likelihood counts; 0: all")
+    floor: float = setting(0.3, "hindsight: with exact weights P(think) counts as so much at least")
     resample: int = setting(4, "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); 1: a plain sample of q")
     infuse: int = setting(1200, "expert snippets of an iteration's M-step, which goes over them as often as its steps need")
     estep_steps: int = setting(12, "policy-gradient steps an iteration")
