@@ -83,9 +83,16 @@ class Config:
 
     # EM
     iters: int = setting(2, "EM iterations")
-    estep: str = setting("reinforce", "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), none (the "
-                         "model's own, unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
-                         ("reinforce", "best-of-n", "none", "random", "oracle"))
+    estep: str = setting("reinforce", "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), hindsight (proposed after "
+                         "seeing the line, then weighed), none (the model's own, unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
+                         ("reinforce", "best-of-n", "hindsight", "none", "random", "oracle"))
+    proposals: int = setting(6, "hindsight: thoughts proposed at a line, K")
+    own: int = setting(3, "hindsight: so many of them are the model's own, written before the line")
+    tried: float = setting(0.3, "hindsight: share of a snippet's lines at which thoughts are proposed, the least likely ones")
+    selection: str = setting("exact", "hindsight: how one of <act> and the proposals is taken: exact (importance weights against the model's own prior), penalty (in "
+                           "proportion to exp(reward)), best (the largest reward); with commas one an EM iteration, the last one for all later")
+    reach: int = setting(3, "hindsight: lines from the thought on whose likelihood counts; 0: all")
+    floor: float = setting(0.3, "hindsight: with exact weights P(think) counts as so much at least")
     resample: int = setting(4, "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); 1: a plain sample of q")
     infuse: int = setting(1200, "expert snippets of an iteration's M-step, which goes over them as often as its steps need")
     estep_steps: int = setting(12, "policy-gradient steps an iteration")
@@ -246,6 +253,10 @@ def make(preset="tiny", **given):
         raise UserError("--weights bfloat16 --shard true: expected one of the two, because its random rounding knows whole weights only")
     if cfg.model and cfg.preset == "tiny":
         raise UserError(f"--model {cfg.model}: --preset tiny trains its own model; give another preset, such as smollm2")
+    if other := set(cfg.selection.split(",")) - {"exact", "penalty", "best"}:
+        raise UserError(f"--selection {cfg.selection}: {', '.join(sorted(other))!r} is unknown; expected exact, penalty or best, or several with commas")
+    if cfg.own > cfg.proposals or cfg.tried > 1 or cfg.floor >= 1:
+        raise UserError(f"--own {cfg.own} --tried {cfg.tried} --floor {cfg.floor}: expected at most --proposals {cfg.proposals}, at most 1, and below 1")
     if cfg.estep == "oracle" and cfg.data != "domain":
         raise UserError(f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}")
     return cfg
@@ -253,4 +264,4 @@ def make(preset="tiny", **given):
 
 POSITIVE = {"infuse", "resample", "save_every", "n_heldout", "max_tokens", "min_lines", "n_layer", "n_head", "d_model", "d_ff",
             "max_len", "rows", "n_rl", "prompts", "completions", "epochs", "minibatches", "micro_tokens", "rounds", "eval_samples", "block",
-            "iters", "snippets", "group", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}
+            "iters", "snippets", "group", "proposals", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}

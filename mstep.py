@@ -24,6 +24,7 @@ from tqdm import tqdm
 import parallel
 from data import PROMPT, THOUGHT, canonical, infuse, one_row
 from elbo import token_logprobs
+from hindsight import choose
 from model import compile_blocks, graphs
 from optim import RoundedAdamW
 from rollouts import rollout
@@ -31,18 +32,19 @@ from rollouts import rollout
 
 # ---------------------------------------------------------------- infusion
 
-def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True):
+def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True, iteration=0):
     """Sample thoughts for expert snippets and write them in -> (docs, kinds, stats).
 
     cfg.estep says how. reinforce draws one of cfg.resample rollouts of q with probability proportional to exp(sum_t r_t), rewards from pi; for
     cfg.resample = 1 that is a plain sample of q. best-of-n takes, of cfg.group rollouts of the frozen model (q is pi), the one with the best
-    sum_t r_t. none takes one sample as it is; so does random, which thinks before each line with probability cfg.rate.
+    sum_t r_t. hindsight proposes thoughts after seeing the line, and weighs them as cfg.selection says for this iteration (hindsight.py). none takes one
+    sample as it is; so does random, which thinks before each line with probability cfg.rate.
     numbers: one int a snippet, seeds its draws with `seed`, a tuple of ints. Ranks share the snippets out, and all get all documents.
     """
     docs, kinds = [], []
     stats = {"think": 0, "lines": 0, "thought_tokens": 0, "not_canonical": 0, "cut": 0, "forward_tokens": 0}
     never = cfg.c == float("inf")
-    n = {"best-of-n": cfg.group, "reinforce": cfg.resample}.get(cfg.estep, 1)
+    n = {"best-of-n": cfg.group, "reinforce": cfg.resample, "hindsight": cfg.proposals}.get(cfg.estep, 1)
     at_once = max(1, 256 // n)
     snippets, numbers = parallel.mine(snippets), parallel.mine(numbers)
     bar = tqdm(range(0, len(snippets), at_once), desc="infuse", unit="batch", disable=not progress, delay=2, leave=False)
@@ -50,6 +52,10 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True):
         part = snippets[start:start + at_once]
         if never:
             chosen = [{}] * len(part)
+        elif cfg.estep == "hindsight":
+            which = cfg.selection.split(",")
+            chosen, tokens = choose(pi, tok, part, cfg, which[min(iteration, len(which) - 1)], seed, numbers[start:start + at_once])
+            stats["forward_tokens"] += tokens
         else:
             rolls = rollout(q, pi, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon, need="rewards" if n > 1 else "latents",
                             rate=cfg.rate if cfg.estep == "random" else None, numbers=numbers[start:start + at_once])

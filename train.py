@@ -335,7 +335,7 @@ def infused(run, q, pi, chosen, iteration):
     if cfg.estep != "oracle":
         scorer = for_rollouts(pi, cfg)
         thinker = scorer if q is pi else for_rollouts(q, cfg)
-        return mstep.infuse_corpus(thinker, scorer, run.tok, some, cfg, (cfg.seed, INFUSE, iteration), chosen.tolist())
+        return mstep.infuse_corpus(thinker, scorer, run.tok, some, cfg, (cfg.seed, INFUSE, iteration), chosen.tolist(), iteration=iteration)
     stats = dict.fromkeys(("think", "lines", "thought_tokens", "not_canonical", "cut", "forward_tokens"), 0)
     pairs = [mstep.write(run.tok, run.expert[i], {t: run.tok.encode(f" # {note}") for t, note in run.expert_tasks[i].notes}, cfg.block, stats)
              for i in chosen]
