@@ -37,7 +37,7 @@ functions and tokens) without thoughts; T: what dividing all logits by 1.1 adds 
     as loaded                                     .011        -1.73 ± 0.12   not measured   +0.005 ± 0.003   -4.15 ± 0.52     not measured
     NTP, 2 epochs of 240 functions                .002        -1.59 ± 0.14   -1.93 ± 0.17   +0.003 ± 0.002   +0.003 ± 0.002   +0.10
     exact, 2 iterations of 120 functions          .086        -1.24 ± 0.14   -1.46 ± 0.15   +0.066 ± 0.025   -0.134 ± 0.079   +0.14
-    best, 1 iteration, 4 epochs of 120 functions  .239        -1.47 ± 0.16   -1.71 ± 0.17   +0.218 ± 0.068   -0.99 ± 0.15 *   +0.36
+    best, 1 iteration, 4 epochs of 120 functions  .239        -1.47 ± 0.16   -1.71 ± 0.18   +0.218 ± 0.068   -0.99 ± 0.15 *   +0.36
 
     * against NTP on 240 functions; much of it is that this model has seen half as many functions twice as often
 
