@@ -193,7 +193,7 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
             jobs.append((b, ids, s.first[t], thought_wanted(s.first[t], len(z), think_max) + wanted))
             hind.append((b, after[m] + z[1:], min(shared, len(after[m]) - 1), thought_wanted(len(after[m]) - 1, len(z), think_max)))
     sums, more = score(model, tok, cache, jobs)
-    sums, K = np.pad(sums, ((0, 0), (0, 3 - sums.shape[1]))).reshape(len(tried), -1, 3), len(thoughts[0])      # (M, K, 3)
+    sums = np.pad(sums, ((0, 0), (0, 3 - sums.shape[1]))).reshape(len(tried), -1, 3)                        # (M, K, 3)
     content, tokens = sums[..., 0], tokens + more                                           # log p(z | s_t, its first token)
     logq = np.full_like(content, np.nan)
     if n_hindsight:
