@@ -63,9 +63,9 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def assert_same(a, b, names, most=1e-5):
-    """Weights, metrics and results of two runs, but for what a clock and torch.compile's counter say, to within `most`; the E-step's surrogate, whose terms of some tens of nats
-    cancel, to within ten times that. (The norm of its gradient is among the metrics.) A beginning that rows of two ranks share is read by both, so
-    the tokens that b read, and its FLOPs, may be more."""
+    """Weights, metrics and results of two runs, but for what a clock and torch.compile's counter say, to within `most`; the E-step's surrogate, whose terms
+    of some tens of nats cancel, to within ten times that. (The norm of its gradient is among the metrics.) A beginning that rows of two ranks share is
+    read by both, so the tokens that b read, and its FLOPs, may be more."""
     read = lambda u, v: u <= v * (1 + 1e-9) <= 1.7 * u + 1e-9
     for name in names:
         x, y = (torch.load(p / f"{name}.pt", weights_only=True) for p in (a, b))
