@@ -54,8 +54,8 @@ def told(row, unit):
 
 
 def markdown(files):
-    """The results of several runs as one Markdown table; a row that a file lacks was not measured there."""
-    runs = [json.load(open(name)) for name in files]
+    """The results of several runs as one Markdown table; a row that a file lacks was not measured there. NAME without a file: nothing was."""
+    runs = [json.load(open(name)) if os.path.exists(name) else {"machine": {"name": name}, "rows": []} for name in files]
     lines = ["| row |" + "".join(f" {run['machine']['name']} |" for run in runs), "|---|" + "---|" * len(runs)]
     for name in dict.fromkeys(row["row"] for run in runs for row in run["rows"]):
         cells = []
@@ -82,7 +82,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: a GPU if there is one)")
     parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="instead: N trivial runs through one grader")
-    parser.add_argument("--markdown", nargs="+", metavar="FILE", help="instead: results as a Markdown table")
+    parser.add_argument("--markdown", nargs="+", metavar="FILE", help="instead: results as a Markdown table, a column a file (or a name: not measured)")
     parser.add_argument("--out", default="bench.json", metavar="FILE", help="results (default bench.json)")
     args = parser.parse_args()
     if unknown := [name for name in args.groups if name not in GROUPS]:
