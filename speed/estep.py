@@ -201,24 +201,27 @@ def rollout_rows(quick, rates):
         snips, tok = snippets(B, n, SMOLLM2.vocab_size)
         L, some, kept = len(snips[0].first), 2 if quick else 4, []
         lines = [int(x) for x in np.linspace(L / (2 * some), L - L / (2 * some), some)]
-        part = 8 if quick else 16                            # steps of token by token, after that which reads the prompts
+        part = 16                                            # steps of token by token, after that which reads the prompts
         ours = lambda need: functools.partial(lambda: kept.append(rollout(model, model, tok, snips, G, THOUGHT, (0,), rate=rate, need=need)))
-        peers = {"ours": ours("rewards"), "with gains": ours("gains")}
+        peers = {"ours": ours("rewards")} if quick else {"ours": ours("rewards"), "with gains": ours("gains")}
         if theirs is not None:
             peers["line by line"] = lambda: line_by_line(theirs, snips[0], G, rate, lines, tok.eos)
-        for k, name in ((1, "prompts"), (1 + part, "token by token")):
+        for k, name in () if quick else ((1, "prompts"), (1 + part, "token by token")):
             peers[name] = functools.partial(token_by_token, model, tok, snips, G, THOUGHT, (0,), rate, steps=k)
         seconds = interleaved(peers, 1 if quick else 5, rates, desc=f"rollouts {n} {G} {rate}", warm=not quick)
         rolls = kept[-1]
         if theirs is not None:
             seconds["line by line"] *= B * L / some
-        longest = max(len(row.ids) - row.snip.prompt for row in rolls.rows)
-        start = seconds.pop("prompts")
-        seconds["token by token"] = start + (seconds["token by token"] - start) / part * longest
-        gains, tokens = seconds.pop("with gains"), sum(len(row.ids) for row in rolls.rows)
+        longest, tokens = max(len(row.ids) - row.snip.prompt for row in rolls.rows), sum(len(row.ids) for row in rolls.rows)
+        if not quick:
+            start = seconds.pop("prompts")
+            seconds["token by token"] = start + (seconds["token by token"] - start) / part * longest
+        gains = seconds.pop("with gains", None)
         yield {"row": f"rollouts, {n} tokens, G={G}, thoughts before {rate:.0%}", "work": tokens, "unit": "tokens", "seconds": seconds,
                "limit_s": limit(rolls, model, rates, True, False), "target": {"line by line": 20, "limit": 0.4}, "note": note,
                "values": {"read": kept[0].forward_tokens / tokens}}
+        if quick:
+            return
         yield {"row": f"the same with gains, {n}, G={G}, {rate:.0%}", "work": tokens, "unit": "tokens", "seconds": {"ours": gains},
                "limit_s": limit(rolls, model, rates, True, True), "target": {"limit": 0.4}, "values": {"read": rolls.forward_tokens / tokens}}
     rms, most = rounding(model, tok, snips)
@@ -248,12 +251,12 @@ def step_rows(quick, rates):
     kept = []
     peers = {"ours": lambda: kept.append(estep(q, pi, opt, tok, snips, G, rate)),
              "rollouts": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate),
-             "rewards only": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate, need="rewards"),
+             "rewards": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate, need="rewards"),
              "NTP step": lambda: mstep.ntp_step(q, opt, docs, kinds, 1e-6, settings)}
     seconds = interleaved(peers, 1 if quick else 5, rates, desc="E-step", warm=not quick)
     yield {"row": f"E-step, credit by prefix, G={G}, thoughts before {rate:.0%}", "work": B, "unit": "snippets", "seconds": {"ours": seconds["ours"]},
            "values": {"NTP steps": seconds["ours"] / seconds["NTP step"], "rollouts in NTP steps": seconds["rollouts"] / seconds["NTP step"],
-                      "NTP steps with credit by group": (seconds["ours"] - seconds["rollouts"] + seconds["rewards only"]) / seconds["NTP step"]},
+                      "NTP steps with credit by group": (seconds["ours"] - seconds["rollouts"] + seconds["rewards"]) / seconds["NTP step"]},
            "note": "aim 6 NTP steps"}
 
 
@@ -265,7 +268,7 @@ def attention_share(model, rolls):
     return attention / (attention + 2 * work_size(model) * sum(b - a for a, b in spans))
 
 
-def scaling_rows(quick, rates):
+def scaling_rows(rates):
     """A model of 0.8 M parameters, float32: 1, 2 and 4 times the tokens of a snippet, and the rollouts; exponents fitted in the logarithms."""
     q, pi = a_model(TINY, rates.device), a_model(TINY, rates.device, 1)
     opt, sizes = torch.optim.AdamW(q.parameters(), lr=1e-6), (1, 2, 4)
@@ -276,7 +279,7 @@ def scaling_rows(quick, rates):
                 (n, G), = [case(k)]
                 snips, tok = snippets(4, n, TINY.vocab_size)
                 made[str(k)] = functools.partial(lambda k, *args: kept.update({k: estep(q, pi, opt, *args, 0.2, credit, cast=False)}), k, tok, snips, G)
-            seconds = interleaved(made, 1 if quick else 5, rates, desc=f"scaling {name}")
+            seconds = interleaved(made, 5, rates, desc=f"scaling {name}")
             slope = lambda ys: float(np.polyfit(np.log(sizes), np.log(ys), 1)[0])
             yield {"row": f"E-step by {name}, credit by {credit}", "values": {
                 "exponent": slope(list(seconds.values())), "exponent of tokens read": slope([kept[k].forward_tokens for k in sizes]),
@@ -286,4 +289,5 @@ def scaling_rows(quick, rates):
 def rows(quick, rates, args):
     yield from rollout_rows(quick, rates)
     yield from step_rows(quick, rates)
-    yield from scaling_rows(quick, rates)
+    if not quick:
+        yield from scaling_rows(rates)

@@ -74,12 +74,12 @@ def rows(quick, rates, args):
         names.append("cut-cross-entropy")
     for V, D in ((49152, 576), (151936, 1536))[:1 if quick else 2]:
         for gradient in (False, True):
-            repeats = 1 if V > 100_000 and gradient else 2 if quick or V > 100_000 else 3
+            repeats = 1 if quick else 5
             limit = (6 if gradient else 2) * N * V * D / rates.flops
             row = {"row": f"log-probs{', with gradient' * gradient}, V={V} D={D}", "work": N, "unit": "tokens", "limit_s": limit,
                    "seconds": interleaved(calls(V, D, gradient, names, rates.device), repeats, rates, "log-probs", warm=False),
                    "target": {"plain": 2 if gradient else 2.4 if V < 100_000 else 1.8, "cut-cross-entropy": 1 if gradient else 1.2}}
-            if rates.device.type == "cpu" and os.path.exists("/proc/self/clear_refs"):
-                row["memory_mb"] = {name: memory(name, V, D, gradient) for name in names[:1 if quick else None]}
+            if rates.device.type == "cpu" and not quick and os.path.exists("/proc/self/clear_refs"):
+                row["memory_mb"] = {name: memory(name, V, D, gradient) for name in names}
             row["note"] = "; ".join(filter(None, (f"at the limit it would be {row['seconds']['plain'] / limit:.2f} x plain", absent("cut-cross-entropy", "triton"))))
             yield row

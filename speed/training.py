@@ -131,7 +131,7 @@ def real_functions(n):
 
 
 def rows(quick, rates, args):
-    cuda, repeats = rates.device.type == "cuda", 2 if quick else 5
+    cuda, repeats = rates.device.type == "cuda", 1 if quick else 5
     yield against_nanogpt("training step, 10.7M, 16 x 256", NANO, 64 if cuda else 16, 256, repeats, rates, args, not quick or cuda)
     if not quick or cuda:
         yield against_nanogpt("training step, 124M, 2 x 512", GPT2, 16 if cuda else 2, 512, 5, rates, args, cuda)
