@@ -19,7 +19,7 @@ def tok():
     return data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(100)], 400)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2 in float32: (our model, our tokenizer, transformers' model)."""
     import data
