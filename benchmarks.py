@@ -34,7 +34,7 @@ import time
 import warnings
 import zlib
 
-from config import Parser, UserError
+from config import Parser, UserError, command
 from sandbox import Job, check_job, grade, prepare
 from tasks import Task, program_of
 
@@ -720,10 +720,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        print(f"benchmarks.py: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command(main)

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import sys
 
 
 class UserError(Exception):
@@ -190,6 +191,19 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(given.split("=")[0].replace("_", "-"), known, 1)
             message = f"{given}: no such setting" + (f"; did you mean {near[0]}?" if near else "") + "; see --help"
         raise UserError(message)
+
+
+def command(main, stopped=""):
+    """Run main(argv) as a script: a mistake is one line and exit status 2; Ctrl-C is exit status 130, and `stopped` if there is something to say."""
+    try:
+        main(sys.argv[1:])
+    except UserError as e:
+        print(f"{os.path.basename(sys.argv[0])}: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if stopped:
+            print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(130)
 
 
 def check_output(option, path):

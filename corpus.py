@@ -46,7 +46,7 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 from tqdm import tqdm
 
-from config import UserError, parse
+from config import UserError, command, parse
 from data import Snippet, snippet
 from sources import BAD, chunks, python2, read, sources
 
@@ -576,11 +576,4 @@ def main(argv):
 
 if __name__ == "__main__":
     from corpus import main                                  # one copy of this module, whoever imports it
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        print(f"corpus.py: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    command(main, "stopped; the same command goes on")

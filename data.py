@@ -434,7 +434,6 @@ def one_row(docs, kinds=None, multiple=1):
     return F.pad(ids, (0, rest))[None], torch.cat(pos)[None], F.pad(doc, (0, rest), value=-1)[None], F.pad(kind, (0, rest), value=-1)[None]
 
 
-
 def one_tree(rows):
     """Rows of ids as one packed row in which a beginning that several share stands once -> (ids, pos, doc (1, T) int64, before, where).
 

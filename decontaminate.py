@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 import benchmarks
 import corpus
-from config import Parser, UserError, check_output, convert, write_output
+from config import Parser, UserError, check_output, command, convert, write_output
 
 SHORTEST, GRAM, ALIKE = 24, 10, 0.6                          # characters of a substring; words of a gram; least similarity under the same name
 REASONS = ("substring", "10-gram", "name")
@@ -269,10 +269,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        print(f"decontaminate.py: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command(main)

@@ -11,12 +11,11 @@ import importlib.util
 import json
 import os
 import shutil
-import sys
 
 import torch
 
 import data
-from config import Parser, UserError, make
+from config import Parser, UserError, command, make
 from model import ModelConfig, hollow, load_gguf, load_model, smollm2_path
 
 THEIRS = {"attn_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
@@ -291,8 +290,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        print(f"hf.py: {e}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

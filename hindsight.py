@@ -49,13 +49,12 @@ Shapes: B snippets, M lines that are tried, K proposals at each, L lines, T toke
 import dataclasses
 import json
 import math
-import sys
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import UserError, parse
+from config import command, parse
 from data import canonical, infuse, mark
 from elbo import log1mexp, token_logprobs
 from sample import generate
@@ -145,7 +144,7 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
     reach     how many lines from the thought on count; 0: all.
     thoughts  the thoughts to weigh instead of sampled ones: a list of K for every line, in the order of the lines tried.
     """
-    K, slots = n_hindsight + n_own, max(len(s.ids) for s in snippets) + think_max + 64
+    slots = max(len(s.ids) for s in snippets) + think_max + 64
     numbers = range(len(snippets)) if numbers is None else numbers
     cache = model.new_cache(len(snippets), slots)
     hidden = forward(model, cache, [(s.ids, 0) for s in snippets])                          # (B, T, D)
@@ -369,8 +368,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        print(f"hindsight.py: {e}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

@@ -21,7 +21,7 @@ import sys
 
 import numpy as np
 
-from config import Parser, UserError, check_output, convert, write_output
+from config import Parser, UserError, check_output, command, convert, write_output
 
 HELD, TRAIN = "rlvr-heldout", "rlvr"                         # phases
 NEEDED = {HELD: ("step", "sampled_tokens", "cpu_s", "flops", "pass@1"), TRAIN: ("step",)}
@@ -323,10 +323,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        print(f"report.py: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command(main)

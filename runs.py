@@ -186,8 +186,7 @@ def rlvr_settings(cfg):
 def stage_settings(cfg):
     """All settings that decide what another stage computes."""
     free = {"resume", "out", "cache", "save_every", "threads", "shard", "device", "models", "compile", "checkpoint", "eval_tasks", "eval_split",
-            "samples", "temperature", "max_new",
-            "elbo_samples", *RLVR_FIELDS}
+            "samples", "temperature", "max_new", "elbo_samples", *RLVR_FIELDS}
     return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in free}
 
 
