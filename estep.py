@@ -80,7 +80,7 @@ def hidden_before(model, rows, at, amp=False):
 
 def event_logprobs(q, tok, hidden, events, amp=False):
     """log q of each event from the states that predict it, with gradient: (M,). <act> is log(1 - P(a comment begins)), the end of a
-    thought the log of the mass of all tokens that end it. hidden (M, D); events (M, 5)."""
+    thought the log of the mass of all stop tokens. hidden (M, D); events (M, 5)."""
     _, _, kind, _, token = torch.as_tensor(events, device=q.device).T
     with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
         logp, begin, end = token_logprobs(hidden, q.head_weight, token, (tok.thought_ids, tok.stop_ids))

@@ -77,20 +77,20 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True, itera
 def write(tok, snip, thoughts, block, stats):
     """One snippet with its thoughts -> (ids, kinds); counts in stats what had to be left out."""
     kept = dict(thoughts)
-    ids, kinds = infuse(snip, kept)
+    ids, kinds = infuse(tok, snip, kept)
     if kept and not canonical(tok, ids):
-        kept = {t: z for t, z in kept.items() if canonical(tok, infuse(snip, {t: z})[0])}
-        ids, kinds = infuse(snip, kept)
+        kept = {t: z for t, z in kept.items() if canonical(tok, infuse(tok, snip, {t: z})[0])}
+        ids, kinds = infuse(tok, snip, kept)
         if kept and not canonical(tok, ids):                 # thoughts that are fine alone and not together: does not happen by construction
             kept = {}
     stats["not_canonical"] += len(thoughts) - len(kept)
-    while len(infuse(snip, kept)[0]) > block:
+    while len(infuse(tok, snip, kept)[0]) > block:
         kept.popitem()
         stats["cut"] += 1
     stats["think"] += len(kept)
     stats["lines"] += len(snip.first)
     stats["thought_tokens"] += sum(map(len, kept.values()))
-    return infuse(snip, kept)
+    return infuse(tok, snip, kept)
 
 
 # ---------------------------------------------------------------- next-token training

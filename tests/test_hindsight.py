@@ -71,7 +71,7 @@ def test_context_of_a_proposal(tok, snip):
     deep = snippet(tok, "def f(x):\n if x:\n     y = 1\n     return y\nz = 1", PROMPT)
     for s, columns in ((snip, [4, 4]), (deep, [1, 5, 5, 0])):
         for t, column in enumerate(columns):
-            text = tok.decode(infuse(s, {t: [first_token(tok, s, t)] + tok.encode(" x")})[0])
+            text = tok.decode(infuse(tok, s, {t: [first_token(tok, s, t)] + tok.encode(" x")})[0])
             assert [line for line in text.split("\n") if "#" in line] == [" " * column + "# x"]
 
 
@@ -225,7 +225,7 @@ def test_settings_out_of_range(given, said):
 def test_best_is_the_largest(tok, snip, model, world, monkeypatch):
     """`best` takes the thought with the largest gain less c if that is positive and the text stays canonical, by enumeration; else <act>."""
     thoughts, _, _, pi, _, never = world
-    ok = np.array([canonical(tok, infuse(snip, {LINE: z})[0]) for z in thoughts])
+    ok = np.array([canonical(tok, infuse(tok, snip, {LINE: z})[0]) for z in thoughts])
     found = weighed(model, tok, snip, thoughts, 1, 0)
     monkeypatch.setattr("hindsight.propose", lambda *a, **k: found)
     best = max(np.flatnonzero(ok), key=lambda i: pi[i, 1])

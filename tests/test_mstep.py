@@ -92,7 +92,7 @@ def by_hand(model, ids, kinds):
 
 
 def infused_docs(tok, snips):
-    return zip(*[infuse(s, {1: tok.encode(" # note"), 3: tok.encode(" # x y")}) for s in snips])
+    return zip(*[infuse(tok, s, {1: tok.encode(" # note"), 3: tok.encode(" # x y")}) for s in snips])
 
 
 @torch.no_grad()
@@ -175,7 +175,7 @@ def test_write_leaves_out_what_is_not_canonical(tok, snips):
     good, bad, stats = tok.encode(" # note"), tok.encode(" #") + list(b" for x in"), empty()
     assert tok.decode(bad) == " # for x in" and tok.encode(" # for x in") != bad
     ids, kinds = mstep.write(tok, snips[0], {1: bad, 2: good}, 1000, stats)
-    assert (ids, kinds) == infuse(snips[0], {2: good}) and canonical(tok, ids)
+    assert (ids, kinds) == infuse(tok, snips[0], {2: good}) and canonical(tok, ids)
     assert [i for i, k in zip(ids, kinds) if k != THOUGHT] == snips[0].ids
     assert stats == {"think": 1, "lines": len(snips[0].first), "thought_tokens": len(good), "not_canonical": 1, "cut": 0}
 
@@ -183,11 +183,11 @@ def test_write_leaves_out_what_is_not_canonical(tok, snips):
 def test_write_leaves_out_what_does_not_fit(tok, snips):
     """The last thoughts go until the document fits its row: one token too many costs one thought, no room at all costs both."""
     thoughts = {1: tok.encode(" # one"), 2: tok.encode(" # two")}
-    full = len(infuse(snips[0], thoughts)[0])
+    full = len(infuse(tok, snips[0], thoughts)[0])
     for block, kept in ((full, [1, 2]), (full - 1, [1]), (len(snips[0].ids), [])):
         stats = empty()
         ids, kinds = mstep.write(tok, snips[0], dict(thoughts), block, stats)
-        assert (ids, kinds) == infuse(snips[0], {t: thoughts[t] for t in kept})
+        assert (ids, kinds) == infuse(tok, snips[0], {t: thoughts[t] for t in kept})
         assert stats["cut"] == 2 - len(kept) and stats["think"] == len(kept) and len(ids) <= block
 
 
