@@ -17,9 +17,9 @@ K chances; `best` takes the largest of these. a: line t and what follows, `reach
 
 Which density: a thought is a sequence of token ids that begins with the token that `data.mark` gives for the line's indentation, and q_h, p and m
 are densities over such sequences, each the product of the model's probabilities of the very ids after that token, behind the trailing or the
-leading `#`, times the mass of all tokens that stop it (nothing for a thought of the greatest length, or with a closing token: data.py). No text is encoded again, so no
-density is approximated. Thoughts that begin with another token (`##`) are left out of the sum, which stays a lower bound. Thoughts whose text
-in place would be encoded differently count in the bound, and are never chosen.
+leading `#`, times the mass of all tokens that stop it (nothing for a thought of the greatest length, or with a closing token: data.py). No text is
+encoded again, so no density is approximated. Thoughts that begin with another token (`##`) are left out of the sum, which stays a lower bound. Thoughts
+whose text in place would be encoded differently count in the bound, and are never chosen.
 
 Approximations
 1. Lines are treated one by one: a thought is proposed and weighed with no other thought in the context, and those chosen are written in together. Exact

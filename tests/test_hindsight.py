@@ -1,4 +1,5 @@
 """Proposals in hindsight against enumeration of every thought, in the vocabulary of a real tokenizer."""
+import collections
 import math
 
 import numpy as np
@@ -161,11 +162,12 @@ def test_choose_and_infuse(tok, model, which):
     found = [tasks.expert_task(0, i, "train") for i in range(4)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
     cfg = config.make(estep="hindsight", selection=which, proposals=4, own=1, tried=0.4, think_max=6, block=1000, c=0.0, floor=0.9)
-    docs, kinds, stats = mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], progress=False)
+    stats = collections.Counter()
+    written = [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats, progress=False)]
     assert stats["think"] > 0 and stats["not_canonical"] == 0
-    for s, ids, kind in zip(snips, docs, kinds):
+    for s, (ids, kind) in zip(snips, written, strict=True):
         assert canonical(tok, ids) and [i for i, k in zip(ids, kind) if k != 2] == s.ids
-    assert docs == mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], progress=False)[0]
+    assert written == [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats, progress=False)]
     chosen, _ = choose(model, tok, snips, cfg, which, (0, 1), [3, 4, 5, 6])
     assert all(len(z) <= math.ceil(0.4 * len(s.first)) for z, s in zip(chosen, snips))
     if which != "exact":
@@ -181,7 +183,7 @@ def test_iterations_have_their_own_weights(tok, model, monkeypatch):
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt))]
     cfg = config.make(estep="hindsight", selection="best,exact", block=1000)
     for iteration in range(3):
-        mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [0], progress=False, iteration=iteration)
+        list(mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [0], collections.Counter(), progress=False, iteration=iteration))
     assert seen == ["best", "exact", "exact"]
 
 

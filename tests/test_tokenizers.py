@@ -1,4 +1,5 @@
 """Three styles of published tokenizers (Qwen, Llama 3, SmolLM2) against the `tokenizers` library, and lines, thoughts and prompts in each of them."""
+import collections
 import json
 import os
 import random
@@ -188,7 +189,8 @@ def test_rollouts_of_a_random_model_give_canonical_ids(style, functions):
     net = Transformer(ModelConfig(tok.vocab_size, 1, 2, 1, 16, 16, 2048)).init_weights(3)
     snips = [s for _, text, prompt in functions[:200] if len(text) < 500 and (s := data.snippet(tok, text, prompt)) and len(s.first) > 2][:40]
     cfg.estep, cfg.rate = "random", 0.5
-    docs, kinds, stats = mstep.infuse_corpus(net, net, tok, snips, cfg, (0, 1), list(range(len(snips))), progress=False)
+    stats = collections.Counter()
+    docs, kinds = zip(*mstep.infuse_corpus(net, net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats, progress=False))
     assert stats["think"] > 10 and stats["not_canonical"] > 10                       # a random model joins tokens that the tokenizer would not
     for snip, ids, kind in zip(snips, docs, kinds):
         assert [i for i, k in zip(ids, kind) if k != data.THOUGHT] == snip.ids
