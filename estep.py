@@ -37,7 +37,7 @@ import torch
 import parallel
 from data import one_tree, tree_parts
 from elbo import iw_bound, line_rewards, log1mexp, token_kl, token_logprobs
-from rollouts import ACT, END, TOKEN
+from rollouts import ACT, END, TOKEN, begin_of
 
 
 # ---------------------------------------------------------------- advantages and the update
@@ -92,16 +92,18 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
 
         -1/N sum_n sum_t A_t log q(z_t | s_t, z_<t)  +  kl/N sum over the thoughts' tokens of KL( q(. | ...) || pi(. | ...) )
 
-    A (2, N, L) as from `advantages`. Returns (loss, mean KL a token, tokens read by q, by pi, largest |log q now - log q recorded|). Rows are read up to
-    their last event, and what they begin with alike once: up to micro_tokens tokens at a time. Where rows agree on an event and on all before it, their
-    weights are added. With several ranks each takes its share of the rows, and all give them all.
+    A (2, N, L) as from `advantages`. Returns (loss, mean KL a token, tokens read, largest |log q now - log q recorded|). Rows are read up to their last
+    event, and what they begin with alike once: up to micro_tokens tokens at a time. Where rows agree on an event and on all before it, their weights are
+    added. pi is not read: its states at the thoughts are those of the rollouts. With several ranks each takes its share of the rows, and all give them
+    all. Raises ValueError if kl > 0 and the rollouts were made without `states`.
     """
-    loss, total_kl, contents, read, read_pi, gap = 0.0, 0.0, 0, 0, 0, 0.0
-    ends = np.zeros((2, len(rolls.rows)), dtype=np.int64)                                   # tokens before the last event; before the last of a thought
-    for end, some in zip(ends, (rolls.events, rolls.events[rolls.events[:, 2] >= TOKEN])):
-        np.maximum.at(end, some[:, 0], some[:, 1])
-    mine = [n for n in parallel.block(range(len(rolls.rows))) if ends[0, n]]
-    rows = [rolls.rows[n].ids[:ends[0, n]] for n in mine]
+    loss, total_kl, contents, read, gap = 0.0, 0.0, 0, 0, 0.0
+    if kl and any(row.thoughts.keys() != row.states.keys() for row in rolls.rows):
+        raise ValueError("kl needs rollouts made with states=True, and with another model than q as pi")
+    ends = np.zeros(len(rolls.rows), dtype=np.int64)                                        # tokens before the last event
+    np.maximum.at(ends, rolls.events[:, 0], rolls.events[:, 1])
+    mine = [n for n in parallel.block(range(len(rolls.rows))) if ends[n]]
+    rows = [rolls.rows[n].ids[:ends[n]] for n in mine]
     for part in parallel.turns(q, tree_parts(rows, micro_tokens)):
         chosen = np.array([mine[i] for i in part])
         index = np.isin(rolls.events[:, 0], chosen)
@@ -122,20 +124,19 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
         if kl and content.any():
             some = events[first][:, 2] >= TOKEN                                             # (u,)
             times = same.bincount()[torch.as_tensor(some, device=q.device)]                 # how many rows each is of
-            with torch.no_grad():
-                other, at = hidden_before(pi, [rolls.rows[n].ids[:ends[1, n]] for n in chosen], events[first][some], amp)
+            at = [(rolls.rows[chosen[n]], t, j) for n, j, _, t, _ in events[first][some].tolist()]
+            other = torch.stack([row.states[t][j - 1 - begin_of(row, t)] for row, t, j in at]).to(q.device)            # (contents, D)
             with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
-                away = token_kl(states[torch.as_tensor(some, device=q.device)], q.head_weight, other[at], pi.head_weight)
+                away = token_kl(states[torch.as_tensor(some, device=q.device)], q.head_weight, other, pi.head_weight)
             part_loss = part_loss + kl * (times * away).sum() / len(rolls.rows)
             total_kl += float((times * away.detach()).sum())
             contents += int(content.sum())
-            read_pi += len(other)
         parallel.backward(part_loss)
         loss += float(part_loss.detach())
         gap = max(gap, float((logp.detach()[same].cpu().double() - torch.as_tensor(rolls.logq[index])).abs().max()))
-    *sums, gaps = zip(*parallel.everyone((loss, total_kl, contents, read, read_pi, gap)))
-    loss, total_kl, contents, read, read_pi = map(sum, sums)
-    return loss, total_kl / max(1, contents), read, read_pi, max(gaps)
+    *sums, gaps = zip(*parallel.everyone((loss, total_kl, contents, read, gap)))
+    loss, total_kl, contents, read = map(sum, sums)
+    return loss, total_kl / max(1, contents), read, max(gaps)
 
 
 # ---------------------------------------------------------------- what the bound says

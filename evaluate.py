@@ -4,6 +4,7 @@
 
     python evaluate.py --suite humaneval --preset smollm2                              SmolLM2 as loaded, greedy
     python evaluate.py --suite humaneval,humaneval+,mbpp,mbpp+ --preset smollm2 --checkpoint runs/smollm2-0/ra3.pt --samples 20 --temperature 0.8
+    python evaluate.py --suite humaneval --completions samples-humaneval+.jsonl          the same samples, by another suite's tests (EvalPlus: --sanitise)
     python evaluate.py --suite domain --checkpoint runs/tiny-0/ra3.pt                 the built-in domain's held-out tasks
 
 Suites: see benchmarks.py (`python benchmarks.py --list`); intervals are 95% bootstrap intervals over problems. Samples and verdicts go to a .jsonl,
@@ -80,21 +81,45 @@ def solve(model, tok, tasks, n, temperature, max_new, seed, numbers=None, saniti
     tasks, prompts, numbers = parallel.mine(tasks), parallel.mine(prompts), parallel.mine(numbers)
     done = generate(model, [ids for ids, _ in prompts], max_new, tok.eos, temperature, seed=seed, seeds=numbers, n=n, stop=list(stops), decode=tok.decode,
                     progress=progress, desc=desc, batch=128, forbid=forbid)
-    rows = [{"task_id": task.name, "completion": benchmarks.cut(head + tok.decode(completion.ids), task.stops)}
-            for task, (_, head), completions in zip(tasks, prompts, done) for completion in completions]
-    jobs = [benchmarks.job_of(task, row["completion"], clean=sanitise) for task, row in zip((t for t in tasks for _ in range(n)), rows)]
-    for row, result in zip(rows, grade(jobs, progress=progress, desc="grading", workers=parallel.workers())):
-        row.update(verdict=result.verdict, seconds=round(result.seconds, 3))
-    return [row for of_task in parallel.gather([rows[i:i + n] for i in range(0, len(rows), n)]) for row in of_task]
+    return judge(tasks, [[benchmarks.cut(head + tok.decode(completion.ids), task.stops) for completion in completions]
+                         for task, (_, head), completions in zip(tasks, prompts, done)], sanitise, progress)
+
+
+def judge(tasks, completions, sanitise=False, progress=True):
+    """Run the tests of a rank's own tasks and completions, a list of texts a task -> the rows of all ranks, as `solve` returns them."""
+    pairs = [(task, text) for task, texts in zip(tasks, completions) for text in texts]
+    results = grade([benchmarks.job_of(*pair, clean=sanitise) for pair in pairs], progress=progress, desc="grading", workers=parallel.workers())
+    rows = iter([{"task_id": task.name, "completion": text, "verdict": result.verdict, "seconds": round(result.seconds, 3)}
+                 for (task, text), result in zip(pairs, results)])
+    return [row for of_task in parallel.gather([[next(rows) for _ in texts] for texts in completions]) for row in of_task]
+
+
+def read_completions(path, tasks):
+    """{task_id: [completions]} of a .jsonl such as `solve_suite` writes, for those of the tasks that it holds. Raises UserError."""
+    found, line = {}, 0
+    try:
+        with open(path) as f:
+            for line, text in enumerate(f, 1):
+                row = json.loads(text)
+                found.setdefault(row["task_id"], []).append(row["completion"] + "")
+    except OSError as e:
+        raise UserError(f"--completions {path}: cannot be read ({e.strerror}); give a .jsonl of task_id and completion, as --samples-out writes it") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"--completions {path}: line {line} is no object with task_id and completion; give a .jsonl as --samples-out writes it") from None
+    found = {task.name: found[task.name] for task in tasks if task.name in found}
+    if len({len(texts) for texts in found.values()}) != 1:
+        raise UserError(f"--completions {path}: expected equally many completions for each problem of the suite that it holds; there are "
+                        + (", ".join(map(str, sorted({len(x) for x in found.values()}))) or "none at all"))
+    return found
 
 
 def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc="sampling"):
     """`solve` for a whole suite, the rows appended to `path` a few tasks at a time. With cfg.resume what is there is kept, if the file beside it says
     that it was made with the same settings. Raises UserError."""
-    beside, rows, at_once = path + ".settings.json", [], max(1, 128 // n)
+    rows, at_once = [], max(1, 512 // n)
     if cfg.resume and os.path.exists(path):
         try:
-            with open(beside) as f:
+            with open(beside(path)) as f:
                 made = json.load(f)
         except (OSError, ValueError):
             made = {}
@@ -109,7 +134,7 @@ def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc=
         rows = rows[:whole * n]
         if [row.get("task_id") for row in rows] != [task.name for task in tasks[:whole] for _ in range(n)]:
             raise UserError(f"{path}: its rows are not those of this suite; leave out --resume to start over, or give another --samples-out")
-    begin_samples(path, beside, rows, settings)
+    write_samples(path, rows, settings)
     for start in range(len(rows) // n, len(tasks), at_once):
         some = tasks[start:start + at_once]
         new = solve(model, tok, some, n, cfg.temperature, cfg.max_new, cfg.seed, list(range(start, start + len(some))), sanitise,
@@ -121,14 +146,18 @@ def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc=
     return rows
 
 
+def beside(path):
+    return path + ".settings.json"
+
+
 @parallel.alone
-def begin_samples(path, beside, rows, settings):
-    """Write the rows that are kept, and the settings beside them. Raises UserError."""
+def write_samples(path, rows, settings):
+    """Write rows, and the settings beside them. Raises UserError."""
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path + ".part", "w") as f:
             f.writelines(json.dumps(row) + "\n" for row in rows)
-        with open(beside, "w") as f:
+        with open(beside(path), "w") as f:
             json.dump(settings, f)
         os.replace(path + ".part", path)
     except OSError as e:
@@ -173,6 +202,8 @@ def main(argv):
         "--checkpoint": dict(default="", metavar="FILE", help="model to evaluate; default: the preset's model as loaded"),
         "--samples-out": dict(default="", metavar="FILE", help="completions and verdicts; the suite's name is added where there are several "
                               "(default samples-SUITE.jsonl in the folder of the checkpoint or in --out)"),
+        "--completions": dict(default="", metavar="FILE", help="grade these with the suite's tests instead of sampling: a .jsonl of task_id and completion, as "
+                              "--samples-out writes it; problems that it does not hold are left out (humaneval's tests for samples of humaneval+, or with --sanitise)"),
         "--sanitise": dict(action="store_true", help="as EvalPlus: of the program, keep what the entry point needs of the longest part that parses"),
         "--limit": dict(type=int, default=0, metavar="N", help="the first N problems of each suite only; 0: all"),
     }, __doc__.split("\n")[0])
@@ -182,27 +213,40 @@ def main(argv):
     if not names or args.limit < 0:
         raise UserError(f"--suite {args.suite} --limit {args.limit}: expected at least one name, and a limit that is not negative")
     suites = {name: (domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split) if name == "domain" else benchmarks.load(name, cfg.data_dir)) for name in names}
-    model, tok = open_model(cfg, args.checkpoint)
-    model = for_rollouts(model, cfg)
+    if not args.completions:
+        model, tok = open_model(cfg, args.checkpoint)
+        model = for_rollouts(model, cfg)
     n = 1 if cfg.temperature == 0 else cfg.samples               # greedy samples are all the same
     for name, tasks in suites.items():
         tasks = tasks[:args.limit or None]
-        folder = os.path.dirname(args.checkpoint) if args.checkpoint and not cfg.out else cfg.out or "."
-        path = args.samples_out or os.path.join(folder, "-".join(["samples", *[os.path.basename(args.checkpoint).removesuffix(".pt")] *
-                                                                  bool(args.checkpoint), "SUITE.jsonl"]).replace("SUITE", name))
+        folder = os.path.dirname(args.completions or args.checkpoint) if args.completions or args.checkpoint and not cfg.out else cfg.out or "."
+        path = args.samples_out or os.path.join(folder, "-".join(["graded" if args.completions else "samples",
+                                                                  *[os.path.basename(args.checkpoint).removesuffix(".pt")] * bool(args.checkpoint),
+                                                                  "SUITE.jsonl"]).replace("SUITE", name))
         if args.samples_out and len(suites) > 1:
             stem, dot, ending = path.rpartition(".")
             path = f"{stem}-{name}.{ending}" if dot else f"{path}-{name}"
-        settings = dict(suite=name, checkpoint=args.checkpoint, preset=cfg.preset, samples=n, temperature=cfg.temperature, max_new=cfg.max_new,
-                        seed=cfg.seed, bf16=cfg.rollout_bf16, sanitise=args.sanitise)
-        rows = solve_suite(model, tok, tasks, n, cfg, path, settings, args.sanitise, name)
+        if args.completions:
+            given, made = read_completions(args.completions, tasks), {"completions": args.completions}
+            if os.path.realpath(path) == os.path.realpath(args.completions):
+                raise UserError(f"--samples-out {path}: this is what --completions reads; give another path")
+            tasks, n = [task for task in tasks if task.name in given], len(next(iter(given.values())))
+            settings = dict(suite=name, **made, samples=n, sanitise=args.sanitise)
+            write_samples(path, [], settings)                # before the work: can it be written?
+            rows = judge(parallel.mine(tasks), parallel.mine([given[task.name] for task in tasks]), args.sanitise)
+            write_samples(path, rows, settings)
+        else:
+            made = {"temperature": cfg.temperature}
+            settings = dict(suite=name, checkpoint=args.checkpoint, preset=cfg.preset, samples=n, **made, max_new=cfg.max_new, seed=cfg.seed,
+                            bf16=cfg.rollout_bf16, sanitise=args.sanitise)
+            rows = solve_suite(model, tok, tasks, n, cfg, path, settings, args.sanitise, name)
         said = {}
         for k in (1, 5, 10):
             if k <= n:
                 said[f"pass@{k}"] = round(score(rows, n, (k,))[f"pass@{k}"], 4)
                 said[f"pass@{k} 95%"] = [round(x, 4) for x in interval(rows, n, k)]
         verdicts = {v: sum(r["verdict"] == v for r in rows) for v in sorted({r["verdict"] for r in rows})}
-        print(json.dumps({"suite": name, "problems": len(tasks), "samples": n, "temperature": cfg.temperature, **said, "verdicts": verdicts,
+        print(json.dumps({"suite": name, "problems": len(tasks), "samples": n, **made, **said, "verdicts": verdicts,
                           "file": path}), flush=True)
 
 

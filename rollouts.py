@@ -14,7 +14,7 @@ Code is never decoded, it is known; and all uniforms are drawn beforehand. So
    below P(think) as last seen, in the trunk to begin with. Decisions are drawn from what this forward says; what lies behind the first
    <think> is discarded; if there is none, the next lines follow. A wrong guess costs tokens and changes nothing. Then 2 again, until no row thinks.
 4. *Rewards*, when all latents are known: one forward of pi over each row from its first thought on, again on the trunk's keys. Where q is pi this is
-   what 1 to 3 computed already.
+   what 1 to 3 computed already. It passes the thoughts too: what pi would have said there can be kept, for KL(q || pi).
 5. *Values*, if wanted: for each thought but a row's first, one forward of the code from its line on, on the keys of the trunk and
    of the finished row. They depend on nothing sequential. V before a row's first thought is the trunk's, V after its last the row's own.
 
@@ -58,6 +58,7 @@ class Row:
     next: int = 0                             # the first line not decided yet
     prefix: int = 0                           # tokens of the trunk that it sees: up to its first thought
     known: int = 0                            # tokens of ids whose keys q has
+    states: dict = dataclasses.field(default_factory=dict)    # line -> (n, D), on the CPU: pi's states behind each token of its thought, if asked for
 
 
 @dataclasses.dataclass
@@ -146,7 +147,7 @@ def line_logprobs(net, hidden, pieces, tok):
 # ---------------------------------------------------------------- rollouts
 
 @torch.inference_mode()
-def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numbers=None, need="gains", window=0):
+def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numbers=None, need="gains", states=False, window=0):
     """G rollouts of latents over each snippet -> Rollouts.
 
     q, pi      Transformers; pass the same one twice and each forward is done once.
@@ -155,6 +156,7 @@ def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numb
     rate       probability of <think> before every line, instead of q's own (thoughts still come from q).
     horizon    the number of first lines that may take a thought; 0: all.
     need       latents: pi is not asked, line_logp and base_logp are NaN; rewards: they are known, a thought's gain is NaN; gains: all of it.
+    states     whether to keep pi's states at the thoughts, for `estep.policy_gradient` with a KL; only where pi is another model and rewards are asked for.
     window     lines forwarded at once after a thought; 0: up to where the next thought is expected. The result does not depend on it.
     Raises ValueError if a snippet with the longest possible thoughts would not fit the model's max_len.
     """
@@ -186,7 +188,7 @@ def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numb
         forwards += count
         for row in rows:
             row.line_logp[:] = base[row.group]
-        forwards += finish(net, cache, [rows[n] for n in thinkers], base, tok, need == "gains")
+        forwards += finish(net, cache, [rows[n] for n in thinkers], base, tok, need == "gains", states)
     elif need == "gains":
         forwards += values(net, decoder.shared, decoder.own, seats.of[thinkers], [rows[n] for n in thinkers], base, tok)
     if need != "gains":
@@ -341,8 +343,9 @@ def begin_of(tok, row, t):
     return row.first[t] - len(inserted(tok, row.thoughts[t], row.snip.sep[t]))
 
 
-def finish(net, cache, rows, base, tok, gains):
-    """Likelihoods, and gains if wanted, of finished rows that think, on the trunk's cache. base: B x (L,). Returns the number of tokens forwarded."""
+def finish(net, cache, rows, base, tok, gains, states):
+    """Likelihoods, and gains and states if wanted, of finished rows that think, on the trunk's cache. base: B x (L,). Returns the number of tokens
+    forwarded."""
     count = 0
     for chosen in batches(np.array([len(row.ids) - row.prefix for row in rows]), 4 * 4096):
         part = [rows[i] for i in chosen]
@@ -357,6 +360,9 @@ def finish(net, cache, rows, base, tok, gains):
                 for t, after in zip(lines, [begin_of(tok, row, s) for s in lines[1:]] + [len(row.ids)]):
                     pieces.append((row.ids, row.first, row.first[t] - 1, after - 1, a + row.first[t] - 1 - row.prefix))
                     of.append(row)
+                    if states:
+                        begin = a + begin_of(row, t) - row.prefix
+                        row.states[t] = hidden[begin:begin + len(row.thoughts[t])].to("cpu", net.model.dtype, copy=True)
             for row, logp in zip(of, line_logprobs(net, hidden, pieces, tok)):
                 row.line_logp += logp[:len(row.first)]
         if gains:

@@ -303,17 +303,17 @@ def learn_q(run, name, pi, iteration, state, flops, seconds):
         mine = np.random.default_rng([cfg.seed, ESTEP, iteration, step]).choice(len(run.expert), min(cfg.snippets, len(run.expert)), replace=False)
         rolls = rollouts(for_rollouts(q, cfg), pi_fixed, run.tok, [run.expert[i] for i in mine], cfg.group, cfg.think_max,
                          (cfg.seed, ESTEP, iteration, step), mine.tolist(), cfg.snippets, horizon=cfg.horizon,
-                         need="gains" if cfg.credit == "prefix" else "rewards")
+                         need="gains" if cfg.credit == "prefix" else "rewards", states=cfg.kl > 0)
         sampled = time.time()
         logp, gain = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain)
         A = advantages(logp, gain, rolls.think, rolls.valid, cfg.group, cfg.c, cfg.credit, cfg.discount, cfg.normalise, cfg.gain_floor)
-        loss, away, trained, scored, gap = policy_gradient(q, pi, run.tok, rolls, A, cfg.kl, cfg.bf16, cfg.micro_tokens)
+        loss, away, trained, gap = policy_gradient(q, pi, run.tok, rolls, A, cfg.kl, cfg.bf16, cfg.micro_tokens)
         norm = parallel.clip(q, cfg.grad_clip).item()
         opt.step()
         opt.zero_grad(set_to_none=True)
-        flops += work_size(q) * (2 * (rolls.forward_tokens + scored) + 6 * trained)
+        flops += work_size(q) * (2 * rolls.forward_tokens + 6 * trained)
         s = summary(rolls, cfg.c, run.expert_hard and [run.expert_hard[i] for i in mine])
-        tokens = rolls.forward_tokens + scored + trained
+        tokens = rolls.forward_tokens + trained
         run.log(name, phase="estep", iteration=iteration, step=step, flops=flops, reward=s["elbo"], loss=loss, kl=away, grad_norm=norm, logq_gap=gap,
                 rollout_s=sampled - began, update_s=time.time() - sampled, tokens=tokens, tokens_per_s=tokens / (time.time() - began),
                 **{k: s[k] for k in s if k not in ("elbo", "ce_code")})

@@ -24,7 +24,6 @@ AMD EPYC without AMX, busy with other processes; before: caches copied a row, al
     rows swapped in the cache, not moved            3% of the tiny preset's run                                                      kept
     values after sampling instead of on the way     the same tokens, in a few full batches instead of one a thought                  kept
     equal beginnings read once by the update        at the rates of a base model most rollouts never think                           kept
-    KL from rollouts' states of pi                  would save one forward of four in the update (derived); not written   -
 Where the time goes (SmolLM2, 40%, q is pi, with gains, 25.6 core-s): bfloat16 products 42%, the float32 head 27%, attention 8% and the decode step's own 7%.
 """
 import copy
@@ -231,7 +230,7 @@ def rollout_rows(quick, rates):
 def estep(q, pi, opt, tok, snips, G, rate, credit="prefix", kl=0.3, cast=True):
     """One E-step as train.py takes it -> Rollouts, (seconds are the caller's)."""
     for_rollouts = lambda m: copy.deepcopy(m).bfloat16() if cast else m
-    rolls = rollout(for_rollouts(q), pi, tok, snips, G, THOUGHT, (0,), rate=rate, need="gains" if credit == "prefix" else "rewards")
+    rolls = rollout(for_rollouts(q), pi, tok, snips, G, THOUGHT, (0,), rate=rate, need="gains" if credit == "prefix" else "rewards", states=kl > 0)
     A = advantages(rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain), rolls.think, rolls.valid, G, 0.05, credit)
     policy_gradient(q, pi, tok, rolls, A, kl, cast)
     opt.step()

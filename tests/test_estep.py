@@ -1,4 +1,5 @@
 """The E-step: gradients against enumeration, rollouts against token-by-token sampling, and its limits."""
+import copy
 import heapq
 import inspect
 import itertools
@@ -283,7 +284,7 @@ def test_rollouts_of_a_real_model(smollm2):
 
 @pytest.fixture(scope="module")
 def rolls(tok, snips, models):
-    return rollout(*models, tok, snips, G, THINK_MAX, (7,))
+    return rollout(*models, tok, snips, G, THINK_MAX, (7,), states=True)
 
 
 def test_events(tok, rolls):
@@ -317,9 +318,9 @@ def test_sampled_is_scored(tok, models, rolls):
         assert np.abs(alone - scored[mine]).max() < 1e-5
     q.zero_grad()
     A = np.stack([rolls.valid * 1.0] * 2)
-    loss, _, read, read_pi, gap = policy_gradient(q, q, tok, rolls, A, micro_tokens=10 ** 6)
+    loss, _, read, gap = policy_gradient(q, q, tok, rolls, A, micro_tokens=10 ** 6)
     to = [rolls.events[rolls.events[:, 0] == n, 1].max() for n in range(len(rolls.rows))]
-    assert gap < 1e-4 and read_pi == 0
+    assert gap < 1e-4
     assert read == len({tuple(r.ids[:k]) for r, j in zip(rolls.rows, to) for k in range(1, j + 1)})      # to the last event, beginnings once
     assert policy_gradient(q, q, tok, rolls, A, micro_tokens=600)[0] == pytest.approx(loss, rel=1e-5)
     assert loss == pytest.approx(-rolls.logq.sum() / len(rolls.rows), rel=1e-5)
@@ -453,8 +454,8 @@ def test_advantages():
     assert A[:, :, 0].tolist() == [[-1, 1, 1, -1], [0, 1 - 2.5, 1, -1]]
 
 
-def test_kl_of_thoughts(tok, models, rolls):
-    """The KL term: its value against the distributions, its gradient against a weighted sum of its own, and none for q = pi."""
+def test_kl_of_thoughts(tok, snips, models, rolls):
+    """The KL term: its value against the distributions, its gradient against a weighted sum of its own, and none for q = pi; pi's states are needed."""
     q, pi = models
     content = rolls.events[rolls.events[:, 2] >= TOKEN]
     want = 0.0
@@ -469,5 +470,10 @@ def test_kl_of_thoughts(tok, models, rolls):
     scale = max(float(g.abs().max()) for g in grads)
     for p, g in zip(q.parameters(), grads):
         assert (p.grad - g).abs().max() < 1e-4 * scale
-    assert policy_gradient(q, q, tok, rolls, nothing, kl=1.0)[1] == pytest.approx(0, abs=1e-6)
+    q.zero_grad()
+    same = rollout(q, copy.deepcopy(q), tok, snips[:2], G, THINK_MAX, (7,), states=True)
+    assert policy_gradient(q, q, tok, same, nothing[:, :2 * G], kl=1.0)[1] == pytest.approx(0, abs=1e-6) and same.think.any()
+    for kept in (rollout(q, q, tok, snips[:2], G, THINK_MAX, (7,), states=True), rollout(q, pi, tok, snips[:2], G, THINK_MAX, (7,))):
+        with pytest.raises(ValueError, match="states=True"):
+            policy_gradient(q, pi, tok, kept, nothing[:, :2 * G], kl=1.0)
     q.zero_grad()

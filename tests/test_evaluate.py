@@ -79,21 +79,46 @@ def test_an_interrupted_evaluation_goes_on(monkeypatch, tmp_path):
     problems = [tasks.Task(f"T/{i}", f"def f{i}():", "", f"assert f{i}() == 1", f"f{i}") for i in range(5)]
     model, path = types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100)), str(tmp_path / "runs" / "samples.jsonl")
     cfg = config.make(temperature=0.8)
-    whole = evaluate.solve_suite(model, BYTES, problems, 64, cfg, path, {"a": 1})
-    assert asked == [[0, 1], [2, 3], [4]] and [r["verdict"] == "passed" for r in whole[::64]] == [False, True, False, False, True]
+    whole = evaluate.solve_suite(model, BYTES, problems, 256, cfg, path, {"a": 1})
+    assert asked == [[0, 1], [2, 3], [4]] and [r["verdict"] == "passed" for r in whole[::256]] == [False, True, False, False, True]
     lines = open(path).read().splitlines(True)
-    assert len(lines) == 320 and {*json.loads(lines[0])} == {"task_id", "completion", "verdict", "seconds"}
+    assert len(lines) == 1280 and {*json.loads(lines[0])} == {"task_id", "completion", "verdict", "seconds"}
     with open(path, "w") as f:
-        f.writelines(lines[:150] + [lines[150][:20]])
+        f.writelines(lines[:600] + [lines[600][:20]])
     asked.clear()
-    again = evaluate.solve_suite(model, BYTES, problems, 64, config.make(temperature=0.8, resume=True), path, {"a": 1})
+    again = evaluate.solve_suite(model, BYTES, problems, 256, config.make(temperature=0.8, resume=True), path, {"a": 1})
     bare = [(r["task_id"], r["completion"], r["verdict"]) for r in whole]
     assert asked == [[2, 3], [4]] and [(r["task_id"], r["completion"], r["verdict"]) for r in again] == bare
     assert [(r["task_id"], r["completion"], r["verdict"]) for r in map(json.loads, open(path))] == bare
     with pytest.raises(config.UserError, match="samples.jsonl: made with a=1 and not 2"):
-        evaluate.solve_suite(model, BYTES, problems, 64, config.make(resume=True), path, {"a": 2})
+        evaluate.solve_suite(model, BYTES, problems, 256, config.make(resume=True), path, {"a": 2})
     with pytest.raises(config.UserError, match="its rows are not those of this suite"):
-        evaluate.solve_suite(model, BYTES, problems[1:], 64, config.make(resume=True), path, {"a": 1})
+        evaluate.solve_suite(model, BYTES, problems[1:], 256, config.make(resume=True), path, {"a": 1})
+
+
+def test_given_completions_are_graded(monkeypatch, tmp_path, capsys):
+    """Completions of a file are run with the suite's tests, with and without --sanitise; problems that the file lacks are left out; mistakes are named."""
+    suite = [tasks.Task(f"T/{i}", f"def f{i}():\n", "", f"assert f{i}() == 1", f"f{i}") for i in range(3)]
+    monkeypatch.setattr(evaluate.benchmarks, "load", lambda name, data_dir: suite)
+    path = tmp_path / "given.jsonl"
+    texts = {"T/2": ["    return 1\n", "    return 2\n"], "T/0": ["    return 1\n\ndef g(:", "    return 1"], "X/9": ["", "", ""]}
+    path.write_text("".join(json.dumps({"task_id": name, "completion": text}) + "\n" for name, some in texts.items() for text in some))
+    said = {}
+    for more, verdicts in (([], ["syntax_error", "passed", "passed", "wrong_answer"]), (["--sanitise"], ["passed", "passed", "passed", "wrong_answer"])):
+        evaluate.main(["--suite", "mine", "--completions", str(path), *more])
+        said = json.loads(capsys.readouterr().out)
+        rows = list(map(json.loads, open(tmp_path / "graded-mine.jsonl")))
+        assert [r["task_id"] for r in rows] == ["T/0", "T/0", "T/2", "T/2"] and [r["verdict"] for r in rows] == verdicts
+        assert said["problems"] == 2 and said["samples"] == 2 and said["pass@1"] == verdicts.count("passed") / 4
+    for text, message in (("{}\n", "line 1 is no object"), ('{"task_id": "T/0", "completion": 3}\n', "line 1 is no object"), ("", "there are none at all"),
+                          (path.read_text() + '{"task_id": "T/0", "completion": ""}\n', "there are 2, 3")):
+        (tmp_path / "bad.jsonl").write_text(text)
+        with pytest.raises(config.UserError, match=message):
+            evaluate.main(["--suite", "mine", "--completions", str(tmp_path / "bad.jsonl")])
+    with pytest.raises(config.UserError, match="this is what --completions reads"):
+        evaluate.main(["--suite", "mine", "--completions", str(path), "--samples-out", str(path)])
+    with pytest.raises(config.UserError, match="none.jsonl: cannot be read"):
+        evaluate.main(["--suite", "mine", "--completions", str(tmp_path / "none.jsonl")])
 
 
 @pytest.fixture(scope="module")
