@@ -361,7 +361,7 @@ def finish(net, cache, rows, base, tok, gains, states):
                     pieces.append((row.ids, row.first, row.first[t] - 1, after - 1, a + row.first[t] - 1 - row.prefix))
                     of.append(row)
                     if states:
-                        begin = a + begin_of(row, t) - row.prefix
+                        begin = a + begin_of(tok, row, t) - row.prefix
                         row.states[t] = hidden[begin:begin + len(row.thoughts[t])].to("cpu", net.model.dtype, copy=True)
             for row, logp in zip(of, line_logprobs(net, hidden, pieces, tok)):
                 row.line_logp += logp[:len(row.first)]

@@ -27,7 +27,7 @@ from config import UserError
 from estep import advantages, policy_gradient
 from model import ModelConfig, Transformer, load_model, save_model
 from rlvr import thought_share
-from rollouts import draw_uniforms, rollout
+from rollouts import TOKEN, draw_uniforms, rollout
 from sample import Ends
 from test_data import ODD, TEXT, some_thoughts
 from test_estep import distributions, score as scored, sequential, thinker
@@ -209,7 +209,7 @@ def test_closing_tokens_in_rollouts(kind, published):
     snips, G, think_max = [data.snippet(tok, text, 9), data.snippet(tok, text, 30), data.snippet(tok, text, 60)], 4, 3
     assert snips[0].sep[-1] == tok.encode("\n")                                      # nothing stands behind a closing token in column 0
     for scorer in (q, pi):
-        rolls, closed, short = rollout(q, scorer, tok, snips, G, think_max, (3, 1), rate=0.5), 0, 0
+        rolls, closed, short = rollout(q, scorer, tok, snips, G, think_max, (3, 1), rate=0.5, states=True), 0, 0
         for n, row in enumerate(rolls.rows):
             snip, mine = snips[n // G], rolls.events[:, 0] == n
             ids, thoughts, logq = sequential(q, tok, snip, draw_uniforms((3, 1), n // G, n % G, len(snip.first), think_max), think_max, rate=0.5)
@@ -227,7 +227,10 @@ def test_closing_tokens_in_rollouts(kind, published):
             assert data.canonical(tok, data.infuse(tok, snip, words)[0])
         assert closed > short > 5
         A = advantages(rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain), rolls.think, rolls.valid, G, 0.0)
-        assert policy_gradient(q, scorer, tok, rolls, A)[-1] < 1e-4                  # the largest difference in log q
+        _, away, _, gap = policy_gradient(q, scorer, tok, rolls, A, kl=float(scorer is pi))
+        p, other = ([distributions(net, row.ids) for row in rolls.rows] for net in (q, scorer))
+        kl = [(p[n][j - 1] * np.log(p[n][j - 1] / other[n][j - 1])).sum() for n, j, kind, *_ in rolls.events if kind >= TOKEN]
+        assert gap < 1e-4 and away == pytest.approx(np.mean(kl), rel=1e-3)
 
 
 def test_closing_tokens_in_hindsight(published):
