@@ -227,6 +227,11 @@ def sizes(snippets):
     return tuple(np.array(x) for x in zip(*((len(s.ids), len(s.first), sum(map(len, s.sep))) for s in snippets)))
 
 
+def take(snippets, numbers):
+    """Of a Corpus or a list of Snippets: those of these numbers, in this order."""
+    return snippets.take(numbers) if isinstance(snippets, Corpus) else [snippets[i] for i in numbers]
+
+
 def order(n, seed, epoch=0):
     """The numbers 0 … n-1 in random order, a function of (seed, epoch): where a run stopped is a position in it."""
     return np.random.default_rng([seed, epoch]).permutation(n)

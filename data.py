@@ -20,8 +20,13 @@ Where a line begins in tokens, and where a thought goes, by style of tokenizer (
 
 In all of them the indentation leaves its last blank to the first token of the content or to ` #`. (A tab it leaves to a word only, in the second
 row, so that lines which begin with a word behind tabs take no thoughts there.) In the second row a prefix of the text is not always a prefix of
-its ids: s_0 ends before the `:\\n`, and what a model is given to write on from has its newline (`Tokenizer.start`). A thought ends with any
-token that holds a newline; of `.\\n` the full stop is left out, so that the thought and the newline after it stay canonical.
+its ids: s_0 ends before the `:\\n`, and what a model is given to write on from has its newline (`Tokenizer.start`). A thought ends
+
+    at a stop token     `\\n`, `\\n\\n`, ` \\n`, the end of text: not part of it; all of them mean the same, and `\\n` + indentation follows
+    with a closing one  `.\\n`, `)\\n`: its last token, for itself, which brings the newline; the indentation follows
+                        if| x|:\\n|   |^ #| why|.\\n|   | return| x
+
+(What stands before several newlines, `.\\n\\n`, or before a carriage return, is left out: those are stop tokens.)
 
 Letters: B rows, T tokens, L lines.
 """
@@ -54,8 +59,9 @@ class Tokenizer:
     enc: tiktoken.Encoding
     eos: int                 # id of the end-of-text token
     thought_ids: list        # tokens whose text, leading blanks dropped, begins with '#' (and holds no newline): one of them starts a thought
-    stop_ids: list           # tokens that contain '\n' or '\r', and eos: they end a thought
+    stop_ids: list           # tokens that contain '\n' or '\r', but for closing ones, and eos: they end a thought, and are not part of it
     nbytes: np.ndarray       # (V,) length of each token in bytes; 0 for special tokens. V is the size of the embedding
+    closing_ids: list = dataclasses.field(default_factory=list)      # punctuation that one '\n' has joined: a thought's last token
     bos: list = dataclasses.field(default_factory=list)      # [the token that every text begins with], or []
     normal: str = ""         # Unicode's normal form that texts are brought into: "", NFC, ...
     joins_before: bool = False      # does a newline join the punctuation before it (else the indentation after it)?
@@ -90,18 +96,20 @@ def make_tokenizer(enc, eos, vocab_size=None, bos=None, normal=""):
     """A Tokenizer around a tiktoken encoding. eos: the id of its end-of-text token. vocab_size: the encoding's if None. bos: an id or None."""
     import regex
     nbytes = np.zeros(vocab_size or enc.n_vocab, dtype=np.int64)
-    thought, stop = [], [eos]
+    joins_before = regex.match(enc._pat_str, ":\n  x").end() == 2
+    thought, stop, closing = [], [eos], []
     for token in enc.token_byte_values():
         i = enc.encode_single_token(token)
         if i >= len(nbytes):
             continue
         nbytes[i] = len(token)
-        if b"\n" in token or b"\r" in token:
+        if joins_before and token.endswith(b"\n") and token.strip() and token.count(b"\n") == 1 and b"\r" not in token:
+            closing.append(i)
+        elif b"\n" in token or b"\r" in token:
             stop.append(i)
         elif token.lstrip(b" ").startswith(b"#"):
             thought.append(i)
-    return Tokenizer(enc, eos, sorted(thought), sorted(set(stop)), nbytes, [] if bos is None else [bos], normal,
-                     regex.match(enc._pat_str, ":\n  x").end() == 2)
+    return Tokenizer(enc, eos, sorted(thought), sorted(set(stop)), nbytes, sorted(closing), [] if bos is None else [bos], normal, joins_before)
 
 
 def encoding(ranks, pattern=PATTERN):
@@ -302,7 +310,7 @@ class Snippet:
     prompt: int      # ids[:prompt] is s_0, what is given: it ends where a line ends, its newline not included
     first: list      # (L,) index in ids of the first token of line t's content, where <act> or <think> is decided;
                      # ids[prompt:first[0]] is newline + indentation
-    sep: list        # (L,) ids of "\n" + indentation, which stand between a thought and line t: ids[:first[t]] + thought + sep[t] + ids[first[t]:]
+    sep: list        # (L,) ids of "\n" + indentation, which stand between a thought and line t (`inserted`)
     name: str = ""
 
     # Line t is ids[first[t]:first[t+1]]: content, newline, indentation of the next line. The last one runs to the end and includes eos.
@@ -389,10 +397,18 @@ def snippet(tok, text, prompt_chars, name=""):
     return Snippet(tok.bos + ids + [tok.eos], n + prompt, [n + p[0] for p in points], [p[2] for p in points], name)
 
 
-def infuse(snip, thoughts):
+def inserted(tok, thought, sep):
+    """What a thought puts before a line: itself and the line's sep, but for the newline that a closing token brings.
+
+    Example: ` #| why`, `\\n|   ` -> ` #| why|\\n|   `;   ` #| why|.\\n`, `\\n|   ` -> ` #| why|.\\n|   `
+    """
+    return [*thought, *sep[thought[-1] in tok.closing_ids:]]
+
+
+def infuse(tok, snip, thoughts):
     """Write thoughts into a snippet -> (ids, kinds), two lists of equal length.
 
-    thoughts: {line: ids} or a list of L (ids, or None/[] for <act>). kinds: PROMPT, CODE or THOUGHT (a thought and the sep after it);
+    thoughts: {line: ids} or a list of L (ids, or None/[] for <act>). kinds: PROMPT, CODE or THOUGHT (what is `inserted`);
     the ids whose kind is not THOUGHT are snip.ids exactly.
     """
     if not isinstance(thoughts, dict):
@@ -400,7 +416,7 @@ def infuse(snip, thoughts):
     ids, kinds, last = list(snip.ids[:snip.prompt]), [PROMPT] * snip.prompt, snip.prompt
     for t, first in enumerate(snip.first):
         if thoughts.get(t):
-            new = list(thoughts[t]) + snip.sep[t]
+            new = inserted(tok, thoughts[t], snip.sep[t])
             ids += snip.ids[last:first] + new
             kinds += [CODE] * (first - last) + [THOUGHT] * len(new)
             last = first

@@ -80,7 +80,7 @@ def hidden_before(model, rows, at, amp=False):
 
 def event_logprobs(q, tok, hidden, events, amp=False):
     """log q of each event from the states that predict it, with gradient: (M,). <act> is log(1 - P(a comment begins)), the end of a
-    thought the log of the mass of all tokens that end it. hidden (M, D); events (M, 5)."""
+    thought the log of the mass of all stop tokens. hidden (M, D); events (M, 5)."""
     _, _, kind, _, token = torch.as_tensor(events, device=q.device).T
     with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
         logp, begin, end = token_logprobs(hidden, q.head_weight, token, (tok.thought_ids, tok.stop_ids))
@@ -125,7 +125,7 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
             some = events[first][:, 2] >= TOKEN                                             # (u,)
             times = same.bincount()[torch.as_tensor(some, device=q.device)]                 # how many rows each is of
             at = [(rolls.rows[chosen[n]], t, j) for n, j, _, t, _ in events[first][some].tolist()]
-            other = torch.stack([row.states[t][j - 1 - begin_of(row, t)] for row, t, j in at]).to(q.device)            # (contents, D)
+            other = torch.stack([row.states[t][j - 1 - begin_of(tok, row, t)] for row, t, j in at]).to(q.device)            # (contents, D)
             with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
                 away = token_kl(states[torch.as_tensor(some, device=q.device)], q.head_weight, other, pi.head_weight)
             part_loss = part_loss + kl * (times * away).sum() / len(rolls.rows)

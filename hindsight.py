@@ -17,9 +17,9 @@ K chances; `best` takes the largest of these. a: line t and what follows, `reach
 
 Which density: a thought is a sequence of token ids that begins with the token that `data.mark` gives for the line's indentation, and q_h, p and m
 are densities over such sequences, each the product of the model's probabilities of the very ids after that token, behind the trailing or the
-leading `#`, times the mass of all tokens that end a comment (nothing for a thought of the greatest length). No text is encoded again, so no
-density is approximated. Thoughts that begin with another token (`##`) are left out of the sum, which stays a lower bound. Thoughts whose text
-in place would be encoded differently count in the bound, and are never chosen.
+leading `#`, times the mass of all tokens that stop it (nothing for a thought of the greatest length, or with a closing token: data.py). No text is
+encoded again, so no density is approximated. Thoughts that begin with another token (`##`) are left out of the sum, which stays a lower bound. Thoughts
+whose text in place would be encoded differently count in the bound, and are never chosen.
 
 Approximations
 1. Lines are treated one by one: a thought is proposed and weighed with no other thought in the context, and those chosen are written in together. Exact
@@ -55,7 +55,7 @@ import torch
 from tqdm import tqdm
 
 from config import command, parse
-from data import canonical, infuse, mark
+from data import canonical, infuse, inserted, mark
 from elbo import log1mexp, token_logprobs
 from sample import generate
 
@@ -125,9 +125,10 @@ def score(model, tok, cache, jobs, at_once=64):
     return out.view(-1, parts).numpy(), tokens
 
 
-def thought_wanted(first, n, think_max, part=0):
-    """What to score of a thought of n tokens whose `#` is at `first`: its other tokens, and its end unless it has the greatest length."""
-    return [(first + k, CONTENT, part) for k in range(1, n)] + [(first + n, END, part)] * (n < think_max)
+def thought_wanted(tok, first, z, think_max, part=0):
+    """What to score of a thought z whose `#` is at `first`: its other tokens, and its end unless it has the greatest length or a closing token."""
+    n = len(z)
+    return [(first + k, CONTENT, part) for k in range(1, n)] + [(first + n, END, part)] * (n < think_max and z[-1] not in tok.closing_ids)
 
 
 def lines_wanted(firsts, end, part):
@@ -186,11 +187,11 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
         end = s.first[upto] if upto < len(s.first) else len(s.ids)
         shared = next((i for i, (x, y) in enumerate(zip(after[m], s.ids)) if x != y), len(after[m]))
         for z in thoughts[m]:
-            new = z + s.sep[t]
+            new = inserted(tok, z, s.sep[t])
             ids = s.ids[:s.first[t]] + new + s.ids[s.first[t]:end]
             wanted = lines_wanted([f + len(new) for f in s.first[t:upto]], len(ids), lambda i: 1 if i == 0 else 2)
-            jobs.append((b, ids, s.first[t], thought_wanted(s.first[t], len(z), think_max) + wanted))
-            hind.append((b, after[m] + z[1:], min(shared, len(after[m]) - 1), thought_wanted(len(after[m]) - 1, len(z), think_max)))
+            jobs.append((b, ids, s.first[t], thought_wanted(tok, s.first[t], z, think_max) + wanted))
+            hind.append((b, after[m] + z[1:], min(shared, len(after[m]) - 1), thought_wanted(tok, len(after[m]) - 1, z, think_max)))
     sums, more = score(model, tok, cache, jobs)
     sums = np.pad(sums, ((0, 0), (0, 3 - sums.shape[1]))).reshape(len(tried), -1, 3)                        # (M, K, 3)
     content, tokens = sums[..., 0], tokens + more                                           # log p(z | s_t, its first token)
@@ -233,7 +234,7 @@ def choose(model, tok, snippets, cfg, which, seed, numbers):
     weight = log_weights(found, which, cfg.c, cfg.floor)
     for m, (b, t) in enumerate(zip(found.snip, found.line)):
         for k, z in enumerate(found.thoughts[m]):
-            if not canonical(tok, infuse(snippets[b], {t: z})[0]):
+            if not canonical(tok, infuse(tok, snippets[b], {t: z})[0]):
                 weight[m, 1 + k] = -np.inf
         if which != "best":                                  # Gumbel: argmax of log weight + noise is a draw in proportion to the weights
             weight[m] += np.random.default_rng([*seed, 2, numbers[b], t]).gumbel(size=weight.shape[1])
@@ -358,8 +359,8 @@ def main(argv):
                                    n_hindsight=args.thoughts_a_line * args.in_hindsight, shuffle=args.shuffle, desc=name)
         for line, rest, think, b, t, z in sorted(kept, key=lambda x: -x[0])[:args.shown]:
             s = held[b]
-            before, end = run.tok.decode(infuse(s, {t: z})[0][:s.first[t]]), s.first[t + 1] if t + 1 < len(s.first) else len(s.ids)
-            text = before + run.tok.decode(z + s.sep[t] + s.ids[s.first[t]:end])
+            before, end = run.tok.decode(s.ids[:s.first[t]]), s.first[t + 1] if t + 1 < len(s.first) else len(s.ids)
+            text = before + run.tok.decode(inserted(run.tok, z, s.sep[t]) + s.ids[s.first[t]:end])
             print(f"\n--- {name}: {s.name}, {line:+.2f} nats on the line, {rest:+.2f} on all from it on; P(think) {think:.3f}\n{text.rstrip()}")
         if args.json:
             with open(args.json, "w") as f:

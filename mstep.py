@@ -13,15 +13,23 @@ Departures from the paper
 3. A snippet that outgrows `block` tokens loses its last thoughts until it fits.
 
 A step takes documents of about `rows` x `block` real tokens, and works on them without padding, up to `micro_tokens` tokens at a time; the sum of the
-micro-batches' gradients is the gradient of the whole (tested).
+micro-batches' gradients is the gradient of the whole (tested). Documents stay on disk, mapped into memory: the expert's own in the corpus, infused ones in a
+file of the run's folder. A step reads its own and no other; of all, 36 bytes a document are in memory.
 
 Shapes: T tokens of a packed row, M predicted tokens.
 """
+import array
+import collections
+import functools
+import os
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import parallel
+from config import UserError
+from corpus import sizes
 from data import PROMPT, THOUGHT, canonical, infuse, one_row
 from elbo import token_logprobs
 from hindsight import choose
@@ -32,8 +40,8 @@ from rollouts import rollout
 
 # ---------------------------------------------------------------- infusion
 
-def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True, iteration=0):
-    """Sample thoughts for expert snippets and write them in -> (docs, kinds, stats).
+def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, stats, progress=True, iteration=0):
+    """Sample thoughts for expert snippets and write them in -> yields (ids, kinds) of each, in order. stats: a Counter of thoughts, lines, tokens, ...
 
     cfg.estep says how. reinforce draws one of cfg.resample rollouts of q with probability proportional to exp(sum_t r_t), rewards from pi; for
     cfg.resample = 1 that is a plain sample of q. best-of-n takes, of cfg.group rollouts of the frozen model (q is pi), the one with the best
@@ -41,56 +49,124 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, progress=True, itera
     sample as it is; so does random, which thinks before each line with probability cfg.rate.
     numbers: one int a snippet, seeds its draws with `seed`, a tuple of ints. Ranks share the snippets out, and all get all documents.
     """
-    docs, kinds = [], []
-    stats = {"think": 0, "lines": 0, "thought_tokens": 0, "not_canonical": 0, "cut": 0, "forward_tokens": 0}
     never = cfg.c == float("inf")
     n = {"best-of-n": cfg.group, "reinforce": cfg.resample, "hindsight": cfg.proposals}.get(cfg.estep, 1)
-    at_once = max(1, 256 // n)
-    snippets, numbers = parallel.mine(snippets), parallel.mine(numbers)
-    bar = tqdm(range(0, len(snippets), at_once), desc="infuse", unit="batch", disable=not progress, delay=2, leave=False)
-    for start in bar:
-        part = snippets[start:start + at_once]
-        if never:
+    at_once = max(1, 256 // n) * parallel.world()
+    for start in tqdm(range(0, len(snippets), at_once), desc="infuse", unit="batch", disable=not progress, delay=2, leave=False):
+        part, of_part = (list(parallel.mine(x[start:start + at_once])) for x in (snippets, numbers))
+        if never or not part:
             chosen = [{}] * len(part)
         elif cfg.estep == "hindsight":
             which = cfg.selection.split(",")
-            chosen, tokens = choose(pi, tok, part, cfg, which[min(iteration, len(which) - 1)], seed, numbers[start:start + at_once])
+            chosen, tokens = choose(pi, tok, part, cfg, which[min(iteration, len(which) - 1)], seed, of_part)
             stats["forward_tokens"] += tokens
         else:
             rolls = rollout(q, pi, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon, need="rewards" if n > 1 else "latents",
-                            rate=cfg.rate if cfg.estep == "random" else None, numbers=numbers[start:start + at_once])
+                            rate=cfg.rate if cfg.estep == "random" else None, numbers=of_part)
             stats["forward_tokens"] += rolls.forward_tokens
             reward = np.array([row.line_logp.sum() - cfg.c * len(row.thoughts) for row in rolls.rows]).reshape(-1, n)     # (B, n)
             if cfg.estep == "best-of-n":
                 best = reward.argmax(1)
             else:                                            # Gumbel: argmax of reward + noise is a draw from softmax(reward)
-                noise = [np.random.default_rng([*seed, i]).gumbel(size=n) for i in numbers[start:start + at_once]]
+                noise = [np.random.default_rng([*seed, i]).gumbel(size=n) for i in of_part]
                 best = (reward + np.array(noise)).argmax(1)
             chosen = [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
-        for snip, thoughts in zip(part, chosen):
-            ids, kind = write(tok, snip, thoughts, cfg.block, stats)
-            docs.append(ids)
-            kinds.append(kind)
-    return parallel.gather(docs), parallel.gather(kinds), {key: sum(some[key] for some in parallel.everyone(stats)) for key in stats}
+        yield from parallel.gather([write(tok, snip, thoughts, cfg.block, stats) for snip, thoughts in zip(part, chosen)])
+    total = sum(parallel.everyone(stats), collections.Counter())
+    stats.clear()
+    stats.update(total)
 
 
 def write(tok, snip, thoughts, block, stats):
     """One snippet with its thoughts -> (ids, kinds); counts in stats what had to be left out."""
     kept = dict(thoughts)
-    ids, kinds = infuse(snip, kept)
+    ids, kinds = infuse(tok, snip, kept)
     if kept and not canonical(tok, ids):
-        kept = {t: z for t, z in kept.items() if canonical(tok, infuse(snip, {t: z})[0])}
-        ids, kinds = infuse(snip, kept)
+        kept = {t: z for t, z in kept.items() if canonical(tok, infuse(tok, snip, {t: z})[0])}
+        ids, kinds = infuse(tok, snip, kept)
         if kept and not canonical(tok, ids):                 # thoughts that are fine alone and not together: does not happen by construction
             kept = {}
     stats["not_canonical"] += len(thoughts) - len(kept)
-    while len(infuse(snip, kept)[0]) > block:
+    while len(infuse(tok, snip, kept)[0]) > block:
         kept.popitem()
         stats["cut"] += 1
     stats["think"] += len(kept)
     stats["lines"] += len(snip.first)
     stats["thought_tokens"] += sum(map(len, kept.values()))
-    return infuse(snip, kept)
+    return infuse(tok, snip, kept)
+
+
+# ---------------------------------------------------------------- documents, read as they are needed
+
+class Code:
+    """Snippets, a list or a corpus.Corpus, as documents without thoughts: len, lengths (n,) in tokens, and code[i] -> (ids, kinds)."""
+
+    def __init__(self, tok, snippets):
+        self.tok, self.snippets, self.lengths = tok, snippets, sizes(snippets)[0]
+
+    def __len__(self):
+        return len(self.snippets)
+
+    def __getitem__(self, i):
+        return infuse(self.tok, self.snippets[i], {})
+
+
+class Written:
+    """The documents of a file that `write_documents` made: len, lengths (n,) and written[i] -> (ids, kinds). Raises UserError if there is no such file."""
+
+    def __init__(self, path):
+        try:
+            self.words = np.memmap(path, np.uint32, "r")
+        except (OSError, ValueError):
+            raise UserError(f"{path}: expected the documents of an unfinished M-step, found none; leave out --resume to start over") from None
+        n = int(self.words[-1])
+        self.lengths = np.array(self.words[-1 - n:-1])                        # (n,)
+        self.ends = self.lengths.cumsum(dtype=np.int64)                       # (n,)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, i):
+        words = self.words[self.ends[i] - self.lengths[i]:self.ends[i]]
+        return (words >> 2).tolist(), (words & 3).tolist()
+
+
+def write_documents(path, docs):
+    """Documents, an iterable of (ids, kinds), to a file, whole or not at all: 4 id + kind of every token, the documents' lengths, their number, all uint32.
+    Every rank goes through all documents, and rank 0 writes."""
+    first, lengths = parallel.rank() == 0, array.array("I")
+    with open(f"{path}.part" if first else os.devnull, "wb") as f:
+        for ids, kinds in docs:
+            f.write((np.array(ids, np.uint32) << 2 | np.array(kinds, np.uint32)).tobytes())
+            lengths.append(len(ids))
+        f.write(np.append(lengths, len(lengths)).astype(np.uint32).tobytes())
+        f.flush()
+        if first:
+            os.fsync(f.fileno())
+            os.replace(f.name, path)
+    parallel.everyone(None)
+
+
+def step_documents(lengths, size, seed):
+    """-> a function: step -> indices of its documents, which depend on nothing else, so that a resumed run sees the same data. The epochs, each of
+    every document once in an order of its own, are one endless stream of tokens; step s takes the documents that begin at its tokens
+    s size, ..., (s + 1) size - 1.   Example: four documents of 3 tokens, size 6 -> two a step, two steps an epoch
+    """
+    lengths = np.asarray(lengths, np.int64)
+    total = int(lengths.sum())
+
+    @functools.lru_cache(maxsize=1)                          # most steps are in the epoch of the step before
+    def epoch(n):
+        order = np.random.default_rng([*seed, n]).permutation(len(lengths))
+        return order, n * total + lengths[order].cumsum() - lengths[order]    # where each document begins
+
+    def of_step(step):
+        begin, chosen = step * size, []
+        for n in range(begin // total, (begin + size - 1) // total + 1):
+            order, at = epoch(n)
+            chosen += order[slice(*np.searchsorted(at, (begin, begin + size)))].tolist()
+        return chosen
+    return of_step
 
 
 # ---------------------------------------------------------------- next-token training
@@ -108,20 +184,6 @@ def ntp_loss(model, ids, pos, doc, kind):
 def predicted(doc, kind):
     """Which tokens from the second on are predicted. doc, kind (1, T) -> (1, T-1) bool."""
     return (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] > PROMPT)
-
-
-def step_documents(docs, size, seed, step):
-    """Indices of the documents of a step, a pure function of the arguments, so that a resumed run sees the same data. The epochs, each of
-    every document once in an order of its own, are one endless stream of tokens; step s takes the documents that begin at its tokens
-    s size, ..., (s + 1) size - 1.   Example: four documents of 3 tokens, size 6 -> two a step, two steps an epoch
-    """
-    lengths = np.array([len(d) for d in docs])
-    begin, chosen = step * size, []
-    for epoch in range(begin // lengths.sum(), (begin + size - 1) // lengths.sum() + 1):
-        order = np.random.default_rng([*seed, epoch]).permutation(len(docs))
-        at = epoch * lengths.sum() + lengths[order].cumsum() - lengths[order]                # where each document begins
-        chosen += order[(begin <= at) & (at < begin + size)].tolist()
-    return chosen
 
 
 def micro_batches(docs, kinds, most):

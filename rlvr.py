@@ -299,6 +299,7 @@ def thought_share(tok, ids):
     for i in ids:
         inside = (inside or i in tok.thought_ids) and i not in tok.stop_ids
         n += inside
+        inside = inside and i not in tok.closing_ids
     return n / max(1, len(ids))
 
 

@@ -34,6 +34,7 @@ import torch
 from tqdm import tqdm
 
 import parallel
+from data import inserted
 from decoder import Decoder, Reader, batches, packed
 from elbo import log1mexp, token_logprobs
 
@@ -257,8 +258,8 @@ class Seats:
 
 def think(seats, thinking, think_max, tok, said):
     """Decode the thoughts that some rows have begun, token by token, all rows at once, and write them into their ids. `known` moves behind what the
-    cache holds. Returns the number of tokens forwarded. A thought of the greatest length ends by itself: no event."""
-    decoder, rows, stop, forwards = seats.decoder, seats.rows, np.array(tok.stop_ids), 0
+    cache holds. Returns the number of tokens forwarded. A thought of the greatest length ends by itself, and so does one with a closing token: no event."""
+    decoder, rows, stop, closing, forwards = seats.decoder, seats.rows, np.array(tok.stop_ids), np.array(tok.closing_ids), 0
     live = seats.front(thinking)
     every = [rows[n] for n in seats.who]                                                    # idle seats may write behind what they know
     own = np.array([row.known - row.prefix for row in every])
@@ -280,7 +281,7 @@ def think(seats, thinking, think_max, tok, said):
         said.append((np.stack([n, first + k, np.where(done, END, TOKEN), line, token[going]], 1), logq[going]))
         for i, t, x in zip(n[~done], line[~done], token[going][~done].tolist()):
             rows[i].thoughts[t].append(x)
-        going[going] = ~done
+        going[going] = ~(done | np.isin(token[going], closing))
         if not going.any():
             break
         if 4 * going.sum() <= 3 * decoder.B and decoder.bucket(int(going.sum())) < decoder.B:
@@ -288,8 +289,9 @@ def think(seats, thinking, think_max, tok, said):
             going = np.ones(len(live), bool)
     for row in (rows[n] for n in thinking):
         t = row.next - 1
-        row.known += min(len(row.thoughts[t]), think_max - 1)                               # the last token of the longest was not read
-        insert = row.thoughts[t] + row.snip.sep[t]
+        z = row.thoughts[t]
+        row.known += len(z) - (len(z) == think_max or z[-1] in tok.closing_ids)             # the last token of these was not read
+        insert = inserted(tok, z, row.snip.sep[t])
         row.ids[row.first[t]:row.first[t]] = insert
         row.first[t:] = [f + len(insert) for f in row.first[t:]]
     return forwards
@@ -336,9 +338,9 @@ def go_on(net, seats, some, rate, tok, scored, window, said):
 
 # ---------------------------------------------------------------- rewards and values
 
-def begin_of(row, t):
+def begin_of(tok, row, t):
     """Where in a finished row's ids the thought before line t begins."""
-    return row.first[t] - len(row.snip.sep[t]) - len(row.thoughts[t])
+    return row.first[t] - len(inserted(tok, row.thoughts[t], row.snip.sep[t]))
 
 
 def finish(net, cache, rows, base, tok, gains, states):
@@ -355,11 +357,11 @@ def finish(net, cache, rows, base, tok, gains, states):
             for i, a in zip(which, offsets):
                 row, lines = part[i], sorted(part[i].thoughts)
                 row.line_logp[lines[0]:] = 0
-                for t, after in zip(lines, [begin_of(row, s) for s in lines[1:]] + [len(row.ids)]):
+                for t, after in zip(lines, [begin_of(tok, row, s) for s in lines[1:]] + [len(row.ids)]):
                     pieces.append((row.ids, row.first, row.first[t] - 1, after - 1, a + row.first[t] - 1 - row.prefix))
                     of.append(row)
                     if states:
-                        begin = a + begin_of(row, t) - row.prefix
+                        begin = a + begin_of(tok, row, t) - row.prefix
                         row.states[t] = hidden[begin:begin + len(row.thoughts[t])].to("cpu", net.model.dtype, copy=True)
             for row, logp in zip(of, line_logprobs(net, hidden, pieces, tok)):
                 row.line_logp += logp[:len(row.first)]
@@ -375,7 +377,7 @@ def values(net, cache, own, at, rows, base, tok):
     later = [(i, t) for i, ts in enumerate(lines) for t in ts[1:]]
     if later:
         i = np.array([i for i, _ in later])
-        begin, prefix = np.array([begin_of(rows[i], t) - 1 for i, t in later]), np.array([row.prefix for row in rows])[i]
+        begin, prefix = np.array([begin_of(tok, rows[i], t) - 1 for i, t in later]), np.array([row.prefix for row in rows])[i]
         ids = [[rows[i].ids[b]] + rows[i].snip.ids[rows[i].snip.first[t]:] for (i, t), b in zip(later, begin)]       # code on from line t, and a token before
         seen = [(cache, np.array([row.group for row in rows])[i], prefix), (own, at[i], begin - prefix)]
         for which, offsets, hidden in net.read([x[:-1] for x in ids], begin, seen):

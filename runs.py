@@ -1,6 +1,6 @@
 """A run's folder: corpora in, checkpoints and metrics out.
 
-NAME.pt is a finished model, NAME.state an unfinished stage: weights, optimizer and position. There is no state of random generators to keep, because
+NAME.pt is a finished model, NAME.state an unfinished stage: weights, optimizer and position (NAME.docs: what its M-step trains on). There is no state of random generators to keep, because
 every batch and every draw is a function of (seed, stage, iteration, step). Both are written whole or not at all.
 """
 import dataclasses
@@ -115,8 +115,9 @@ class Run:
     @parallel.alone
     def save(self, name, model, **extra):
         save_model(model, self.path(f"{name}.pt"), **extra, seconds=time.time() - self.started)
-        if os.path.exists(self.path(f"{name}.state")):
-            os.remove(self.path(f"{name}.state"))
+        for ending in ("state", "docs"):
+            if os.path.exists(self.path(f"{name}.{ending}")):
+                os.remove(self.path(f"{name}.{ending}"))
 
     def unfinished(self, name, **how):
         """The state of an unfinished stage, or None: what was saved last, if --resume is given. Raises UserError if its settings were others."""

@@ -18,6 +18,7 @@ a killed run goes on with --resume as if nothing had happened, bit for bit on th
 
 FLOPs are counted as 2 P a token forward and 6 P a token trained, P = parameters without the embedding, plus the head.
 """
+import collections
 import copy
 import json
 import math
@@ -39,6 +40,7 @@ import parallel
 import plan
 import tasks
 from config import UserError, parse
+from corpus import take
 from estep import advantages, policy_gradient, summary
 from evaluate import bound, for_rollouts, rollouts_of, score, solve
 from model import ModelConfig, Transformer, set_threads, work_size
@@ -191,19 +193,20 @@ def expert_part(run, iteration):
     return np.random.default_rng([run.cfg.seed, MSTEP, iteration]).permutation(len(run.expert))[:run.cfg.infuse]
 
 
-def fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops, keep=lambda: {}):
-    """The M-step: `steps` of next-token training on docs. state: where to go on (it is emptied), or None; keep(): what else its checkpoints hold.
-    Returns the model and the FLOPs so far."""
+def fine_tune(run, name, model, docs, iteration, steps, state, flops, keep=lambda: {}):
+    """The M-step: `steps` of next-token training on docs, mstep.Code or mstep.Written. state: where to go on (it is emptied), or None; keep(): what else
+    its checkpoints hold. Returns the model and the FLOPs so far."""
     cfg, start = run.cfg, 0
     model, opt = mstep.trained(model, cfg, lambda m: mstep.adamw(m, cfg.lr, cfg.weight_decay), state)
     if state:
         start, flops = state["step"], state["flops"]
         state.clear()                                        # or its weights would take memory until the end
+    of_step = mstep.step_documents(docs.lengths, cfg.rows * cfg.block, (cfg.seed, MSTEP, iteration, 1))
     bar = steps_bar(f"{name}: M-step {iteration + 1}", start, steps)
     for step in bar:
         began = time.time()
-        some = mstep.step_documents(docs, cfg.rows * cfg.block, (cfg.seed, MSTEP, iteration, 1), step)
-        m = mstep.ntp_step(model, opt, [docs[i] for i in some], [kinds[i] for i in some], mstep.learning_rate(step, steps, cfg.lr, cfg.warmup), cfg)
+        some, kinds = zip(*(docs[i] for i in of_step(step)))
+        m = mstep.ntp_step(model, opt, some, kinds, mstep.learning_rate(step, steps, cfg.lr, cfg.warmup), cfg)
         flops += 6 * work_size(model) * m["tokens"]
         m["tokens_per_s"] = m["tokens"] / (time.time() - began)
         run.log(name, phase="mstep", iteration=iteration, step=step, flops=flops, **m)
@@ -224,10 +227,8 @@ def ntp(run, name, match=""):
         steps = round(run.about(match)[1]["flops"] / (6 * work_size(model) * cfg.rows * cfg.block))
     state, flops = run.restore(name), 0.0
     for iteration in range(state["iteration"] if state else 0, iters):
-        some = [run.expert[i] for i in parts[iteration]]
-        docs = [s.ids for s in some]
-        kinds = [[data.PROMPT] * s.prompt + [data.CODE] * (len(s.ids) - s.prompt) for s in some]
-        model, flops = fine_tune(run, name, model, docs, kinds, iteration, steps, state, flops)
+        docs = mstep.Code(run.tok, take(run.expert, parts[iteration]))
+        model, flops = fine_tune(run, name, model, docs, iteration, steps, state, flops)
         state = None
         if iteration + 1 < iters:
             run.save_state(name, phase="mstep", iteration=iteration + 1, step=0, flops=flops, weights=model.state_dict(),
@@ -267,18 +268,15 @@ def em(run):
             q = pi
             if cfg.estep == "reinforce" and cfg.c < float("inf"):
                 q, flops = learn_q(run, name, pi, iteration, state, flops, lambda: time.time() - began)
-            chosen = expert_part(run, iteration)
-            docs, kinds, stats = infused(run, q, pi, chosen, iteration)
+            stats = infused(run, name, q, pi, iteration)
             q = None                                         # or its weights would take memory during the M-step
             flops += 2 * work_size(pi) * stats["forward_tokens"]
             run.log(name, phase="infuse", iteration=iteration, flops=flops, think_share=stats["think"] / max(1, stats["lines"]),
                     think_len=stats["thought_tokens"] / max(1, stats["think"]), not_canonical=stats["not_canonical"], cut=stats["cut"])
             state = {"step": 0, "flops": flops, "weights": pi.state_dict(), "opt": mstep.adamw(pi, cfg.lr, cfg.weight_decay).state_dict()}
-            run.save_state(name, phase="mstep", iteration=iteration, docs=docs, kinds=kinds, seconds=time.time() - began, **state)
-        else:
-            docs, kinds = state["docs"], state["kinds"]
-        pi, flops = fine_tune(run, name, pi, docs, kinds, iteration, cfg.mstep_steps, state, flops,
-                              lambda: {"docs": docs, "kinds": kinds, "seconds": time.time() - began})
+            run.save_state(name, phase="mstep", iteration=iteration, seconds=time.time() - began, **state)
+        pi, flops = fine_tune(run, name, pi, mstep.Written(run.path(f"{name}.docs")), iteration, cfg.mstep_steps, state, flops,
+                              lambda: {"seconds": time.time() - began})
         state = None
         said = bound(pi, run.tok, run.heldout, cfg, run.hard)
         run.log(name, phase="heldout", iteration=iteration, flops=flops, **said)
@@ -328,18 +326,18 @@ def learn_q(run, name, pi, iteration, state, flops, seconds):
     return parallel.whole(q), flops
 
 
-def infused(run, q, pi, chosen, iteration):
-    """Documents with thoughts written in: those of cfg.estep."""
-    cfg = run.cfg
-    some = [run.expert[i] for i in chosen]
-    if cfg.estep != "oracle":
+def infused(run, name, q, pi, iteration):
+    """Write the M-step's documents, expert code with the thoughts of cfg.estep, to NAME.docs. Returns counts: see mstep.infuse_corpus."""
+    cfg, stats, chosen = run.cfg, collections.Counter(), expert_part(run, iteration)
+    if cfg.estep == "oracle":
+        docs = (mstep.write(run.tok, run.expert[i], {t: run.tok.encode(f" # {note}") for t, note in run.expert_tasks[i].notes}, cfg.block, stats)
+                for i in chosen)
+    else:
         scorer = for_rollouts(pi, cfg)
         thinker = scorer if q is pi else for_rollouts(q, cfg)
-        return mstep.infuse_corpus(thinker, scorer, run.tok, some, cfg, (cfg.seed, INFUSE, iteration), chosen.tolist(), iteration=iteration)
-    stats = dict.fromkeys(("think", "lines", "thought_tokens", "not_canonical", "cut", "forward_tokens"), 0)
-    pairs = [mstep.write(run.tok, run.expert[i], {t: run.tok.encode(f" # {note}") for t, note in run.expert_tasks[i].notes}, cfg.block, stats)
-             for i in chosen]
-    return [p[0] for p in pairs], [p[1] for p in pairs], stats
+        docs = mstep.infuse_corpus(thinker, scorer, run.tok, take(run.expert, chosen), cfg, (cfg.seed, INFUSE, iteration), chosen, stats, iteration=iteration)
+    mstep.write_documents(run.path(f"{name}.docs"), docs)
+    return stats
 
 
 def evaluate(run, names):

@@ -161,7 +161,7 @@ def rows(quick, rates, args):
     rng, settings = random.Random(1), config.make()
     tok = data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)], settings.vocab_size)
     snips = [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in (tasks.expert_task(0, i, "train") for i in range(200))]
-    chosen = [snips[i] for i in mstep.step_documents([s.ids for s in snips], settings.rows * settings.block, (0, 0), 0)]
+    chosen = [snips[i] for i in mstep.step_documents([len(s.ids) for s in snips], settings.rows * settings.block, (0, 0))(0)]
     docs, kinds = [s.ids for s in chosen], [[data.PROMPT] * s.prompt + [data.CODE] * (len(s.ids) - s.prompt) for s in chosen]
     cfg = ModelConfig(tok.vocab_size, settings.n_layer, settings.n_head, settings.n_head, settings.d_model, settings.d_ff, settings.max_len)
     seconds = interleaved({"ours": ours(cfg, docs, kinds, rates.device)}, 10, rates, "tiny")

@@ -79,7 +79,7 @@ def test_units_and_kept_comments(trained):
     for name, text, prompt in corpus.functions(inspect.getsource(random), keep_comments=True):           # a thought goes in; the author's comments stay
         if text and (snip := data.snippet(trained, text, prompt, name)):
             thoughts = {t: trained.encode(" # a thought" if trained.decode(sep) != "\n" else "# a thought") for t, sep in enumerate(snip.sep)}
-            full = trained.decode(data.infuse(snip, thoughts)[0])
+            full = trained.decode(data.infuse(trained, snip, thoughts)[0])
             assert [line for line in full.split("\n") if line.strip() != "# a thought"] == text.split("\n")
             assert full.count("# a thought") == len(snip.first) and corpus.strip_comments(full) == corpus.strip_comments(text)
 

@@ -130,7 +130,7 @@ def test_lines_of_a_function(pattern):
     else:
         assert tok.decode(snip.ids[:snip.prompt]).endswith('in squares."""')
         assert tok.decode(snip.ids[snip.prompt:snip.first[0]]) == "\n   "
-    ids, kinds = data.infuse(snip, {0: tok.encode(" # both sides"), 4: tok.encode(" # never")})
+    ids, kinds = data.infuse(tok, snip, {0: tok.encode(" # both sides"), 4: tok.encode(" # never")})
     assert tok.decode(ids) == TEXT.replace("    sizes", "    # both sides\n    sizes").replace("        return None", "        # never\n        return None")
     assert data.canonical(tok, ids) and kinds.count(data.PROMPT) == snip.prompt
 
@@ -138,7 +138,7 @@ def test_lines_of_a_function(pattern):
 def test_column_zero_and_no_lines(trained):
     snip = data.snippet(trained, "x = 1\ny = 2\n\nz = 3\n", 5)
     assert [trained.decode(s) for s in snip.sep] == ["\n", "\n"]
-    ids, _ = data.infuse(snip, [trained.encode("# a"), trained.encode("# b")])
+    ids, _ = data.infuse(trained, snip, [trained.encode("# a"), trained.encode("# b")])
     assert trained.decode(ids) == "x = 1\n# a\ny = 2\n\n# b\nz = 3\n"
     assert data.snippet(trained, "x = 1", 0) is None and data.snippet(trained, "", 0) is None
     assert not data.canonical(trained, trained.encode("re") + trained.encode("turn"))
@@ -154,9 +154,9 @@ def test_infused_text_minus_thoughts_is_the_experts(stdlib):
         assert len(snip.sep) == len(snip.first) and all(a < b for a, b in zip(ends, ends[1:])) and snip.prompt < snip.first[0]
         assert tok.decode(snip.ids[snip.prompt:snip.first[0]]).strip() == "" and snip.ids[snip.prompt] in tok.stop_ids
         thoughts = some_thoughts(tok, snip, rng)
-        ids, kinds = data.infuse(snip, thoughts)
+        ids, kinds = data.infuse(tok, snip, thoughts)
         assert len(ids) == len(kinds) and [i for i, k in zip(ids, kinds) if k != data.THOUGHT] == snip.ids
-        assert data.infuse(snip, dict(enumerate(thoughts))) == (ids, kinds)
+        assert data.infuse(tok, snip, dict(enumerate(thoughts))) == (ids, kinds)
         full = tok.decode(ids)
         assert ast.dump(ast.parse(full)) == ast.dump(ast.parse(text))                 # comments, and nothing else, were added
         assert corpus.strip_comments(full).encode() == text.encode()                    # byte for byte

@@ -16,7 +16,7 @@ from model import ModelConfig, Transformer
 
 torch.set_num_threads(1)
 HASH, NEWLINE, V, THINK_MAX = (0, 4), 1, 5, 2
-TOK = types.SimpleNamespace(thought_ids=list(HASH), stop_ids=[NEWLINE])
+TOK = types.SimpleNamespace(thought_ids=list(HASH), stop_ids=[NEWLINE], closing_ids=[])
 SNIP = Snippet(ids=[2, 3, 1, 3, 2, 1, 2, 3, 3], prompt=2, first=[3, 6], sep=[[NEWLINE], [NEWLINE]])
 WORDS = [i for i in range(V) if i != NEWLINE]
 LATENTS = [()] + [(h,) for h in HASH] + [(h, w) for h in HASH for w in WORDS]            # () is <act>; Z of them

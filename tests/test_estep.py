@@ -166,11 +166,16 @@ def inverse_cdf(p, u):
     return int(np.flatnonzero(np.cumsum(p) > u * p.sum())[0])
 
 
+def after(tok, snip, t, thought):
+    """What stands between a thought and its line: a newline, unless the thought ends with one, and the indentation."""
+    return snip.sep[t][tok.decode(thought).endswith("\n"):]
+
+
 def score(pi, tok, snip, thoughts):
     """log pi(a_t | s_t, z_t) of all lines with these thoughts in the context: the line's tokens, the first given that it is no '#'."""
     ids, spans = list(snip.ids[:snip.first[0]]), []
     for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
-        ids += thoughts[t] + snip.sep[t] if t in thoughts else []
+        ids += thoughts[t] + after(tok, snip, t, thoughts[t]) if t in thoughts else []
         spans.append((len(ids), len(ids) + b - a))
         ids += snip.ids[a:b]
     p = distributions(pi, ids)
@@ -196,7 +201,9 @@ def sequential(q, tok, snip, uniforms, think_max, rate=None, horizon=0):
                         break
                     logq.append(np.log(p[token]))
                     thought.append(token)
-                ids += thought + snip.sep[t]
+                    if "\n" in tok.decode([token]):
+                        break
+                ids += thought + after(tok, snip, t, thought)
             else:
                 logq.append(np.log(1 - begin.sum()))
         ids += snip.ids[a:b]
@@ -335,10 +342,10 @@ def test_rollouts_do_not_depend_on_the_batch(tok, snips, models, rolls):
     assert [r.ids for r in other.rows] != [r.ids for r in rolls.rows[:G]] and len({tuple(r.ids) for r in other.rows}) > 1
 
 
-def test_thoughts_are_inserted(snips, rolls):
+def test_thoughts_are_inserted(tok, rolls):
     """A row's ids are data.infuse of its thoughts; without the tokens of kind THOUGHT they are the snippet's."""
     for row in rolls.rows:
-        ids, kinds = data.infuse(row.snip, row.thoughts)
+        ids, kinds = data.infuse(tok, row.snip, row.thoughts)
         assert ids == row.ids
         assert [i for i, kind in zip(row.ids, kinds) if kind != data.THOUGHT] == row.snip.ids
         assert [row.ids[f] for f in row.first] == [row.snip.ids[f] for f in row.snip.first]

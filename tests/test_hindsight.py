@@ -1,4 +1,5 @@
 """Proposals in hindsight against enumeration of every thought, in the vocabulary of a real tokenizer."""
+import collections
 import math
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_context_of_a_proposal(tok, snip):
     deep = snippet(tok, "def f(x):\n if x:\n     y = 1\n     return y\nz = 1", PROMPT)
     for s, columns in ((snip, [4, 4]), (deep, [1, 5, 5, 0])):
         for t, column in enumerate(columns):
-            text = tok.decode(infuse(s, {t: [first_token(tok, s, t)] + tok.encode(" x")})[0])
+            text = tok.decode(infuse(tok, s, {t: [first_token(tok, s, t)] + tok.encode(" x")})[0])
             assert [line for line in text.split("\n") if "#" in line] == [" " * column + "# x"]
 
 
@@ -161,11 +162,12 @@ def test_choose_and_infuse(tok, model, which):
     found = [tasks.expert_task(0, i, "train") for i in range(4)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
     cfg = config.make(estep="hindsight", selection=which, proposals=4, own=1, tried=0.4, think_max=6, block=1000, c=0.0, floor=0.9)
-    docs, kinds, stats = mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], progress=False)
+    stats = collections.Counter()
+    written = [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats, progress=False)]
     assert stats["think"] > 0 and stats["not_canonical"] == 0
-    for s, ids, kind in zip(snips, docs, kinds):
+    for s, (ids, kind) in zip(snips, written, strict=True):
         assert canonical(tok, ids) and [i for i, k in zip(ids, kind) if k != 2] == s.ids
-    assert docs == mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], progress=False)[0]
+    assert written == [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats, progress=False)]
     chosen, _ = choose(model, tok, snips, cfg, which, (0, 1), [3, 4, 5, 6])
     assert all(len(z) <= math.ceil(0.4 * len(s.first)) for z, s in zip(chosen, snips))
     if which != "exact":
@@ -181,7 +183,7 @@ def test_iterations_have_their_own_weights(tok, model, monkeypatch):
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt))]
     cfg = config.make(estep="hindsight", selection="best,exact", block=1000)
     for iteration in range(3):
-        mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [0], progress=False, iteration=iteration)
+        list(mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [0], collections.Counter(), progress=False, iteration=iteration))
     assert seen == ["best", "exact", "exact"]
 
 
@@ -225,7 +227,7 @@ def test_settings_out_of_range(given, said):
 def test_best_is_the_largest(tok, snip, model, world, monkeypatch):
     """`best` takes the thought with the largest gain less c if that is positive and the text stays canonical, by enumeration; else <act>."""
     thoughts, _, _, pi, _, never = world
-    ok = np.array([canonical(tok, infuse(snip, {LINE: z})[0]) for z in thoughts])
+    ok = np.array([canonical(tok, infuse(tok, snip, {LINE: z})[0]) for z in thoughts])
     found = weighed(model, tok, snip, thoughts, 1, 0)
     monkeypatch.setattr("hindsight.propose", lambda *a, **k: found)
     best = max(np.flatnonzero(ok), key=lambda i: pi[i, 1])

@@ -1,15 +1,21 @@
 """The M-step: packing, the loss on packed rows, infusion, and what is left out of it."""
+import collections
 import copy
 import dataclasses
 import functools
+import os
 import random
+import textwrap
 
+import numpy as np
 import pytest
 import torch
 
 import config
+import corpus
 import mstep
 import tasks
+from config import UserError
 from data import CODE, PROMPT, THOUGHT, canonical, infuse, one_row, snippet
 from model import graphs
 from rollouts import rollout
@@ -49,7 +55,7 @@ def test_an_epoch_is_every_document_once(size):
     for n in range(1, 12):
         docs = [[0] * (1 + i * n % 9) for i in range(20)]
         lengths, total = [len(d) for d in docs], sum(map(len, docs))
-        steps = [mstep.step_documents(docs, size, SEED, s) for s in range(6 * total // size + 2)]
+        steps = [*map(mstep.step_documents(lengths, size, SEED), range(6 * total // size + 2))]
         stream = sum(steps, [])
         epochs = [stream[20 * e:20 * e + 20] for e in range(len(stream) // 20)]
         assert len(epochs) >= 5 and all(sorted(e) == list(range(20)) for e in epochs) and len({tuple(e) for e in epochs}) == len(epochs)
@@ -61,11 +67,20 @@ def test_an_epoch_is_every_document_once(size):
 
 
 def test_steps_are_a_function_of_seed_and_step():
-    """A step asked for alone, from equal documents elsewhere in memory, against the same step after all before it; another seed gives another."""
-    docs = [[i] * (3 + i % 5) for i in range(30)]
-    there = [mstep.step_documents(docs, 32, SEED, s) for s in range(20)]
-    assert all(mstep.step_documents([list(d) for d in docs], 32, SEED, s) == there[s] for s in (17, 3, 11))
-    assert mstep.step_documents(docs, 32, (5, 2), 0) != there[0]
+    """A step asked for alone, or in any order, against the same step after all before it, and against the definition; another seed gives another."""
+    lengths = [3 + i % 5 for i in range(30)]
+    for size in (32, 400):                                   # 4.7 steps an epoch; 2.7 epochs a step
+        there = [*map(mstep.step_documents(lengths, size, SEED), range(20))]
+        again = mstep.step_documents(np.array(lengths, np.uint32), size, SEED)
+        assert all(again(s) == there[s] == mstep.step_documents(lengths, size, SEED)(s) for s in (17, 3, 11))
+        assert mstep.step_documents(lengths, size, (5, 2))(0) != there[0]
+        stream = [i for epoch in range(60) for i in np.random.default_rng([*SEED, epoch]).permutation(30).tolist()]
+        begin, want = 0, [[] for _ in range(20)]
+        for i in stream:
+            if begin // size < 20:
+                want[begin // size].append(i)
+            begin += lengths[i]
+        assert there == want and begin > 20 * size
 
 
 def test_micro_batches():
@@ -83,6 +98,43 @@ def test_micro_batches():
     assert [[len(d) for d in some] for some, _ in mstep.micro_batches(docs, docs, 8)] == [[5, 2], [4, 1]]
 
 
+def test_documents_on_disk(tok, snips, tmp_path):
+    """Written and read again, as they were, ids beyond 16 bits too; code as documents is what infusing nothing gives. Nothing that is there is half there."""
+    docs = [(d, k) for d, k in zip(*infused_docs(tok, snips))] + [([2**30 - 1, 0, 70_000], [PROMPT, CODE, THOUGHT]), ([5], [CODE])]
+    path = tmp_path / "ra3.docs"
+    mstep.write_documents(path, (pair for pair in docs))
+    read = mstep.Written(path)
+    assert [read[i] for i in range(len(read))] == docs and read.lengths.tolist() == [len(d) for d, _ in docs] and os.listdir(tmp_path) == ["ra3.docs"]
+    assert isinstance(read.words, np.memmap)
+    code = mstep.Code(tok, snips)
+    assert [code[i] for i in range(len(code))] == [infuse(tok, s, {}) for s in snips] and code.lengths.tolist() == [len(s.ids) for s in snips]
+
+    def killed():
+        yield docs[0]
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        mstep.write_documents(path, killed())
+    assert len(mstep.Written(path)) == len(docs)
+    for content in (None, b""):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(UserError, match="ra3.docs: expected the documents of an unfinished M-step, found none; leave out --resume"):
+            mstep.Written(path)
+
+
+def test_a_corpus_is_read_as_it_is_needed(tok, tmp_path, monkeypatch):
+    """Code on a part of a prepared corpus against the snippets of that part; a step reads its own documents and no other."""
+    whole = corpus.prepare(textwrap.__file__, tok, 2048, near=0, cache=tmp_path, progress=False, cores=1)
+    numbers = np.random.default_rng(0).permutation(len(whole))[:-2]
+    some = corpus.take(whole, numbers)
+    code = mstep.Code(tok, some)
+    assert len(code) == len(numbers) > 3 and [code[i] for i in range(len(code))] == [infuse(tok, whole[n], {}) for n in numbers]
+    assert code.lengths.tolist() == [len(s.ids) for s in corpus.take([*whole], numbers)]
+    read, one = [], corpus.Corpus.__getitem__
+    monkeypatch.setattr(corpus.Corpus, "__getitem__", lambda self, i: (read.append(i), one(self, i))[1])
+    of_step = mstep.step_documents(mstep.Code(tok, some).lengths, 100, SEED)
+    assert read == [] and len([code[i] for i in of_step(1)]) == len(read) < len(code) and read == of_step(1)
+
+
 # ---------------------------------------------------------------- the loss
 
 def by_hand(model, ids, kinds):
@@ -92,7 +144,7 @@ def by_hand(model, ids, kinds):
 
 
 def infused_docs(tok, snips):
-    return zip(*[infuse(s, {1: tok.encode(" # note"), 3: tok.encode(" # x y")}) for s in snips])
+    return zip(*[infuse(tok, s, {1: tok.encode(" # note"), 3: tok.encode(" # x y")}) for s in snips])
 
 
 @torch.no_grad()
@@ -175,7 +227,7 @@ def test_write_leaves_out_what_is_not_canonical(tok, snips):
     good, bad, stats = tok.encode(" # note"), tok.encode(" #") + list(b" for x in"), empty()
     assert tok.decode(bad) == " # for x in" and tok.encode(" # for x in") != bad
     ids, kinds = mstep.write(tok, snips[0], {1: bad, 2: good}, 1000, stats)
-    assert (ids, kinds) == infuse(snips[0], {2: good}) and canonical(tok, ids)
+    assert (ids, kinds) == infuse(tok, snips[0], {2: good}) and canonical(tok, ids)
     assert [i for i, k in zip(ids, kinds) if k != THOUGHT] == snips[0].ids
     assert stats == {"think": 1, "lines": len(snips[0].first), "thought_tokens": len(good), "not_canonical": 1, "cut": 0}
 
@@ -183,16 +235,18 @@ def test_write_leaves_out_what_is_not_canonical(tok, snips):
 def test_write_leaves_out_what_does_not_fit(tok, snips):
     """The last thoughts go until the document fits its row: one token too many costs one thought, no room at all costs both."""
     thoughts = {1: tok.encode(" # one"), 2: tok.encode(" # two")}
-    full = len(infuse(snips[0], thoughts)[0])
+    full = len(infuse(tok, snips[0], thoughts)[0])
     for block, kept in ((full, [1, 2]), (full - 1, [1]), (len(snips[0].ids), [])):
         stats = empty()
         ids, kinds = mstep.write(tok, snips[0], dict(thoughts), block, stats)
-        assert (ids, kinds) == infuse(snips[0], {t: thoughts[t] for t in kept})
+        assert (ids, kinds) == infuse(tok, snips[0], {t: thoughts[t] for t in kept})
         assert stats["cut"] == 2 - len(kept) and stats["think"] == len(kept) and len(ids) <= block
 
 
 def infused(model, tok, snips, cfg):
-    return mstep.infuse_corpus(model, model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], progress=False)
+    stats = collections.Counter()
+    docs, kinds = zip(*mstep.infuse_corpus(model, model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], stats, progress=False))
+    return list(docs), list(kinds), stats
 
 
 def rolled(model, tok, snips, cfg, n, rate=None):

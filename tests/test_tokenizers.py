@@ -1,11 +1,14 @@
 """Three styles of published tokenizers (Qwen, Llama 3, SmolLM2) against the `tokenizers` library, and lines, thoughts and prompts in each of them."""
+import collections
 import json
 import os
 import random
+import re
 import sys
 import textwrap
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,14 +18,19 @@ import corpus
 import data
 import evaluate
 import hf
+import hindsight
 import model
 import mstep
 import tasks
 import train
 from config import UserError
+from estep import advantages, policy_gradient
 from model import ModelConfig, Transformer, load_model, save_model
+from rlvr import thought_share
+from rollouts import TOKEN, draw_uniforms, rollout
 from sample import Ends
 from test_data import ODD, TEXT, some_thoughts
+from test_estep import distributions, score as scored, sequential, thinker
 from tokenizers_like import LLAMA, QWEN, SPECIAL, publish
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -98,25 +106,37 @@ def test_ids_are_those_of_tokenizers(style, functions):
 
 
 def test_thoughts_begin_and_end_with_one_token(style):
-    """The mass of <think> is that of all tokens which begin a comment, that of the end is that of all which hold a newline."""
+    """The mass of <think> is that of all tokens which begin a comment; what ends one are all tokens which hold a newline: those that bring the last
+    punctuation with one newline are part of it, the others are not."""
     name, _, theirs, tok = style
     assert (theirs.token_to_id("#") in tok.thought_ids) and (theirs.token_to_id("Ġ#") in tok.thought_ids)
     texts = {i: tok.enc.decode_single_token_bytes(i) for i in range(tok.vocab_size) if tok.nbytes[i]}
     assert tok.thought_ids == [i for i, t in texts.items() if t.lstrip(b" ").startswith(b"#") and b"\n" not in t and b"\r" not in t]
-    assert set(tok.stop_ids) == {tok.eos} | {i for i, t in texts.items() if b"\n" in t or b"\r" in t}
+    assert {*tok.stop_ids, *tok.closing_ids} == {tok.eos} | {i for i, t in texts.items() if b"\n" in t or b"\r" in t}
+    assert not {*tok.stop_ids} & {*tok.closing_ids} and bool(tok.closing_ids) == tok.joins_before
+    assert tok.closing_ids == [i for i, t in texts.items() if tok.joins_before and re.fullmatch(rb"[^\r\n]*[^\s][^\r\n]*\n", t)]
     for indent in ("", "    ", "        "):
-        for text in ("# the sum", "#x", "## a", "#!"):
+        for text in ("# the sum", "#x", "## a", "#!", "# the sum.", "# f(x)", "# else:"):
             ids = tok.encode("x\n" + indent + text + "\n" + indent + "y")[len(tok.encode("x")):]
             at = next(i for i, t in enumerate(ids) if t in tok.thought_ids)           # the decision
             assert tok.decode(ids[:at]) == "\n" + indent[:-1] and tok.decode([ids[at]]).strip(" ") == text.split(" ")[0][:len(tok.decode([ids[at]]).strip(" "))]
-            end = next(i for i in range(at, len(ids)) if ids[i] in tok.stop_ids)
-            assert text.startswith(tok.decode(ids[at:end]).strip(" ")) and (end == len(ids) - 2 - bool(indent) * tok.joins_before)
+            end = next(i for i in range(at, len(ids)) if ids[i] in tok.stop_ids + tok.closing_ids)
+            end += ids[end] in tok.closing_ids
+            assert (tok.decode(ids[at:end]).strip(" \n"), ids[end - 1] in tok.closing_ids) == (text, tok.joins_before and text[-1] in ".):!")
+            whole, sep = ids[at:-1], tok.encode("\n" + indent + "#")[:-1]            # the comment, its newline, and the indentation
+            assert data.inserted(tok, ids[at:end], sep) == whole and thought_share(tok, ids) == pytest.approx((end - at) / len(ids))
 
 
 # ---------------------------------------------------------------- lines and thoughts
 
 def cut(tok, ids):
     return "|".join(tok.decode([i]) for i in ids)
+
+
+def written(tok, text):
+    """The ids of a comment as a model writes it: without the newline at its end, unless that has joined what stands before it."""
+    ids = tok.encode(text + "\n")
+    return ids[:-1] if ids[-1] in tok.stop_ids else ids
 
 
 def test_where_lines_begin(style):
@@ -131,9 +151,14 @@ def test_where_lines_begin(style):
     assert [len(ids) for ids in snip.sep] == ([2] * 5 if before else [1] * 5)
     assert tok.decode(snip.ids[:snip.prompt]) == ("def f(x" if before else "def f(x):") and snip.ids[:len(tok.bos)] == tok.bos
     assert cut(tok, snip.ids[snip.prompt:snip.first[0]]) == ("):\n|   " if before else "\n   ")
-    ids, _ = data.infuse(snip, [None, tok.encode(" # as it is"), None, None, tok.encode(" # done")])
+    ids, _ = data.infuse(tok, snip, [None, tok.encode(" # as it is"), None, None, tok.encode(" # done")])
     assert tok.decode(ids) == text.replace("        return x", "        # as it is\n        return x").replace("    return y", "    # done\n    return y")
     assert data.canonical(tok, ids)
+    thoughts = [None, written(tok, " # x is (not)."), None, None, written(tok, " # it ends here:")]
+    ids, kinds = data.infuse(tok, snip, thoughts)
+    assert tok.decode(ids) == text.replace("        return x", "        # x is (not).\n        return x").replace("    return y", "    # it ends here:\n    return y")
+    assert data.canonical(tok, ids) and [i for i, kind in zip(ids, kinds) if kind != data.THOUGHT] == snip.ids
+    assert cut(tok, thoughts[4]).endswith("|:\n" if before else "|:")
     assert not data.canonical(tok, ids[:-1] + tok.encode("x")[:1] * 2 + tok.encode("x")) or len(tok.encode("xxx")) == 3
     given, head = tok.start("def f(x):")
     assert (cut(tok, given[len(tok.bos):]).endswith("):\n"), head) == ((True, "\n") if before else (False, "")) and given[:len(tok.bos)] == tok.bos
@@ -143,19 +168,19 @@ def test_where_lines_begin(style):
 
 def test_infused_ids_are_canonical(style, functions):
     name, _, _, tok = style
-    rng, n, lines, statements = random.Random(0), 0, 0, 0
+    rng, n, lines, statements, closed = random.Random(0), 0, 0, 0, 0
     for _, text, prompt in functions[:1500]:
         if len(text) > 3000 or (snip := data.snippet(tok, text, prompt)) is None:
             continue
-        thoughts = [z and tok.encode(tok.decode(z).rstrip("()[],.:->=' ")) for z in some_thoughts(tok, snip, rng)]    # those of a model end so: data.py
-        thoughts = [z if z and tok.decode(z).strip("# ") else None for z in thoughts]
-        ids, kinds = data.infuse(snip, thoughts)
+        thoughts = [z and written(tok, tok.decode(z)) for z in some_thoughts(tok, snip, rng)]
+        closed += sum(bool(z) and z[-1] in tok.closing_ids for z in thoughts)
+        ids, kinds = data.infuse(tok, snip, thoughts)
         assert data.canonical(tok, ids), tok.decode(ids)
         assert [i for i, k in zip(ids, kinds) if k != data.THOUGHT] == snip.ids == tok.bos + tok.encode(text) + [tok.eos]
         assert corpus.strip_comments(tok.decode(ids)) == text
         n, lines, statements = n + 1, lines + len(snip.first), statements + sum(at >= prompt for at in data.statements(text))
     print(f"{name}: {n} functions, {lines} lines of {statements} can take a thought")
-    assert n > 1000 and lines > 0.95 * statements
+    assert n > 1000 and lines > 0.95 * statements and (closed > 500 or name == "smollm2")
 
 
 def test_rollouts_of_a_random_model_give_canonical_ids(style, functions):
@@ -164,11 +189,67 @@ def test_rollouts_of_a_random_model_give_canonical_ids(style, functions):
     net = Transformer(ModelConfig(tok.vocab_size, 1, 2, 1, 16, 16, 2048)).init_weights(3)
     snips = [s for _, text, prompt in functions[:200] if len(text) < 500 and (s := data.snippet(tok, text, prompt)) and len(s.first) > 2][:40]
     cfg.estep, cfg.rate = "random", 0.5
-    docs, kinds, stats = mstep.infuse_corpus(net, net, tok, snips, cfg, (0, 1), list(range(len(snips))), progress=False)
+    stats = collections.Counter()
+    docs, kinds = zip(*mstep.infuse_corpus(net, net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats, progress=False))
     assert stats["think"] > 10 and stats["not_canonical"] > 10                       # a random model joins tokens that the tokenizer would not
     for snip, ids, kind in zip(snips, docs, kinds):
         assert [i for i, k in zip(ids, kind) if k != data.THOUGHT] == snip.ids
         assert tok.bos + tok.encode(tok.decode(ids)) + [tok.eos] == ids
+
+
+@pytest.mark.parametrize("kind", ["qwen", "llama"])
+def test_closing_tokens_in_rollouts(kind, published):
+    """Rollouts of a model that likes to close its thoughts with punctuation, against sampling token by token: thoughts, ids, log q and the lines'
+    likelihoods; log q again as the policy gradient computes it; where the thoughts are the tokenizer's own, so is the whole text."""
+    tok = published[kind][2]
+    q, pi = (thinker(tok, seed) for seed in (1, 2))
+    with torch.no_grad():
+        q.head.weight[tok.closing_ids, 0] = 2.5
+    text = "def f(x):\n    if x:\n        return x\n    y = x\n    return y\nz = f(1)\nf(z)"
+    snips, G, think_max = [data.snippet(tok, text, 9), data.snippet(tok, text, 30), data.snippet(tok, text, 60)], 4, 3
+    assert snips[0].sep[-1] == tok.encode("\n")                                      # nothing stands behind a closing token in column 0
+    for scorer in (q, pi):
+        rolls, closed, short = rollout(q, scorer, tok, snips, G, think_max, (3, 1), rate=0.5, states=True), 0, 0
+        for n, row in enumerate(rolls.rows):
+            snip, mine = snips[n // G], rolls.events[:, 0] == n
+            ids, thoughts, logq = sequential(q, tok, snip, draw_uniforms((3, 1), n // G, n % G, len(snip.first), think_max), think_max, rate=0.5)
+            assert (row.thoughts, row.ids) == (thoughts, ids) and data.infuse(tok, snip, thoughts)[0] == ids
+            assert np.allclose(rolls.logq[mine], logq, rtol=0, atol=1e-4)
+            assert np.allclose(row.line_logp, scored(scorer, tok, snip, thoughts), rtol=0, atol=1e-3)
+            for t in thoughts:
+                till = [{s: z for s, z in thoughts.items() if s < end} for end in (t, t + 1)]
+                without, gained = (scored(scorer, tok, snip, z)[t:].sum() for z in till)
+                assert row.gain[t] == pytest.approx(gained - without, abs=1e-3)
+            for z in thoughts.values():
+                closed, short = closed + (z[-1] in tok.closing_ids), short + (z[-1] in tok.closing_ids and len(z) < think_max)
+            assert tok.decode(ids).count("\n") == text.count("\n") + len(thoughts)
+            words = {t: [hindsight.first_token(tok, snip, t)] + tok.encode(" x" + tok.decode(z[-1:])) for t, z in thoughts.items() if z[-1] in tok.closing_ids}
+            assert data.canonical(tok, data.infuse(tok, snip, words)[0])
+        assert closed > short > 5
+        A = advantages(rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain), rolls.think, rolls.valid, G, 0.0)
+        _, away, _, gap = policy_gradient(q, scorer, tok, rolls, A, kl=float(scorer is pi))
+        p, other = ([distributions(net, row.ids) for row in rolls.rows] for net in (q, scorer))
+        kl = [(p[n][j - 1] * np.log(p[n][j - 1] / other[n][j - 1])).sum() for n, j, kind, *_ in rolls.events if kind >= TOKEN]
+        assert gap < 1e-4 and away == pytest.approx(np.mean(kl), rel=1e-3)
+
+
+def test_closing_tokens_in_hindsight(published):
+    """Every thought of one and two tokens before a line: their densities add up to 1, in hindsight and before the line. What stands behind a thought with a
+    closing token is the code; such a thought has no end of its own to pay for."""
+    tok = published["qwen"][2]
+    net = thinker(tok, 3)
+    snip = data.snippet(tok, "def f(x):\n    y = x\n    return y", 9)
+    head, at = hindsight.first_token(tok, snip, 0), snip.first[0]
+    thoughts = [[head]] + [[head, w] for w in range(tok.vocab_size) if w not in tok.stop_ids]
+    found = hindsight.propose(net, tok, [snip], lambda b, logp: [0], 1, 1, 2, thoughts=[thoughts])
+    assert np.exp(found.logp[0]).sum() == pytest.approx(np.exp(found.think[0]), rel=1e-4) and np.exp(found.logq[0]).sum() == pytest.approx(1, rel=1e-4)
+    some = [[head, tok.encode(" x")[0], w] for w in tok.closing_ids[:3]]
+    found = hindsight.propose(net, tok, [snip], lambda b, logp: [0], 1, 1, 4, thoughts=[some])
+    for k, z in enumerate(some):
+        ids = snip.ids[:at] + z + tok.encode("   ") + snip.ids[at:]
+        logp = np.log(distributions(net, ids))
+        assert found.logp[0, k] == pytest.approx(sum(logp[at + i - 1, i_th] for i, i_th in enumerate(z)), abs=1e-3)
+        assert found.given[0, k, 1] == pytest.approx(scored(net, tok, snip, {0: z}).sum(), abs=1e-3)
 
 
 # ---------------------------------------------------------------- evaluation
