@@ -3,6 +3,7 @@
     python bench.py                              every row; results in bench.json too
     python bench.py sampling estep               only these groups of rows
     python bench.py --quick                      fewer and smaller rows: 220 s on one busy core
+    python bench.py --repeats 5 --budget 60      rows that take long are repeated less, or not at all
     python bench.py --nanogpt FOLDER             with nanoGPT as a peer, which is a folder and not a package
     python bench.py --markdown FILE [FILE ...]   no measurement: the table of results as Markdown, a column of ours a file
     python bench.py --soak 100000                no measurement: that many trivial runs through one grader, looking for growth
@@ -16,6 +17,7 @@ rlvr        a GRPO step; fidelity of what the sampler records                   
 """
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -80,6 +82,7 @@ def main():
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)} (default all)")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller rows")
     parser.add_argument("--repeats", type=int, default=0, metavar="N", help="calls of each function, of which the median is taken (default: 5 or as a row has it)")
+    parser.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS", help="a row that has taken so long is not repeated again (default: no limit)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: a GPU if there is one)")
     parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="instead: N trivial runs through one grader")
@@ -99,13 +102,14 @@ def main():
         device, idle = torch.device(args.device), idle_cores()
         wall = device.type == "cuda" or idle >= 1.5
         torch.set_num_threads(cores() if wall else 1)
-        rates = machine_rates(device, wall)._replace(repeats=args.repeats)
+        rates = machine_rates(device, wall)._replace(repeats=args.repeats, budget=args.budget)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cores()} cores, {processor()}"
         print(f"{name}; {idle:.1f} cores idle: times are {'wall times' if wall else 'core-seconds, on one thread'}\n"
               f"limits: bfloat16 product {rates.flops / 1e12:.3f} TFLOP/{rates.unit}, float32 {rates.flops32 / 1e12:.3f}, "
               f"reads {rates.bytes / 2**30:.1f} GiB/{rates.unit}", flush=True)
         machine = {"name": name, "unit": rates.unit, "flops": rates.flops, "flops32": rates.flops32, "bytes": rates.bytes, "idle_cores": idle,
-                   "python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(), "quick": args.quick, "repeats": args.repeats or "as each row has it"}
+                   "python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(), "quick": args.quick,
+                   "repeats": args.repeats or "as each row has it", "budget": None if args.budget == math.inf else args.budget}
         results = {"machine": machine, "rows": []}
         for group in args.groups or GROUPS:
             for row in GROUPS[group].rows(args.quick, rates, args):

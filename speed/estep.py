@@ -210,7 +210,7 @@ def rollout_rows(quick, rates):
             peers["line by line"] = lambda: line_by_line(theirs, snips[0], G, rate, lines, tok.eos)
         for k, name in () if quick else ((1, "prompts"), (1 + part, "token by token")):
             peers[name] = functools.partial(token_by_token, model, tok, snips, G, THOUGHT, (0,), rate, steps=k)
-        seconds = interleaved(peers, 1 if quick else 5, rates, desc=f"rollouts {n} {G} {rate}", warm=not quick)
+        seconds = interleaved(peers, 1 if quick else 5, rates, desc=f"rollouts {n} {G} {rate}", warm=False)
         rolls = kept[-1]
         if theirs is not None:
             seconds["line by line"] *= B * L / some
@@ -255,7 +255,7 @@ def step_rows(quick, rates):
              "rollouts": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate),
              "rewards": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate, need="rewards"),
              "NTP step": lambda: mstep.ntp_step(q, opt, docs, kinds, 1e-6, settings)}
-    seconds = interleaved(peers, 1 if quick else 5, rates, desc="E-step", warm=not quick)
+    seconds = interleaved(peers, 1 if quick else 5, rates, desc="E-step", warm=False)
     yield {"row": f"E-step, credit by prefix, G={G}, thoughts before {rate:.0%}", "work": B, "unit": "snippets", "seconds": {"ours": seconds["ours"]},
            "values": {"NTP steps": seconds["ours"] / seconds["NTP step"], "rollouts in NTP steps": seconds["rollouts"] / seconds["NTP step"],
                       "NTP steps with credit by group": (seconds["ours"] - seconds["rollouts"] + seconds["rewards"]) / seconds["NTP step"]},

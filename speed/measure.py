@@ -4,6 +4,7 @@ Seconds are wall time where at least 1.5 cores are idle (or on a GPU), and core-
 it waited for, on one thread, which other work on the machine hardly changes. One run uses one of the two throughout and says which.
 """
 import importlib.util
+import math
 import os
 import resource
 import statistics
@@ -26,6 +27,7 @@ class Rates(typing.NamedTuple):
     wall: bool               # seconds of wall time; False: core-seconds
     device: torch.device
     repeats: int = 0         # of every row, where they are given; 0: as each row has it
+    budget: float = math.inf # seconds of wall time after which a row's calls are not repeated
 
     @property
     def unit(self):
@@ -48,13 +50,15 @@ def timed(function):
 
 def interleaved(functions, repeats, rates, desc="", warm=True):
     """Median seconds of each of some functions, {name: function}, called in turns -> {name: seconds}. warm: one call of each before that."""
-    repeats = rates.repeats or repeats
+    repeats, begin = rates.repeats or repeats, time.perf_counter()
     said = {name: [] for name in functions}
     for k in tqdm(range(-warm, repeats), desc=desc, unit="repeat", leave=False):
         for name, function in functions.items():
             wall, cpu = timed(function)
             if k >= 0:
                 said[name].append(wall if rates.wall else cpu)
+        if k >= 0 and time.perf_counter() - begin > rates.budget:
+            break
     return {name: statistics.median(some) for name, some in said.items()}
 
 
