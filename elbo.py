@@ -32,8 +32,8 @@ def token_logprobs(hidden, weight, targets, sets=(), chunk=None, entropy=False):
     hidden (N, D) the states that predict; weight (V, D); targets (N,) -> (1 + len(sets) + entropy, N) float32 (float64 from float64): row 0 is
     log p(target), row i the log of the total mass of the token ids sets[i-1], the last one with `entropy` that of each distribution, in nats and
     without gradient. Differentiable. Products are in the type of their factors, or in autocast's where that is on, and all else in float32.
-    Logits are computed in blocks of `chunk` x `chunk` (default: 1,024, on a GPU 8,192), so that memory does not grow with N times V. An id outside
-    the vocabulary gives nan.
+    Logits are computed in blocks of `chunk` x `chunk` (default: 2,048 states x 1,024 tokens, on a GPU 8,192 x 8,192), so that memory does not grow with
+    N times V. An id outside the vocabulary gives nan.
     """
     flat = [i for ids in sets for i in ids]
     lse, picked, negentropy = Softmax.apply(hidden, weight, targets, flat, () if entropy else None, chunk, torch.is_grad_enabled())
@@ -68,13 +68,14 @@ class Softmax(torch.autograd.Function):
         device, ctx.dtype = hidden.device, torch.promote_types(hidden.dtype, weight.dtype)
         if torch.is_autocast_enabled(device.type) and ctx.dtype != torch.float64:
             ctx.dtype = torch.get_autocast_dtype(device.type)
-        ctx.ids, ctx.against, ctx.chunk, ctx.kept = ids, against, chunk or (8192 if device.type == "cuda" else 1024), {}
+        ctx.ids, ctx.against, ctx.kept = ids, against, {}
+        ctx.block = (chunk, chunk) if chunk else (8192, 8192) if device.type == "cuda" else (2048, 1024)
         room = KEEP if grad and any(ctx.needs_input_grad) else 0
         lse = torch.full(hidden.shape[:1], -math.inf, dtype=torch.promote_types(ctx.dtype, torch.float32), device=device)
         other, S, picked = lse.clone(), torch.zeros_like(lse), lse.new_full((len(lse), 1 + len(ids)), math.nan)
-        for cols in cuts(len(weight), ctx.chunk):
+        for cols in cuts(len(weight), ctx.block[1]):
             some, at_some = columns_of(ids, cols, device)
-            for rows in cuts(len(hidden), ctx.chunk):
+            for rows in cuts(len(hidden), ctx.block[0]):
                 x, y = Softmax.logits(ctx, hidden, weight, rows, cols)                    # (n, C)
                 if room >= x.nbytes:
                     room, ctx.kept[rows.start, cols.start] = room - x.nbytes, x
@@ -93,10 +94,10 @@ class Softmax(torch.autograd.Function):
         device, (need_h, need_w) = hidden.device, ctx.needs_input_grad[:2]
         d_lse = torch.zeros_like(lse) if d_lse is None else d_lse
         d_hidden, d_weight = torch.zeros_like(hidden, dtype=lse.dtype), torch.empty_like(weight) if need_w else None
-        for cols in cuts(len(weight), ctx.chunk):
+        for cols in cuts(len(weight), ctx.block[1]):
             w, d_w = weight[cols].to(ctx.dtype), torch.zeros_like(weight[cols], dtype=lse.dtype)                 # (C, D)
             some, at_some = columns_of(ctx.ids, cols, device)
-            for rows in cuts(len(hidden), ctx.chunk):
+            for rows in cuts(len(hidden), ctx.block[0]):
                 x, y = Softmax.logits(ctx, hidden, weight, rows, cols)                    # (n, C)
                 d = fused(block_gradient, device)(lse[rows], other[rows], S[rows], d_lse[rows], None if d_S is None else d_S[rows], x, y)
                 if d_picked is not None:
@@ -159,7 +160,7 @@ def join(lse, x):
 
 def block_gradient(lse, other, S, d_lse, d_S, x, y):
     """The gradient with respect to a block of logits, but for what is picked: (n, C)."""
-    logp = x.to(lse.dtype) - lse[:, None]                                                 # (n, C)
+    logp = x.to(lse.dtype).sub_(lse[:, None])                                             # (n, C); x is not needed again
     if d_S is None:
         return logp.mul_(1 / math.log(2)).exp2_().mul_(d_lse[:, None])                    # on the CPU exp takes twice as long
     return logp.exp() * (d_lse[:, None] + d_S[:, None] * (logp - (0 if y is None else y.to(lse.dtype) - other[:, None]) - S[:, None]))

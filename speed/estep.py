@@ -24,6 +24,9 @@ AMD EPYC without AMX, busy with other processes; before: caches copied a row, al
     rows swapped in the cache, not moved            3% of the tiny preset's run                                                      kept
     values after sampling instead of on the way     the same tokens, in a few full batches instead of one a thought                  kept
     equal beginnings read once by the update        at the rates of a base model most rollouts never think                           kept
+What the whole E-step must read (4 snippets of 250 tokens, G = 4, thoughts before 20%, in units of the 3 x 1,000 tokens, forward and twice back, of an NTP step): q
+while sampling 1.4, pi for the rewards 1.5, values 1.7 (credit by prefix only), the update 4.0, equal beginnings once: 8.6, or 6.9 with credit by group. Six would
+take the update's forward from the sampler's, which keeps nothing to go back through.
 Where the time goes (SmolLM2, 40%, q is pi, with gains, 25.6 core-s): bfloat16 products 42%, the float32 head 27%, attention 8% and the decode step's own 7%.
 """
 import copy

@@ -7,7 +7,8 @@ a call adds to the peak, in a process of its own, compiled code warmed up on a f
 
 What was tried (core-seconds; V = 49,152, D = 576, AMD EPYC with avx512_bf16 and without AMX, where the product alone is 1.1 to 1.3 and 85% of the forward time)
     blocks of states and of vocabulary              1,024 x 1,024 logits: everything elementwise runs in the cache; 4,096 x 2,048: 0.17 -> 0.84       kept
-    sides of 512, 1,024, 2,048                      forward 1.46, 1.38, 1.34, with gradient 4.61, 4.34, 4.19; 2,048 takes four times the memory     1,024
+    sides of 512, 1,024, 2,048                      forward 1.46, 1.38, 1.34, with gradient 4.61, 4.34, 4.19; 2,048 takes four times the memory     -
+    2,048 states x 1,024 tokens, less allocated     forward 1.65 -> 1.56, with gradient 4.69 -> 4.51 (another day): the gradient's blocks in place     kept
     normaliser of a block as x_0 - log_softmax(x)_0 0.17, against 0.24 by logsumexp: one pass that torch has vectorised                            kept
     exp2 in the gradient                            0.10, against 0.20 by exp                                                                      kept
     logits kept, up to 512 MiB                      with gradient 5.7 -> 4.3: one product in four is saved; memory stays bounded                   kept
