@@ -27,13 +27,14 @@ import benchmarks
 import hf
 import parallel
 from config import UserError, parse
-from data import load_tokenizer
 from estep import summary
-from model import device_of, load_model, set_threads
+from model import device_of, set_threads
 from rollouts import rollouts
 from sample import generate
 from sandbox import HarnessError, grade
 from tasks import domain_tasks
+from tokenizer import load_tokenizer
+from weights import load_model
 
 
 def pass_at_k(n, c, k):

@@ -14,9 +14,10 @@ import shutil
 
 import torch
 
-import data
+import tokenizer
 from config import Parser, UserError, command, make
-from model import ModelConfig, hollow, load_gguf, load_model, smollm2_path
+from model import ModelConfig, hollow
+from weights import load_gguf, load_model, smollm2_path
 
 THEIRS = {"attn_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
           "mlp_norm": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
@@ -57,7 +58,7 @@ def find(cfg, download=True):
 
 def open_tokenizer(path):
     """The Tokenizer of a folder or of a .gguf file. Raises UserError."""
-    return data.folder_tokenizer(path) if os.path.isdir(path) else data.gguf_tokenizer(path)
+    return tokenizer.folder_tokenizer(path) if os.path.isdir(path) else tokenizer.gguf_tokenizer(path)
 
 
 def open_model(path, dtype=torch.float32, device="cpu"):
@@ -212,7 +213,7 @@ def tokenizer_json(tok):
     A token's merge is found by merging its bytes by the tokens of lower rank until two parts are left. The pattern stands in it as it is.
     """
     ranks = {token: i for token, i in tok.enc._mergeable_ranks.items() if i < tok.vocab_size}
-    shown = {b: c for c, b in data.BYTE_OF.items()}
+    shown = {b: c for c, b in tokenizer.BYTE_OF.items()}
     spell = lambda token: "".join(shown[b] for b in token)
 
     def two_parts(token):
@@ -265,7 +266,7 @@ def export(checkpoint, folder, dtype=None, source=None, shard_bytes=5 * 10**9):
                 if os.path.exists(os.path.join(source, file)):
                     shutil.copy(os.path.join(source, file), part)
         else:
-            tok = data.gguf_tokenizer(source) if source else data.load_tokenizer(beside)
+            tok = tokenizer.gguf_tokenizer(source) if source else tokenizer.load_tokenizer(beside)
             said = {"bos_token_id": tok.bos[0] if tok.bos else None, "eos_token_id": tok.eos}
             write_tokenizer(tok, part)
         write_model(model, part, said, dtype, shard_bytes)

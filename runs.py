@@ -1,7 +1,7 @@
 """A run's folder: corpora in, checkpoints and metrics out.
 
-NAME.pt is a finished model, NAME.state an unfinished stage: weights, optimizer and position (NAME.docs: what its M-step trains on). There is no state of random generators to keep, because
-every batch and every draw is a function of (seed, stage, iteration, step). Both are written whole or not at all.
+NAME.pt is a finished model, NAME.state an unfinished stage: weights, optimizer and position; NAME.docs, beside it, is what its M-step trains on. There is
+no state of random generators to keep, because every batch and every draw is a function of (seed, stage, iteration, step). Both are written whole or not at all.
 """
 import dataclasses
 import json
@@ -18,10 +18,12 @@ import data
 import hf
 import parallel
 import tasks
+import tokenizer
 from config import UserError
 from corpus import prepare, sizes, split
 from decontaminate import checker, line
-from model import device_of, load_model, save_model, write_whole
+from model import device_of
+from weights import load_model, save_model, write_whole
 
 
 class Run:
@@ -62,9 +64,9 @@ class Run:
         if self.cfg.preset != "tiny":
             return hf.open_tokenizer(hf.find(self.cfg))
         if os.path.exists(self.path("tokenizer.txt")):
-            return data.load_tokenizer(self.path("tokenizer.txt"))
+            return tokenizer.load_tokenizer(self.path("tokenizer.txt"))
         rng = random.Random("tokenizer")
-        return data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(2000)], self.cfg.vocab_size)
+        return tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(2000)], self.cfg.vocab_size)
 
     def prepare(self):
         """Expert and held-out snippets. Nothing is written in the run's folder."""

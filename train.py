@@ -39,6 +39,7 @@ import mstep
 import parallel
 import plan
 import tasks
+import tokenizer
 from config import UserError, parse
 from corpus import take
 from estep import advantages, policy_gradient, summary
@@ -154,7 +155,7 @@ def pretrain(run):
         return
     if os.path.exists(run.path("base.pt")):
         return
-    parallel.alone(data.save_tokenizer)(run.tok, run.path("tokenizer.txt"))
+    parallel.alone(tokenizer.save_tokenizer)(run.tok, run.path("tokenizer.txt"))
     model = Transformer(base_shape(run)).init_weights(cfg.seed).to(run.device, getattr(torch, cfg.weights))
     state, start, flops = run.restore("base"), 0, 0.0
     model, opt = mstep.trained(model, cfg, lambda m: mstep.adamw(m, cfg.pretrain_lr, cfg.weight_decay), state)

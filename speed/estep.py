@@ -38,6 +38,7 @@ import torch
 
 import data
 import mstep
+import tokenizer
 from config import make
 from estep import advantages, policy_gradient
 from model import ModelConfig, Transformer, work_size
@@ -52,7 +53,7 @@ TINY = ModelConfig(vocab_size=512, max_len=4096)
 def snippets(B, n, vocab, seed=0):
     """B snippets of n random tokens and a Tokenizer for them, in which two tokens begin a comment and only eos ends one."""
     rng = np.random.default_rng(seed)
-    tok = data.Tokenizer(None, vocab - 1, [1, 2], [vocab - 1], np.ones(vocab, dtype=np.int64))
+    tok = tokenizer.Tokenizer(None, vocab - 1, [1, 2], [vocab - 1], np.ones(vocab, dtype=np.int64))
     prompt = n // 6
     first = list(range(prompt + 1, n - LINE // 2, LINE))
     return [data.Snippet(rng.integers(3, vocab - 1, n - 1).tolist() + [tok.eos], prompt, first, [[3]] * len(first)) for _ in range(B)], tok

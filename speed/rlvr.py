@@ -13,15 +13,16 @@ import time
 
 import torch
 
-import data
 import mstep
 import rlvr
+import tokenizer
 from config import UserError, make
 from evaluate import for_rollouts
-from model import Transformer, load_gguf, smollm2_path
+from model import Transformer
 from sample import generate
 from speed.measure import absent, cpu_seconds, installed, timed
 from speed.sampling import SMOLLM2, hf_model, limit
+from weights import load_gguf, smollm2_path
 
 PROMPTS, G, T, NEW = 2, 8, 96, 48
 
@@ -100,7 +101,7 @@ def rows(quick, rates, args):
     except (UserError, ImportError) as e:
         yield {"row": "fidelity", "note": f"not measured: {e}"}
         return
-    tok, real = data.gguf_tokenizer(path), load_gguf(path)[0].to(rates.device)
+    tok, real = tokenizer.gguf_tokenizer(path), load_gguf(path)[0].to(rates.device)
     prompts = [tok.encode(p["prompt"].rstrip("\n")) for p in list(read_problems().values())[:4 if quick else 16]]
     yield {"row": "fidelity: tokens with a ratio outside [0.9, 1.1]", "values": {
         name: ratio_off(real, prompts, some) for name, some in (("bfloat16", cfg), ("float32", make("smollm2", bf16=False, rollout_bf16=False)))[:1 if quick else 2]},

@@ -46,11 +46,13 @@ import config
 import data
 import mstep
 import tasks
+import tokenizer
 from config import UserError
 from corpus import functions
-from model import ModelConfig, Transformer, smollm2_path, work_size
+from model import ModelConfig, Transformer, work_size
 from speed.measure import absent, installed, interleaved
 from speed.sampling import SMOLLM2, hf_model
+from weights import smollm2_path
 
 NANO = ModelConfig(vocab_size=65, n_layer=6, n_head=6, n_kv_head=6, d_model=384, d_ff=1024, max_len=256)
 GPT2 = ModelConfig(vocab_size=50304, n_layer=12, n_head=12, n_kv_head=12, d_model=768, d_ff=2048, max_len=1024)
@@ -125,7 +127,7 @@ def against_nanogpt(name, cfg, B, T, repeats, rates, args, compiled):
 
 def real_functions(n):
     """Token ids of n functions of the standard library, SmolLM2's tokenizer. Raises UserError without its package."""
-    tok = data.gguf_tokenizer(smollm2_path())
+    tok = tokenizer.gguf_tokenizer(smollm2_path())
     found = [text for module in (heapq, textwrap, statistics, argparse) for _, text, _ in functions(inspect.getsource(module)) if text]
     return random.Random(0).sample([ids for text in found if len(ids := data.snippet(tok, text, 0).ids) <= 512], n)
 
@@ -159,7 +161,7 @@ def rows(quick, rates, args):
            "note": absent("transformers")}
 
     rng, settings = random.Random(1), config.make()
-    tok = data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)], settings.vocab_size)
+    tok = tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)], settings.vocab_size)
     snips = [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in (tasks.expert_task(0, i, "train") for i in range(200))]
     chosen = [snips[i] for i in mstep.step_documents([len(s.ids) for s in snips], settings.rows * settings.block, (0, 0))(0)]
     docs, kinds = [s.ids for s in chosen], [[data.PROMPT] * s.prompt + [data.CODE] * (len(s.ids) - s.prompt) for s in chosen]

@@ -20,6 +20,7 @@ import pytest
 import corpus
 import data
 import sources
+import tokenizer
 from config import UserError, make
 
 HERE = pathlib.Path(corpus.__file__).parent
@@ -28,7 +29,7 @@ GOOD = "def f(x):\n    y = x + 1\n    return y\n"
 
 @pytest.fixture(scope="module")
 def trained():
-    return data.train_tokenizer([inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048)
+    return tokenizer.train_tokenizer([inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048)
 
 
 def prepared(spec, tok, cache, max_tokens=256, **how):
@@ -340,7 +341,7 @@ def test_held_out_code_is_never_trained_on(trained, tmp_path):
     assert len(across) <= 1 and len(heldout) > 50
     few, some = corpus.split(whole, 3, 10, 5)
     assert list(few) == list(expert)[:10] and list(some) == list(heldout)[:5] and list(corpus.split(whole, 4, 10)[0]) != list(few)
-    other = prepared(spec, data.train_tokenizer([inspect.getsource(ast)], 500), tmp_path, 1000)           # a text's side is the same whatever the tokenizer
+    other = prepared(spec, tokenizer.train_tokenizer([inspect.getsource(ast)], 500), tmp_path, 1000)           # a text's side is the same whatever the tokenizer
     side = {s.name: held for s, held in zip(other, other.held())}
     assert sum(side[s.name] == held for s, held in zip(whole, whole.held()) if s.name in side) > 500
     assert all(side[s.name] == held for s, held in zip(whole, whole.held()) if s.name in side)
@@ -365,7 +366,7 @@ def test_a_corpus_is_as_a_list(trained, tmp_path):
         whole[len(whole)]
     assert [x.tolist() for x in corpus.sizes(whole[2:20])] == [x.tolist() for x in corpus.sizes(plain[2:20])]
     assert sum(len(s.ids) for s in plain) == whole.manifest["counts"]["tokens"]
-    big = data.train_tokenizer(["x"], 258)
+    big = tokenizer.train_tokenizer(["x"], 258)
     big.nbytes = np.concatenate([big.nbytes, np.zeros(70_000, int)])                  # ids that need four bytes
     assert whole.manifest["dtype"] == "<u2" and prepared("json", big, tmp_path, 2000).manifest["dtype"] == "<u4"
 
@@ -378,7 +379,7 @@ def test_a_folder_is_used_again_until_something_changes(trained, tmp_path, monke
     monkeypatch.setattr(corpus, "work", lambda *args, work=corpus.work: calls.append(args) or work(*args))
     assert prepared(tmp_path / "code", trained, tmp_path / "cache").folder == first.folder and not calls
     assert prepared(tmp_path / "code", trained, tmp_path / "cache", 255).folder != first.folder and len(calls) == 1
-    assert prepared(tmp_path / "code", data.train_tokenizer([GOOD] * 9, 300), tmp_path / "cache").folder != first.folder and len(calls) == 2
+    assert prepared(tmp_path / "code", tokenizer.train_tokenizer([GOOD] * 9, 300), tmp_path / "cache").folder != first.folder and len(calls) == 2
     path.write_text(GOOD.replace("1", "7"))
     os.utime(path, ns=(1, 1))
     second = prepared(tmp_path / "code", trained, tmp_path / "cache")
@@ -389,9 +390,9 @@ def test_a_folder_is_used_again_until_something_changes(trained, tmp_path, monke
 
 CHILD = """
 import sys; sys.path.insert(0, {here!r})
-import ast, inspect, corpus, data, sources
+import ast, inspect, corpus, sources, tokenizer
 sources.CHUNK = 20_000
-tok = data.train_tokenizer([inspect.getsource(ast)], 400)
+tok = tokenizer.train_tokenizer([inspect.getsource(ast)], 400)
 print(corpus.prepare("email,json", tok, 400, cache={cache!r}, progress=False, cores=2).folder, flush=True)
 """
 
@@ -437,8 +438,8 @@ MEMORY = """
 import sys; sys.path.insert(0, {here!r})
 import json, os, pathlib, random, threading, time
 import numpy as np
-import corpus, data
-tok, parts = data.make_tokenizer(data.encoding({{bytes([i]): i for i in range(256)}}), 256), pathlib.Path({folder!r})
+import corpus, data, tokenizer
+tok, parts = tokenizer.make_tokenizer(tokenizer.encoding({{bytes([i]): i for i in range(256)}}), 256), pathlib.Path({folder!r})
 rng = np.random.default_rng(0)
 N, settings = 5000, dict(near=0.8)
 docs = [(data.Snippet(rng.integers(0, 256, 300).tolist(), 10, [20, 100, 200], [[1], [2], [1]], f"s{{i}}"), i % 10 == 0) for i in range(N)]

@@ -12,11 +12,12 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import corpus
 import data
-import model
+import tokenizer
+import weights
 from config import UserError
 
 torch.set_num_threads(1)
-QWEN = data.GGUF_PATTERNS["qwen2"]
+QWEN = tokenizer.GGUF_PATTERNS["qwen2"]
 TEXT = '''@cache
 def area(w, h=1):
     """Area of a box,
@@ -40,14 +41,14 @@ CODE = "asyncio,email,http,logging,xml,typing"                                  
 
 @pytest.fixture(scope="module")
 def trained():
-    return data.train_tokenizer([inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048)
+    return tokenizer.train_tokenizer([inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048)
 
 
 @pytest.fixture(scope="module")
 def smollm2():
     pytest.importorskip("gguf")
     try:
-        return data.gguf_tokenizer(model.smollm2_path())
+        return tokenizer.gguf_tokenizer(weights.smollm2_path())
     except UserError as e:
         pytest.skip(str(e))
 
@@ -76,9 +77,9 @@ def some_thoughts(tok, snip, rng):
 # ---------------------------------------------------------------- tokenizers
 
 def test_training_is_deterministic_and_files_round_trip(trained, tmp_path):
-    again = data.train_tokenizer([inspect.getsource(m) for m in (ast, random, inspect)], 2048)
-    data.save_tokenizer(trained, tmp_path / "tok")
-    back = data.load_tokenizer(tmp_path / "tok")
+    again = tokenizer.train_tokenizer([inspect.getsource(m) for m in (ast, random, inspect)], 2048)
+    tokenizer.save_tokenizer(trained, tmp_path / "tok")
+    back = tokenizer.load_tokenizer(tmp_path / "tok")
     assert trained.vocab_size == 2048 and trained.eos == 2047
     for text in ODD + [inspect.getsource(json)]:
         assert trained.encode(text) == again.encode(text) == back.encode(text)
@@ -95,16 +96,16 @@ def test_what_starts_and_what_ends_a_thought(trained):
 
 
 def test_smallest_vocabulary(trained):
-    tok = data.train_tokenizer(["x"], 258)
+    tok = tokenizer.train_tokenizer(["x"], 258)
     assert tok.vocab_size == 258 and tok.decode(tok.encode("é #")) == "é #" and len(tok.encode(" #")) == 1
     with pytest.raises(UserError, match="vocab_size=257.*258"):
-        data.train_tokenizer(["x"], 257)
+        tokenizer.train_tokenizer(["x"], 257)
 
 
 def test_smollm2_ids_are_those_of_hugging_face(smollm2, tmp_path):
     transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
     pre = tokenizers.pre_tokenizers
-    folder, file = os.path.split(model.smollm2_path())
+    folder, file = os.path.split(weights.smollm2_path())
     theirs = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file).backend_tokenizer
     # the conversion from GGUF forgets that SmolLM2 splits off single digits first
     theirs.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)])
@@ -117,9 +118,9 @@ def test_smollm2_ids_are_those_of_hugging_face(smollm2, tmp_path):
 
 # ---------------------------------------------------------------- lines and thoughts
 
-@pytest.mark.parametrize("pattern", [data.PATTERN, QWEN])
+@pytest.mark.parametrize("pattern", [tokenizer.PATTERN, QWEN])
 def test_lines_of_a_function(pattern):
-    tok = data.train_tokenizer([inspect.getsource(ast), TEXT], 1000, pattern)
+    tok = tokenizer.train_tokenizer([inspect.getsource(ast), TEXT], 1000, pattern)
     snip = data.snippet(tok, TEXT, TEXT.index('squares."""') + 11)
     assert snip.ids == tok.encode(TEXT) + [tok.eos]
     lines = [tok.decode(snip.ids[a:b]) for a, b in zip(snip.first, snip.first[1:] + [None])]
@@ -191,4 +192,4 @@ def test_bad_tokenizer_files(tmp_path, content):
     if content is not None:
         (tmp_path / "tok").write_bytes(content)
     with pytest.raises(UserError, match="expected a tokenizer"):
-        data.load_tokenizer(tmp_path / "tok")
+        tokenizer.load_tokenizer(tmp_path / "tok")

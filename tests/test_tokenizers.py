@@ -19,19 +19,20 @@ import data
 import evaluate
 import hf
 import hindsight
-import model
 import mstep
 import tasks
+import tokenizer
 import train
 from config import UserError
 from estep import advantages, policy_gradient
-from model import ModelConfig, Transformer, load_model, save_model
+from model import ModelConfig, Transformer
 from rlvr import thought_share
 from rollouts import TOKEN, draw_uniforms, rollout
 from sample import Ends
 from test_data import ODD, TEXT, some_thoughts
 from test_estep import distributions, score as scored, sequential, thinker
 from tokenizers_like import LLAMA, QWEN, SPECIAL, publish
+from weights import load_model, save_model, smollm2_path
 
 tokenizers = pytest.importorskip("tokenizers")
 torch.set_num_threads(1)
@@ -50,9 +51,9 @@ def published(tmp_path_factory):
     out, root = {}, tmp_path_factory.mktemp("tokenizers")
     for style in STYLES[:2]:
         theirs = publish(style, str(root / style))
-        out[style] = str(root / style), theirs, data.folder_tokenizer(root / style)
+        out[style] = str(root / style), theirs, tokenizer.folder_tokenizer(root / style)
     try:
-        tok = data.gguf_tokenizer(model.smollm2_path())
+        tok = tokenizer.gguf_tokenizer(smollm2_path())
     except UserError:
         return out
     folder = root / "smollm2"
@@ -92,7 +93,7 @@ def test_ids_are_those_of_tokenizers(style, functions):
     rng = random.Random(0)
     texts += ["".join(rng.choices(ADVERSARIAL, k=3)) for _ in range(300)]
     texts += ["".join(rng.choices(" \n\t\r#'a1é.:)\"", k=rng.randint(1, 40))) for _ in range(2000)]
-    again = data.folder_tokenizer(folder)
+    again = tokenizer.folder_tokenizer(folder)
     for text, ids in zip(texts, theirs.encode_batch(texts, add_special_tokens=False)):
         assert tok.encode(text) == ids.ids == again.encode(text), text
         if name != "smollm2":                                # which drops bytes that it lacks
@@ -304,17 +305,17 @@ def test_other_tokenizers_are_refused(change, match, published, tmp_path):
     json.dump(said, open(tmp_path / "tokenizer.json", "w"))
     json.dump(json.load(open(os.path.join(folder, "config.json"))), open(tmp_path / "config.json", "w"))
     with pytest.raises(UserError, match=match) as e:
-        data.folder_tokenizer(tmp_path)
+        tokenizer.folder_tokenizer(tmp_path)
     assert "\n" not in str(e.value)
 
 
 def test_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match="expected a tokenizer, found no such file"):
-        data.folder_tokenizer(tmp_path)
+        tokenizer.folder_tokenizer(tmp_path)
 
 
 def test_patterns_are_the_published_ones():
-    assert data.GGUF_PATTERNS["qwen2"] == QWEN and data.GGUF_PATTERNS["llama-bpe"] == LLAMA and len(SPECIAL["qwen"]) == 3
+    assert tokenizer.GGUF_PATTERNS["qwen2"] == QWEN and tokenizer.GGUF_PATTERNS["llama-bpe"] == LLAMA and len(SPECIAL["qwen"]) == 3
 
 
 # ---------------------------------------------------------------- exports
@@ -323,7 +324,7 @@ def test_a_domain_tokenizer_as_a_folder(tok, functions, tmp_path):
     """The small tokenizer of the built-in domain, written out, read by `tokenizers` and by us."""
     hf.write_tokenizer(tok, tmp_path)
     hf.write_json({"vocab_size": tok.vocab_size}, tmp_path / "config.json")
-    theirs, again = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), data.folder_tokenizer(tmp_path)
+    theirs, again = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), tokenizer.folder_tokenizer(tmp_path)
     for text in [text for _, text, _ in functions[:300]] + ADVERSARIAL:
         if "<|endoftext|>" not in text:
             assert tok.encode(text) == again.encode(text) == theirs.encode(text).ids
@@ -367,7 +368,7 @@ def test_export_of_a_model_of_the_built_in_domain(tok, tmp_path):
     transformers = pytest.importorskip("transformers")
     net = Transformer(ModelConfig(tok.vocab_size, 2, 2, 2, 32, 48, 128)).init_weights(0)
     save_model(net, tmp_path / "ra3.pt")
-    data.save_tokenizer(tok, tmp_path / "tokenizer.txt")
+    tokenizer.save_tokenizer(tok, tmp_path / "tokenizer.txt")
     hf.export(str(tmp_path / "ra3.pt"), str(tmp_path / "made"), torch.bfloat16)
     made, words = (kind.from_pretrained(tmp_path / "made") for kind in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer))
     assert made.dtype == torch.bfloat16 and torch.equal(made.lm_head.weight, net.embed.weight.bfloat16())
