@@ -109,6 +109,16 @@ def rollout_seconds(cfg, net, snippets, G, tokens, rates):
     return 2 * work * (read + drawn) / (READ * rates.flops) + rounds * (2 * work / rates.bytes + net.n_layer * 3e-5)
 
 
+def hindsight_seconds(cfg, net, snippets, tokens, rates):
+    """Seconds of proposing and weighing thoughts in hindsight: at each line tried its context, read by those that write, and each proposal, written and
+    then read in both contexts, with the lines it reaches."""
+    work, lines = sizes(net)["work"], tokens / LINE
+    tried, reach = snippets * cfg.tried * lines, LINE * min(cfg.reach or lines / 2, lines / 2)
+    read = snippets * tokens + tried * (tokens + cfg.proposals * (2 * cfg.think_max + reach))
+    rounds = tried * cfg.proposals / 128 * cfg.think_max                                                # steps one after the other, 128 rows each
+    return 2 * work * (read + tried * cfg.proposals * cfg.think_max) / (READ * rates.flops) + rounds * (2 * work / rates.bytes + net.n_layer * 3e-5)
+
+
 def hours(cfg, net, stage, tokens, rates):
     """{part: (steps, tokens trained or sampled over, hours)}. tokens: of a snippet, on average."""
     work, batch = sizes(net)["work"], cfg.rows * cfg.block
@@ -124,7 +134,8 @@ def hours(cfg, net, stage, tokens, rates):
         e = cfg.estep_steps * iters if cfg.estep == "reinforce" else 0
         out["E-steps"] = e, e * rows * tokens, e * (rollout_seconds(cfg, net, cfg.snippets, cfg.group, tokens, rates) + update) / 3600
         G = {"best-of-n": cfg.group, "reinforce": cfg.resample}.get(cfg.estep, 1)
-        out["infusion"] = iters, iters * cfg.infuse * G * tokens, iters * cfg.infuse / 64 * rollout_seconds(cfg, net, 64, G, tokens, rates) / 3600
+        seconds = hindsight_seconds(cfg, net, 64, tokens, rates) if cfg.estep == "hindsight" else rollout_seconds(cfg, net, 64, G, tokens, rates)
+        out["infusion"] = iters, iters * cfg.infuse * G * tokens, iters * cfg.infuse / 64 * seconds / 3600
         out["M-steps"] = out["NTP"]
     return out
 

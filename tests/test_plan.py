@@ -96,6 +96,8 @@ def test_hours_follow_the_work():
     twice = plan.hours(config.make("qwen2.5-1.5b", group=16), net, "em", 256, H200)
     assert 1.5 < twice["E-steps"][2] / said["E-steps"][2] < 2 and twice["NTP"] == said["NTP"]
     assert set(plan.hours(cfg, net, "ntp", 256, H200)) == {"NTP"}
+    few, many = (plan.hours(config.make("qwen2.5-1.5b", estep="hindsight", **more), net, "em", 256, H200) for more in ({}, {"proposals": 12, "own": 6}))
+    assert 1.5 < many["infusion"][2] / few["infusion"][2] < 2 and few["E-steps"][2] == 0
 
 
 def test_dry_run_writes_nothing(monkeypatch, capsys, tmp_path):
