@@ -13,7 +13,8 @@ drawn from the mixture m = (K_h q_h + K_c p(. | s_t, <think>)) / K of K_h propos
 
 and drawing one of {<act>, z_1, …, z_K} in proportion to {p(<act> | s) pi(a | s), w_1 / K, …, w_K / K} is a draw from the posterior as K grows
 (`--selection exact`). `penalty` puts RA3's prior in place of the model's: {pi(a | s), e^-c pi(a | s, z_k)}, without 1/K and 1/m, so that K proposals are
-K chances; `best` takes the largest of these. a: line t and what follows, `reach` lines of it. p(z | s): the decision, the thought's tokens, its end.
+K chances; `best` takes the largest of these; `act` proposes nothing. a: line t and what follows, `reach` lines of it. p(z | s): the decision, the
+thought's tokens, its end.
 
 Which density: a thought is a sequence of token ids that begins with the token that `data.mark` gives for the line's indentation, and q_h, p and m
 are densities over such sequences, each the product of the model's probabilities of the very ids after that token, behind the trailing or the
@@ -229,6 +230,8 @@ def least_likely(share):
 
 def choose(model, tok, snippets, cfg, which, seed, numbers):
     """One latent for every line of each snippet, drawn by weight -> (B dicts line -> ids, tokens forwarded). Lines not tried are <act>."""
+    if which == "act":
+        return [{} for _ in snippets], 0
     found = propose(model, tok, snippets, least_likely(cfg.tried), cfg.proposals - cfg.own, cfg.own, cfg.think_max, cfg.reach, seed, numbers)
     weight = log_weights(found, which, cfg.c, cfg.floor)
     for m, (b, t) in enumerate(zip(found.snip, found.line)):
