@@ -343,7 +343,7 @@ def main(argv):
         "--against": dict(default="ntp", metavar="NAME", help="one of --models: the bounds are compared with its likelihood without thoughts (default ntp)"),
         "--limit": dict(type=int, default=0, metavar="N", help="the first N held-out snippets only; 0: all"),
         "--thoughts-a-line": dict(type=int, default=8, metavar="K", help="thoughts at each of these lines (default 8)"),
-        "--shown": dict(type=int, default=0, metavar="N", help="print the N thoughts with the largest gain on their line, in their context"),
+        "--shown": dict(type=int, default=0, metavar="N", help="print the N thoughts with the largest gain on their line, one a line, in their context"),
         "--per": dict(type=int, default=3, metavar="N", help="lines of a snippet at which it is made to think, the same for all models; 0: all (default 3)"),
         "--in-hindsight": dict(action="store_true", help="judge thoughts proposed in hindsight instead of the model's own"),
         "--shuffle": dict(action="store_true", help="a control: give each line thoughts that were written for other snippets"),
@@ -359,7 +359,8 @@ def main(argv):
         model = for_rollouts(model, cfg)
         judged[name], kept = judge(model, run.tok, held, cfg, args.thoughts_a_line, args.per,
                                    n_hindsight=args.thoughts_a_line * args.in_hindsight, shuffle=args.shuffle, desc=name)
-        for line, rest, think, b, t, z in sorted(kept, key=lambda x: -x[0])[:args.shown]:
+        best = {x[3:5]: x for x in sorted(kept, key=lambda x: x[0])}                          # one a line
+        for line, rest, think, b, t, z in sorted(best.values(), key=lambda x: -x[0])[:args.shown]:
             s = held[b]
             before, end = run.tok.decode(infuse(s, {t: z})[0][:s.first[t]]), s.first[t + 1] if t + 1 < len(s.first) else len(s.ids)
             text = before + run.tok.decode(z + s.sep[t] + s.ids[s.first[t]:end])
