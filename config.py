@@ -50,6 +50,7 @@ class Config:
                         ".jsonl, .jsonl.gz or .parquet file")
     text_column: str = setting("text", "column of .jsonl and .parquet that holds the code")
     unit: str = setting("definitions", "what a snippet of real code is: definitions (functions and methods), functions, methods, files", UNITS)
+    docstrings: bool = setting(False, "real code: functions without a docstring (files, with --unit files) are left out")
     keep_comments: bool = setting(False, "real code: leave its comments where they are; false: every comment is a thought's to write")
     near_duplicate: float = setting(0.8, "real code: snippets so similar (Jaccard, runs of five tokens) to one before them are left out; 0: all stay")
     cache: str = setting("", "folder of prepared corpora; default: corpora, beside the run's folder")
@@ -91,7 +92,7 @@ class Config:
     own: int = setting(3, "hindsight: so many of them are the model's own, written before the line")
     tried: float = setting(0.3, "hindsight: share of a snippet's lines at which thoughts are proposed, the least likely ones")
     selection: str = setting("exact", "hindsight: how one of <act> and the proposals is taken: exact (importance weights against the model's own prior), penalty (in "
-                           "proportion to exp(reward)), best (the largest reward); with commas one an EM iteration, the last one for all later")
+                           "proportion to exp(reward)), best (the largest reward), act (always <act>: NTP); with commas one an EM iteration, the last one for all later")
     reach: int = setting(3, "hindsight: lines from the thought on whose likelihood counts; 0: all")
     floor: float = setting(0.3, "hindsight: with exact weights P(think) counts as so much at least")
     resample: int = setting(4, "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); 1: a plain sample of q")
@@ -267,8 +268,8 @@ def make(preset="tiny", **given):
         raise UserError("--weights bfloat16 --shard true: expected one of the two, because its random rounding knows whole weights only")
     if cfg.model and cfg.preset == "tiny":
         raise UserError(f"--model {cfg.model}: --preset tiny trains its own model; give another preset, such as smollm2")
-    if other := set(cfg.selection.split(",")) - {"exact", "penalty", "best"}:
-        raise UserError(f"--selection {cfg.selection}: {', '.join(sorted(other))!r} is unknown; expected exact, penalty or best, or several with commas")
+    if other := set(cfg.selection.split(",")) - {"exact", "penalty", "best", "act"}:
+        raise UserError(f"--selection {cfg.selection}: {', '.join(sorted(other))!r} is unknown; expected exact, penalty, best or act, or several with commas")
     if cfg.own > cfg.proposals or cfg.tried > 1 or cfg.floor >= 1:
         raise UserError(f"--own {cfg.own} --tried {cfg.tried} --floor {cfg.floor}: expected at most --proposals {cfg.proposals}, at most 1, and below 1")
     if cfg.estep == "oracle" and cfg.data != "domain":

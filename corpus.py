@@ -6,7 +6,8 @@
    latent (--keep-comments true keeps them: a comment then belongs to the line before it); docstrings stay. What is given (s_0) is
    decorators, signature and docstring, or a file's docstring.
 2. Dropped are: what does not mean the same once it is dedented, texts that came before, what holds a benchmark's problem (decontaminate.py), what is
-   too long or too short, and near-duplicates. Nothing that can be wrong with a source ends the preparation: it is counted.
+   too long or too short, what has no docstring (--docstrings true), and near-duplicates. Nothing that can be wrong with a source ends the
+   preparation: it is counted.
 3. Near-duplicates. The shingles S(x) of a snippet are its runs of five tokens; J(a, b) = |S(a) & S(b)| / |S(a) | S(b)|. MinHash (128 permutations) in
    bands finds the pairs to look at, and J is then computed exactly: a snippet is dropped if J >= --near-duplicate with one before it. With B bands of R
    rows a pair is looked at with probability 1 - (1 - J^R)^B: 0.95 at J = 0.8, 0.999 at 0.87. A chain a ~ b ~ c may drop c too.
@@ -52,7 +53,7 @@ from sources import BAD, chunks, python2, read, sources
 
 FORMAT = 1                                                   # of the files; a new number makes old ones useless
 DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
-DROPPED = ("rewritten", "duplicate", "contaminated", "too_long", "too_short", "no_line", "near_duplicate")
+DROPPED = ("rewritten", "duplicate", "contaminated", "no_docstring", "too_long", "too_short", "no_line", "near_duplicate")
 COUNTED = ("items", *BAD, "found", *DROPPED, "kept", "tokens")
 PERMUTATIONS, SHINGLE, LEADERS = 128, 5, 16                  # of MinHash; tokens; snippets of a bucket that others are compared with, at most
 DOC = np.dtype([("ids", "i8"), ("lines", "i8"), ("name", "i8"), ("n_ids", "i4"), ("n_lines", "i4"), ("n_name", "i4"), ("n_sep", "i4"), ("prompt", "i4"),
@@ -128,6 +129,14 @@ def functions(source, unit="definitions", keep_comments=False):
             yield from visit(tree.body, "")
         elif tree.body:
             yield "", *plain(source, tree)
+
+
+def documented(text, unit="definitions"):
+    """Has a function, or with unit "files" a module, a docstring?"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tree = ast.parse(text)
+    return ast.get_docstring(tree if unit == "files" else tree.body[0]) is not None
 
 
 def units(item, counts, unit="definitions", keep_comments=False):
@@ -246,11 +255,12 @@ def split(whole, seed, n_expert=0, n_heldout=0):
 
 # ---------------------------------------------------------------- preparation
 
-def prepare(spec, tok, max_tokens, min_lines=2, unit="definitions", keep_comments=False, near=0.8, column="text", check=None, cache="runs/corpora",
-            progress=True, cores=None):
+def prepare(spec, tok, max_tokens, min_lines=2, unit="definitions", docstrings=False, keep_comments=False, near=0.8, column="text", check=None,
+            cache="runs/corpora", progress=True, cores=None):
     """The Corpus of the sources in `spec` (see sources.py). Same arguments, same sources: same files, however often it was interrupted.
 
-    max_tokens  longer snippets are left out (eos counts); min_lines: so are those with fewer lines that can take a thought.
+    max_tokens  longer snippets are left out (eos counts); min_lines: so are those with fewer lines that can take a thought; docstrings: so are those
+                without a docstring.
     near        least Jaccard similarity of near-duplicates; 1: only equal sets of shingles go; 0: none is looked for.
     check       says of a function's (name, text) whether it is to be dropped (`decontaminate.Checker`); None: all stay.
     cache       the folder of prepared corpora; cores: processes (default: as many as there are cores).
@@ -263,7 +273,7 @@ def prepare(spec, tok, max_tokens, min_lines=2, unit="definitions", keep_comment
                        "zlib, PSF, Unlicense, CC0, Boost, HPND); what it allows is yours to check", file=sys.stderr)
         if not one.files:
             tqdm.write(f"corpus {one.spec}: nothing in it", file=sys.stderr)
-    settings = dict(max_tokens=max_tokens, min_lines=min_lines, unit=unit, keep_comments=keep_comments, near=near, column=column)
+    settings = dict(max_tokens=max_tokens, min_lines=min_lines, unit=unit, docstrings=docstrings, keep_comments=keep_comments, near=near, column=column)
     key = fingerprint(found, settings, tok, check)
     folder, parts, lock = (pathlib.Path(cache, key + ending) for ending in ("", ".unfinished", ".lock"))
     there = os.path.exists(cache)
@@ -368,6 +378,8 @@ def work(count, source, items):
             if why := check.hits(part, code, settings["keep_comments"]):
                 dropped.append({"key": checksum(text), "name": name, "why": why, "text": text})
                 return "contaminated"
+        if settings["docstrings"] and not documented(text, settings["unit"]):
+            return "no_docstring"
         if len(text) > settings["max_tokens"] and len(tok.encode(text)) >= settings["max_tokens"]:
             return "too_long"
         try:

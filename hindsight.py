@@ -13,7 +13,8 @@ drawn from the mixture m = (K_h q_h + K_c p(. | s_t, <think>)) / K of K_h propos
 
 and drawing one of {<act>, z_1, …, z_K} in proportion to {p(<act> | s) pi(a | s), w_1 / K, …, w_K / K} is a draw from the posterior as K grows
 (`--selection exact`). `penalty` puts RA3's prior in place of the model's: {pi(a | s), e^-c pi(a | s, z_k)}, without 1/K and 1/m, so that K proposals are
-K chances; `best` takes the largest of these. a: line t and what follows, `reach` lines of it. p(z | s): the decision, the thought's tokens, its end.
+K chances; `best` takes the largest of these; `act` proposes nothing. a: line t and what follows, `reach` lines of it. p(z | s): the decision, the
+thought's tokens, its end.
 
 Which density: a thought is a sequence of token ids that begins with the token that `data.mark` gives for the line's indentation, and q_h, p and m
 are densities over such sequences, each the product of the model's probabilities of the very ids after that token, behind the trailing or the
@@ -230,6 +231,8 @@ def least_likely(share):
 
 def choose(model, tok, snippets, cfg, which, seed, numbers):
     """One latent for every line of each snippet, drawn by weight -> (B dicts line -> ids, tokens forwarded). Lines not tried are <act>."""
+    if which == "act":
+        return [{} for _ in snippets], 0
     found = propose(model, tok, snippets, least_likely(cfg.tried), cfg.proposals - cfg.own, cfg.own, cfg.think_max, cfg.reach, seed, numbers)
     weight = log_weights(found, which, cfg.c, cfg.floor)
     for m, (b, t) in enumerate(zip(found.snip, found.line)):
@@ -341,7 +344,7 @@ def main(argv):
         "--against": dict(default="ntp", metavar="NAME", help="one of --models: the bounds are compared with its likelihood without thoughts (default ntp)"),
         "--limit": dict(type=int, default=0, metavar="N", help="the first N held-out snippets only; 0: all"),
         "--thoughts-a-line": dict(type=int, default=8, metavar="K", help="thoughts at each of these lines (default 8)"),
-        "--shown": dict(type=int, default=0, metavar="N", help="print the N thoughts with the largest gain on their line, in their context"),
+        "--shown": dict(type=int, default=0, metavar="N", help="print the N thoughts with the largest gain on their line, one a line, in their context"),
         "--per": dict(type=int, default=3, metavar="N", help="lines of a snippet at which it is made to think, the same for all models; 0: all (default 3)"),
         "--in-hindsight": dict(action="store_true", help="judge thoughts proposed in hindsight instead of the model's own"),
         "--shuffle": dict(action="store_true", help="a control: give each line thoughts that were written for other snippets"),
@@ -357,7 +360,8 @@ def main(argv):
         model = for_rollouts(model, cfg)
         judged[name], kept = judge(model, run.tok, held, cfg, args.thoughts_a_line, args.per,
                                    n_hindsight=args.thoughts_a_line * args.in_hindsight, shuffle=args.shuffle, desc=name)
-        for line, rest, think, b, t, z in sorted(kept, key=lambda x: -x[0])[:args.shown]:
+        best = {x[3:5]: x for x in sorted(kept, key=lambda x: x[0])}                          # one a line
+        for line, rest, think, b, t, z in sorted(best.values(), key=lambda x: -x[0])[:args.shown]:
             s = held[b]
             before, end = run.tok.decode(s.ids[:s.first[t]]), s.first[t + 1] if t + 1 < len(s.first) else len(s.ids)
             text = before + run.tok.decode(inserted(run.tok, z, s.sep[t]) + s.ids[s.first[t]:end])

@@ -169,7 +169,7 @@ class Run:
 
 def prepared(cfg, tok):
     """The corpus.Corpus of the settings; of several ranks the first makes it, and the others open it."""
-    given = (cfg.data, tok, cfg.max_tokens, cfg.min_lines, cfg.unit, cfg.keep_comments, cfg.near_duplicate, cfg.text_column,
+    given = (cfg.data, tok, cfg.max_tokens, cfg.min_lines, cfg.unit, cfg.docstrings, cfg.keep_comments, cfg.near_duplicate, cfg.text_column,
              checker(cfg.data_dir) if cfg.decontaminate else None, cfg.cache)
     if parallel.world() > 1:
         parallel.alone(prepare)(*given)

@@ -53,8 +53,8 @@ from sandbox import HarnessError
 PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)          # second word of every seed, after the run's own
 MODEL_FIELDS = ("n_layer", "n_head", "d_model", "d_ff", "vocab_size", "max_len", "pretrain_steps", "pretrain_lr", "notes_share", "useful",
                 "rows", "block", "weight_decay", "grad_clip", "bf16", "weights", "seed")                       # what decides the base model
-TUNE_FIELDS = MODEL_FIELDS + ("preset", "model", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "text_column", "unit", "keep_comments",
-                              "near_duplicate", "decontaminate", "data_dir", "infuse", "mstep_steps", "lr", "warmup", "iters",
+TUNE_FIELDS = MODEL_FIELDS + ("preset", "model", "data", "n_expert", "n_heldout", "max_tokens", "min_lines", "text_column", "unit", "docstrings",
+                              "keep_comments", "near_duplicate", "decontaminate", "data_dir", "infuse", "mstep_steps", "lr", "warmup", "iters",
                               "match")                                                                       # what decides the NTP baseline
 
 

@@ -85,6 +85,18 @@ def test_units_and_kept_comments(trained):
             assert full.count("# a thought") == len(snip.first) and corpus.strip_comments(full) == corpus.strip_comments(text)
 
 
+def test_only_what_has_a_docstring(trained, tmp_path):
+    """--docstrings true: what has none is counted."""
+    doc = GOOD.replace("):\n", "):\n    'Says.'\n")
+    for name, text in {"a.py": GOOD + "def g(x):\n" + doc.split("\n", 1)[1], "b.py": f"'Module.'\n{GOOD.replace('1', '2')}", "c.py": doc.replace("'Says.'", "x, 'Says.'"),
+                       "d.py": "class A:\n" + "".join(f"    {line}\n" for line in doc.replace("def f", "async def a").rstrip().split("\n"))}.items():
+        (tmp_path / name).write_text(text)
+    for unit, names, without in (("definitions", ["a.py:g", "d.py:A.a"], 3), ("functions", ["a.py:g"], 3), ("files", ["b.py"], 3)):
+        whole = prepared(tmp_path, trained, tmp_path / ".cache", unit=unit, docstrings=True)
+        assert [s.name for s in whole] == names and counted(whole)["no_docstring"] == without
+    assert "no_docstring" not in counted(prepared(tmp_path, trained, tmp_path / ".cache"))
+
+
 # ---------------------------------------------------------------- everything that can be wrong
 
 def bad_folder(path):

@@ -170,6 +170,7 @@ def test_choose_and_infuse(tok, model, which):
     assert written == [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats, progress=False)]
     chosen, _ = choose(model, tok, snips, cfg, which, (0, 1), [3, 4, 5, 6])
     assert all(len(z) <= math.ceil(0.4 * len(s.first)) for z, s in zip(chosen, snips))
+    assert choose(model, tok, snips, cfg, "act", (0, 1), [3, 4, 5, 6]) == ([{}] * 4, 0)
     if which != "exact":
         cfg.c = 1e6
         assert not any(choose(model, tok, snips, cfg, which, (0, 1), [3, 4, 5, 6])[0])
