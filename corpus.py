@@ -2,15 +2,13 @@
 
     python corpus.py --data stdlib,sympy --preset smollm2            prepare, and print the account; train.py --data stdlib,sympy then uses it
 
-1. Items (files, records; sources.py) are cut into functions and methods, or taken whole (--unit). Comments are stripped, so that every comment is a
-   latent (--keep-comments true keeps them: a comment then belongs to the line before it); docstrings stay. What is given (s_0) is
+1. Items (files, records; sources.py) are cut into functions and methods, or taken whole (--unit; functions.py). Comments are stripped, so that every
+   comment is a latent (--keep-comments true keeps them: a comment then belongs to the line before it); docstrings stay. What is given (s_0) is
    decorators, signature and docstring, or a file's docstring.
 2. Dropped are: what does not mean the same once it is dedented, texts that came before, what holds a benchmark's problem (decontaminate.py), what is
    too long or too short, what has no docstring (--docstrings true), and near-duplicates. Nothing that can be wrong with a source ends the
    preparation: it is counted.
-3. Near-duplicates. The shingles S(x) of a snippet are its runs of five tokens; J(a, b) = |S(a) & S(b)| / |S(a) | S(b)|. MinHash (128 permutations) in
-   bands finds the pairs to look at, and J is then computed exactly: a snippet is dropped if J >= --near-duplicate with one before it. With B bands of R
-   rows a pair is looked at with probability 1 - (1 - J^R)^B: 0.95 at J = 0.8, 0.999 at 0.87. A chain a ~ b ~ c may drop c too.
+3. Near-duplicates: those that share --near-duplicate of their runs of five tokens with one before them (near.py).
 4. One snippet in ten, by a checksum of its text, is held out. As near-duplicates are gone by then, none of it is left to be trained on.
 
 The work is done by several processes, about a megabyte of code at a time, each part written to a file of its own: an interrupted preparation goes on
@@ -24,12 +22,9 @@ size and time, settings, tokenizer, benchmarks, Python's version); it is there w
     first.bin, sep.bin     by line: index of its first token; which separator (listed in the manifest)
     names.bin, docs.npy    names; by snippet where all of these begin
 """
-import ast
 import contextlib
 import fcntl
 import hashlib
-import inspect
-import io
 import json
 import multiprocessing
 import os
@@ -39,7 +34,6 @@ import signal
 import sys
 import threading
 import tokenize
-import warnings
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -49,135 +43,13 @@ from tqdm import tqdm
 
 from config import UserError, command, parse
 from data import Snippet, snippet
-from sources import BAD, chunks, python2, read, sources
+from functions import COUNTED, DROPPED, checksum, documented, functions, units
+from near import LEADERS, PERMUTATIONS, SHINGLE, bands_of, minhash, near_duplicates, signatures
+from sources import BAD, chunks, sources
 
 FORMAT = 1                                                   # of the files; a new number makes old ones useless
-DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
-DROPPED = ("rewritten", "duplicate", "contaminated", "no_docstring", "too_long", "too_short", "no_line", "near_duplicate")
-COUNTED = ("items", *BAD, "found", *DROPPED, "kept", "tokens")
-PERMUTATIONS, SHINGLE, LEADERS = 128, 5, 16                  # of MinHash; tokens; snippets of a bucket that others are compared with, at most
 DOC = np.dtype([("ids", "i8"), ("lines", "i8"), ("name", "i8"), ("n_ids", "i4"), ("n_lines", "i4"), ("n_name", "i4"), ("n_sep", "i4"), ("prompt", "i4"),
                 ("source", "i2"), ("held", "?")])
-
-
-# ---------------------------------------------------------------- Python to functions
-
-def strip_comments(text):
-    """Python without its comments: lines that held only a comment vanish, blanks before a trailing comment go. Docstrings stay.
-
-    Example: "# a\n\nx = 1  # b\n" -> "\nx = 1\n".   Raises SyntaxError or tokenize.TokenError.
-    """
-    if "#" not in text:
-        return text
-    lines = text.split("\n")
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column].rstrip() or None
-    return "\n".join(line for line in lines if line is not None)
-
-
-def meaning(node):
-    """What a function or a module does, as text that is blind to the indentation of its docstrings."""
-    for sub in ast.walk(node):
-        if isinstance(sub, DEFS + (ast.ClassDef,)) and ast.get_docstring(sub, clean=False) is not None:
-            sub.body[0].value.value = inspect.cleandoc(sub.body[0].value.value)
-    return ast.dump(node)
-
-
-def functions(source, unit="definitions", keep_comments=False):
-    """Functions of a module and methods of its classes -> (name, text, prompt_chars) each, dedented, without comments or final newline.
-
-    text[:prompt_chars] is what is given: decorators, signature and docstring, up to the end of a line. A function whose syntax tree would
-    change (a string whose lines lose indentation) is yielded with text None. unit: "functions" or "methods" only, or "files": the module as
-    it is, under the name "". Raises SyntaxError, ValueError or RecursionError where `source` is not Python.
-    """
-    lines = source.split("\n")
-
-    def visit(body, prefix):
-        for node in body:
-            if isinstance(node, ast.ClassDef) and unit != "functions":
-                yield from visit(node.body, f"{prefix}{node.name}.")
-            elif isinstance(node, DEFS) and (prefix or unit != "methods"):
-                begin = min(n.lineno for n in [node] + node.decorator_list) - 1
-                text = lines[begin:node.end_lineno]
-                margin = text[0][:len(text[0]) - len(text[0].lstrip())]
-                yield prefix + node.name, *plain("\n".join(line.removeprefix(margin) for line in text), node)
-
-    def plain(text, node):
-        try:
-            text = (text if keep_comments else strip_comments(text)).rstrip()
-            tree = ast.parse(text)
-            new = tree if isinstance(node, ast.Module) else tree.body[0]
-            return (text, header(text, new)) if meaning(node) == meaning(new) else (None, 0)
-        except (SyntaxError, tokenize.TokenError, RecursionError):
-            return None, 0
-
-    def header(text, node):
-        rows = text.split("\n")
-        if ast.get_docstring(node, clean=False) is not None:
-            return len("\n".join(rows[:node.body[0].end_lineno]))
-        if isinstance(node, ast.Module):
-            return 0                                         # then the first statement is what is given (data.snippet)
-        first = min(n.lineno for n in [node.body[0]] + getattr(node.body[0], "decorator_list", []))
-        return len("\n".join(rows[:max(first - 1, node.lineno)]).rstrip())
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                      # invalid escapes in strings are not ours to report
-        tree = ast.parse(source)
-        if unit != "files":
-            yield from visit(tree.body, "")
-        elif tree.body:
-            yield "", *plain(source, tree)
-
-
-def documented(text, unit="definitions"):
-    """Has a function, or with unit "files" a module, a docstring?"""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tree = ast.parse(text)
-    return ast.get_docstring(tree if unit == "files" else tree.body[0]) is not None
-
-
-def units(item, counts, unit="definitions", keep_comments=False):
-    """What an item holds -> (list of (name, text or None, prompt_chars), the bytes it was read from). Counts the item, and what is wrong with it."""
-    text, raw, bad = read(item)
-    counts["items"] += 1
-    found = []
-    try:
-        for name, part, prompt in [] if bad else functions(text, unit, keep_comments):
-            found.append((f"{item.name}:{name}" if name else item.name, part, prompt))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        bad = "python2" if python2(text) else "syntax_error"
-    if bad:
-        counts[bad] += 1
-    counts["found"] += len(found)
-    return found, raw
-
-
-def distinct(spec, counts, unit="definitions", keep_comments=False, column="text", progress=True):
-    """Functions in `spec`, each text once -> yields a list of (name, text, prompt_chars) an item. counts: a dict of COUNTED, kept up to date."""
-    seen, found = set(), sources(spec, column)
-    with tqdm(total=sum(size for one in found for _, _, size in one.files), desc="reading", unit="B", unit_scale=True, disable=not progress, delay=2,
-              leave=False) as bar:
-        for one in found:
-            for size, some in chunks(one, column):
-                for item in some:
-                    kept = []
-                    for name, text, prompt in units(item, counts, unit, keep_comments)[0]:
-                        key = text and checksum(text)
-                        if text is None or key in seen:
-                            counts["rewritten" if text is None else "duplicate"] += 1
-                        else:
-                            seen.add(key)
-                            kept.append((name, text, prompt))
-                    yield kept
-                bar.update(size)
-
-
-def checksum(text):
-    """64 bits of a text, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 # ---------------------------------------------------------------- a corpus on disk
@@ -429,72 +301,6 @@ def id_type(tok):
     return np.dtype(np.uint16 if tok.vocab_size <= 1 << 16 else np.uint32)
 
 
-# ---------------------------------------------------------------- near-duplicates
-
-def minhash():
-    """rensa's MinHash. Raises UserError if the package is missing."""
-    try:
-        from rensa import RMinHash
-    except ImportError:
-        raise UserError("near-duplicates need the package rensa; pip install rensa==0.5.0, or leave them in with --near-duplicate 0") from None
-    return RMinHash
-
-
-def bands_of(near):
-    """How 128 permutations are cut into (bands, rows): as few bands as find 94% of the pairs that are just similar enough. Example: 0.8 -> (16, 8)."""
-    if near == 0:
-        return 0, PERMUTATIONS
-    rows = [r for r in (1, 2, 4, 8, 16, 32, 64) if r == 1 or 1 - (1 - near ** r) ** (PERMUTATIONS // r) >= 0.94]
-    return PERMUTATIONS // rows[-1], rows[-1]
-
-
-def shingles(raw, width):
-    """S(x) of ids as bytes, `width` bytes a token; of fewer than five tokens: all of them as one."""
-    return {raw[i:i + SHINGLE * width] for i in range(0, max(1, len(raw) - (SHINGLE - 1) * width), width)}
-
-
-def signatures(docs, near, dtype):
-    """MinHash of lists of ids -> (n, bands) uint64, equal where a band's rows are."""
-    bands, rows = bands_of(near)
-    found = np.zeros((len(docs), PERMUTATIONS), np.uint64)
-    for i, ids in enumerate(docs if bands else ()):
-        m = minhash()(num_perm=PERMUTATIONS, seed=1)
-        m.update(list(shingles(np.asarray(ids, dtype).tobytes(), dtype.itemsize)))
-        found[i] = m.digest()
-    mixed = np.zeros((len(docs), bands), np.uint64)
-    for row in range(rows if bands else 0):                  # a polynomial in an odd number, modulo 2^64
-        mixed = (mixed + found[:, row::rows]) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-    return mixed
-
-
-def near_duplicates(folder, table, dtype, near, progress):
-    """Which of the snippets written so far are near-duplicates of one before them -> (n,) bool. A bucket is the snippets that agree in a band; each is
-    compared with those of its bucket that were not dropped for another one there."""
-    gone = np.zeros(len(table), bool)
-    fd, width = os.open(folder / "ids.bin", os.O_RDONLY), dtype.itemsize
-
-    def look(i):
-        doc = table[i]
-        return shingles(os.pread(fd, (int(doc["n_ids"]) - 1) * width, int(doc["ids"]) * width), width)
-
-    for band in tqdm(range(bands_of(near)[0]), desc="near-duplicates", unit="band", disable=not progress, delay=2, leave=False):
-        keys = np.fromfile(folder.parent / f"band{band}.bin", np.uint64)
-        left = np.flatnonzero(~gone)
-        at = left[np.argsort(keys[left], kind="stable")]
-        edges = np.flatnonzero(np.concatenate([[True], keys[at[1:]] != keys[at[:-1]], [True]])) if len(at) else np.zeros(1, int)
-        for k in np.flatnonzero(np.diff(edges) > 1):
-            leaders = []
-            for i in at[edges[k]:edges[k + 1]]:
-                mine = look(i)
-                if any(len(mine & other) >= near * len(mine | other) for other in leaders):
-                    gone[i] = True
-                elif len(leaders) < LEADERS:
-                    leaders.append(mine)
-    os.close(fd)
-    return gone
-
-
 # ---------------------------------------------------------------- the parts, joined
 
 def join(parts, count, found, settings, tok, check, progress):
@@ -592,5 +398,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    from corpus import main                                  # one copy of this module, whoever imports it
-    command(main, "stopped; the same command goes on")
+    import corpus                                            # one copy of this module, whoever imports it
+    command(corpus.main, "stopped; the same command goes on")

@@ -44,7 +44,7 @@ import warnings
 from tqdm import tqdm
 
 import benchmarks
-import corpus
+import functions
 from config import Parser, UserError, check_output, command, convert, write_output
 
 SHORTEST, GRAM, ALIKE = 24, 10, 0.6                          # characters of a substring; words of a gram; least similarity under the same name
@@ -81,7 +81,7 @@ def checker(data_dir=""):
 def bare(text):
     """Python without its comments; other text as it is."""
     try:
-        return corpus.strip_comments(text)
+        return functions.strip_comments(text)
     except (SyntaxError, tokenize.TokenError):
         return text
 
@@ -101,7 +101,7 @@ def defined(text, name):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                  # invalid escapes in strings are not ours to report
-            return [n for n in ast.walk(ast.parse(text)) if isinstance(n, corpus.DEFS) and n.name == name]
+            return [n for n in ast.walk(ast.parse(text)) if isinstance(n, functions.DEFS) and n.name == name]
     except (SyntaxError, ValueError, RecursionError):
         return []
 
@@ -253,8 +253,8 @@ def main(argv):
         raise UserError(f"--show {show}: expected a number of at least 0")
     for option, path in (("--out", args.out), ("--report", args.report)):
         check_output(option, path)
-    check, counts = checker(args.data_dir), dict.fromkeys(corpus.COUNTED, 0)
-    kept = [(name, text) for some in corpus.distinct(args.data, counts, column=args.text_column) for name, text, _ in some if not check(name, text)]
+    check, counts = checker(args.data_dir), dict.fromkeys(functions.COUNTED, 0)
+    kept = [(name, text) for some in functions.distinct(args.data, counts, column=args.text_column) for name, text, _ in some if not check(name, text)]
     if not check.seen:
         raise UserError(f"corpus {args.data!r}: no function in it ({', '.join(f'{k} {n}' for k, n in counts.items() if n)}); give other code")
     tqdm.write(check.line(), file=sys.stderr)

@@ -19,6 +19,8 @@ import pytest
 
 import corpus
 import data
+import functions
+import near
 import sources
 import tokenizer
 from config import UserError, make
@@ -48,12 +50,12 @@ def content(folder):
 
 def test_comments_go_and_the_rest_stays():
     text = 'def f(x):  # why\n    # alone\n    """Doc # stays."""\n    y = "#"  # gone\n\n    return (y,  # a\n            # b\n            x)\n'
-    bare = corpus.strip_comments(text)
+    bare = functions.strip_comments(text)
     assert bare == 'def f(x):\n    """Doc # stays."""\n    y = "#"\n\n    return (y,\n            x)\n'
     assert ast.dump(ast.parse(bare)) == ast.dump(ast.parse(text))
     for module in (json, random, inspect):
         source = inspect.getsource(module)
-        assert ast.dump(ast.parse(corpus.strip_comments(source))) == ast.dump(ast.parse(source))
+        assert ast.dump(ast.parse(functions.strip_comments(source))) == ast.dump(ast.parse(source))
 
 
 SOURCE = ("'''Top.'''\nclass A:\n    @property\n    def a(self):\n        '''One.\n\n        Two.'''\n        x = 1  # c\n        return x\n\n"
@@ -61,7 +63,7 @@ SOURCE = ("'''Top.'''\nclass A:\n    @property\n    def a(self):\n        '''One
 
 
 def test_functions_of_a_module():
-    found = {name: (text, prompt) for name, text, prompt in corpus.functions(SOURCE)}
+    found = {name: (text, prompt) for name, text, prompt in functions.functions(SOURCE)}
     text, prompt = found["A.a"]
     assert text == "@property\ndef a(self):\n    '''One.\n\n    Two.'''\n    x = 1\n    return x" and text[:prompt].endswith("Two.'''")
     assert found["A.b"] == (None, 0)                                                  # dedenting would change a string
@@ -70,19 +72,19 @@ def test_functions_of_a_module():
 
 
 def test_units_and_kept_comments(trained):
-    names = {unit: [name for name, _, _ in corpus.functions(SOURCE, unit)] for unit in ("definitions", "functions", "methods", "files")}
+    names = {unit: [name for name, _, _ in functions.functions(SOURCE, unit)] for unit in ("definitions", "functions", "methods", "files")}
     assert names == {"definitions": ["A.a", "A.b", "f"], "functions": ["f"], "methods": ["A.a", "A.b"], "files": [""]}
-    (_, text, prompt), = corpus.functions(SOURCE, "files")
-    assert text == corpus.strip_comments(SOURCE).rstrip() and text[:prompt] == "'''Top.'''"
-    assert list(corpus.functions("# nothing\n", "files")) == []
-    kept = {name: text for name, text, _ in corpus.functions(SOURCE, keep_comments=True)}
+    (_, text, prompt), = functions.functions(SOURCE, "files")
+    assert text == functions.strip_comments(SOURCE).rstrip() and text[:prompt] == "'''Top.'''"
+    assert list(functions.functions("# nothing\n", "files")) == []
+    kept = {name: text for name, text, _ in functions.functions(SOURCE, keep_comments=True)}
     assert "x = 1  # c\n" in kept["A.a"] and kept["f"] == SOURCE[SOURCE.index("async"):].rstrip()
-    for name, text, prompt in corpus.functions(inspect.getsource(random), keep_comments=True):           # a thought goes in; the author's comments stay
+    for name, text, prompt in functions.functions(inspect.getsource(random), keep_comments=True):           # a thought goes in; the author's comments stay
         if text and (snip := data.snippet(trained, text, prompt, name)):
             thoughts = {t: trained.encode(" # a thought" if trained.decode(sep) != "\n" else "# a thought") for t, sep in enumerate(snip.sep)}
             full = trained.decode(data.infuse(trained, snip, thoughts)[0])
             assert [line for line in full.split("\n") if line.strip() != "# a thought"] == text.split("\n")
-            assert full.count("# a thought") == len(snip.first) and corpus.strip_comments(full) == corpus.strip_comments(text)
+            assert full.count("# a thought") == len(snip.first) and functions.strip_comments(full) == functions.strip_comments(text)
 
 
 def test_only_what_has_a_docstring(trained, tmp_path):
@@ -298,7 +300,7 @@ def both(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("near")
     rng, lines = random.Random(2), []
     for module in (random, textwrap, inspect, subprocess):
-        for _, text, _ in corpus.functions(inspect.getsource(module)):
+        for _, text, _ in functions.functions(inspect.getsource(module)):
             lines.append(text)
             if text and rng.random() < 0.8:
                 names = sorted({n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)})
@@ -327,20 +329,20 @@ def test_minhash_against_exact_similarity(both):
     """The share of equal bands is 1 - (1 - J^R)^B in the mean: over pairs of every similarity, with bands of one row it is J itself."""
     everything, _ = both
     pairs = similar(everything, 0.3)
-    raw = corpus.signatures([s.ids[:-1] for s in everything], 0.02, np.dtype(np.uint16))                  # (n, 128): one row a band
+    raw = near.signatures([s.ids[:-1] for s in everything], 0.02, np.dtype(np.uint16))                  # (n, 128): one row a band
     assert raw.shape[1] == 128
     error = [(raw[i] == raw[j]).mean() - J for (i, j), J in pairs.items()]
     assert len(error) > 100 and abs(np.mean(error)) < 0.01 and np.abs(error).max() < 5 * 0.5 / 128 ** 0.5
-    eight = corpus.signatures([s.ids[:-1] for s in everything], 0.8, np.dtype(np.uint16))                 # (n, 16)
+    eight = near.signatures([s.ids[:-1] for s in everything], 0.8, np.dtype(np.uint16))                 # (n, 16)
     expected = [1 - (1 - J ** 8) ** 16 for J in pairs.values()]
     assert abs(np.mean([(eight[i] == eight[j]).any() for i, j in pairs]) - np.mean(expected)) < 0.08
 
 
 def test_bands():
-    assert corpus.bands_of(0.8) == (16, 8) and corpus.bands_of(1) == (2, 64) and corpus.bands_of(0)[0] == 0
-    for near in np.linspace(0.05, 1, 20):
-        bands, rows = corpus.bands_of(near)
-        assert bands * rows == 128 and 1 - (1 - near ** rows) ** bands >= 0.94
+    assert near.bands_of(0.8) == (16, 8) and near.bands_of(1) == (2, 64) and near.bands_of(0)[0] == 0
+    for J in np.linspace(0.05, 1, 20):
+        bands, rows = near.bands_of(J)
+        assert bands * rows == 128 and 1 - (1 - J ** rows) ** bands >= 0.94
 
 
 def test_held_out_code_is_never_trained_on(trained, tmp_path):
@@ -369,7 +371,7 @@ def test_order():
 def test_a_corpus_is_as_a_list(trained, tmp_path):
     whole = prepared("json,random", trained, tmp_path)
     plain = list(whole)
-    text = {f"random.py:{name}": (text, prompt) for name, text, prompt in corpus.functions(inspect.getsource(random))}
+    text = {f"random.py:{name}": (text, prompt) for name, text, prompt in functions.functions(inspect.getsource(random))}
     seen = [s for s in plain if s.name in text]
     assert len(seen) > 10 and all(s == data.snippet(trained, *text[s.name], s.name) for s in seen)
     assert len(whole) == len(plain) and whole[0] == plain[0] and whole[-1] == plain[-1] and list(whole[3:9:2]) == plain[3:9:2]
@@ -450,12 +452,12 @@ MEMORY = """
 import sys; sys.path.insert(0, {here!r})
 import json, os, pathlib, random, threading, time
 import numpy as np
-import corpus, data, tokenizer
+import corpus, data, functions, tokenizer
 tok, parts = tokenizer.make_tokenizer(tokenizer.encoding({{bytes([i]): i for i in range(256)}}), 256), pathlib.Path({folder!r})
 rng = np.random.default_rng(0)
 N, settings = 5000, dict(near=0.8)
 docs = [(data.Snippet(rng.integers(0, 256, 300).tolist(), 10, [20, 100, 200], [[1], [2], [1]], f"s{{i}}"), i % 10 == 0) for i in range(N)]
-corpus.write_part(parts / "0.npz", 0, dict.fromkeys(corpus.COUNTED, 0), "00", dict.fromkeys(range(N), "kept"), docs, [], tok, 0.8, {{}})
+corpus.write_part(parts / "0.npz", 0, dict.fromkeys(functions.COUNTED, 0), "00", dict.fromkeys(range(N), "kept"), docs, [], tok, 0.8, {{}})
 del docs
 for n in range(1, {count}):
     with np.load(parts / "0.npz") as z:

@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import corpus
 import data
+import functions
 import tokenizer
 import weights
 from config import UserError
@@ -160,7 +161,7 @@ def test_infused_text_minus_thoughts_is_the_experts(stdlib):
         assert data.infuse(tok, snip, dict(enumerate(thoughts))) == (ids, kinds)
         full = tok.decode(ids)
         assert ast.dump(ast.parse(full)) == ast.dump(ast.parse(text))                 # comments, and nothing else, were added
-        assert corpus.strip_comments(full).encode() == text.encode()                    # byte for byte
+        assert functions.strip_comments(full).encode() == text.encode()                    # byte for byte
         good, n = good + data.canonical(tok, ids), n + 1
     print(f"canonical after infusion: {good} of {n}")
     assert good / n >= 0.99

@@ -11,6 +11,7 @@ import pytest
 import benchmarks
 import corpus
 import decontaminate
+import functions
 import runs
 from config import UserError, make
 from decontaminate import Checker, alike, bare, body_tokens, defined, norm
@@ -210,7 +211,7 @@ def test_a_benchmark_as_a_corpus_is_dropped(name, full, tmp_path):
     for task in tasks:
         entry = task.entry_point.split(".")[-1]
         (tmp_path / "c.jsonl").write_text(json.dumps({"text": task.solution if defined(task.solution, entry) else task.prompt + task.solution}))
-        some, = corpus.distinct(str(tmp_path / "c.jsonl"), dict.fromkeys(corpus.COUNTED, 0), progress=False)
+        some, = functions.distinct(str(tmp_path / "c.jsonl"), dict.fromkeys(functions.COUNTED, 0), progress=False)
         dropped = {n.split(".")[-1].split(":")[-1] for n, text, _ in some if full.hits(n, text)}
         assert entry in dropped, task.name
 
@@ -229,7 +230,7 @@ def test_humaneval_without_docstrings_and_under_other_names(full):
 
 def test_library_code_stays(full):
     """A sample of the standard library: almost all of it stays, and the same on a second look; hand-made code stays."""
-    some = corpus.distinct("asyncio,email,http,unittest,random,statistics,heapq", dict.fromkeys(corpus.COUNTED, 0), progress=False)
+    some = functions.distinct("asyncio,email,http,unittest,random,statistics,heapq", dict.fromkeys(functions.COUNTED, 0), progress=False)
     sample = [f for batch in some for f in batch]
     why = [full.hits(name, text) for name, text, _ in sample]
     assert len(sample) > 1000 and sum(map(bool, why)) < 0.002 * len(sample)

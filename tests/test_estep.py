@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-import corpus
 import data
+import functions
 import tasks
 import tokenizer
 from estep import advantages, durations, event_logprobs, hidden_before, policy_gradient, summary
@@ -131,7 +131,7 @@ def tok():
 def snips(tok):
     """Four functions of the built-in domain, three of the standard library, and code in column 0; 2 to 11 lines."""
     found = [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in (tasks.expert_task(0, i, "train") for i in (0, 1, 4, 7))]
-    found += [data.snippet(tok, text, chars, name) for name, text, chars in corpus.functions(inspect.getsource(heapq))
+    found += [data.snippet(tok, text, chars, name) for name, text, chars in functions.functions(inspect.getsource(heapq))
               if name in ("heappush", "heappop", "_siftdown")]
     return found + [data.snippet(tok, "x = [1]\nfor i in x:\n    y = i\nz = x\n", 7)]
 
@@ -276,7 +276,7 @@ def test_only_what_is_needed(tok, snips, models):
 def test_rollouts_of_a_real_model(smollm2):
     """SmolLM2 in float32, two functions of the standard library of different lengths: rollouts are what one token at a time gives."""
     model, tok, _ = smollm2
-    some = [data.snippet(tok, text, chars, name) for name, text, chars in corpus.functions(inspect.getsource(heapq)) if name in ("heappush", "heappop")]
+    some = [data.snippet(tok, text, chars, name) for name, text, chars in functions.functions(inspect.getsource(heapq)) if name in ("heappush", "heappop")]
     for rate, part, G in ((None, some[:1], 1), (0.1, some[:1], 2), (0.4, some, 2), (1.0, some[:1], 1)):
         rolls = rollout(model, model, tok, part, G, 3, (6,), rate=rate)
         alike(rolls, token_by_token(model, tok, part, G, 3, (6,), rate), 1e-4, 1e-3)

@@ -14,9 +14,9 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import config
-import corpus
 import data
 import evaluate
+import functions
 import hf
 import hindsight
 import mstep
@@ -75,10 +75,10 @@ def style(request, published):
 
 
 @pytest.fixture(scope="module")
-def functions():
+def stdlib():
     """5,000 functions of the standard library."""
     found = []
-    for some in corpus.distinct("stdlib", dict.fromkeys(corpus.COUNTED, 0), progress=False):
+    for some in functions.distinct("stdlib", dict.fromkeys(functions.COUNTED, 0), progress=False):
         found += some
         if len(found) >= 5000:
             return found[:5000]
@@ -86,10 +86,10 @@ def functions():
 
 # ---------------------------------------------------------------- ids
 
-def test_ids_are_those_of_tokenizers(style, functions):
+def test_ids_are_those_of_tokenizers(style, stdlib):
     name, folder, theirs, tok = style
     theirs.encode_special_tokens = True                      # special tokens in a text are text, for us
-    texts = [text for _, text, _ in functions] + ADVERSARIAL
+    texts = [text for _, text, _ in stdlib] + ADVERSARIAL
     rng = random.Random(0)
     texts += ["".join(rng.choices(ADVERSARIAL, k=3)) for _ in range(300)]
     texts += ["".join(rng.choices(" \n\t\r#'a1é.:)\"", k=rng.randint(1, 40))) for _ in range(2000)]
@@ -167,10 +167,10 @@ def test_where_lines_begin(style):
     assert whole[:len(given)] == given                       # what a model is given is a prefix of the whole text's ids
 
 
-def test_infused_ids_are_canonical(style, functions):
+def test_infused_ids_are_canonical(style, stdlib):
     name, _, _, tok = style
     rng, n, lines, statements, closed = random.Random(0), 0, 0, 0, 0
-    for _, text, prompt in functions[:1500]:
+    for _, text, prompt in stdlib[:1500]:
         if len(text) > 3000 or (snip := data.snippet(tok, text, prompt)) is None:
             continue
         thoughts = [z and written(tok, tok.decode(z)) for z in some_thoughts(tok, snip, rng)]
@@ -178,17 +178,17 @@ def test_infused_ids_are_canonical(style, functions):
         ids, kinds = data.infuse(tok, snip, thoughts)
         assert data.canonical(tok, ids), tok.decode(ids)
         assert [i for i, k in zip(ids, kinds) if k != data.THOUGHT] == snip.ids == tok.bos + tok.encode(text) + [tok.eos]
-        assert corpus.strip_comments(tok.decode(ids)) == text
+        assert functions.strip_comments(tok.decode(ids)) == text
         n, lines, statements = n + 1, lines + len(snip.first), statements + sum(at >= prompt for at in data.statements(text))
     print(f"{name}: {n} functions, {lines} lines of {statements} can take a thought")
     assert n > 1000 and lines > 0.95 * statements and (closed > 500 or name == "smollm2")
 
 
-def test_rollouts_of_a_random_model_give_canonical_ids(style, functions):
+def test_rollouts_of_a_random_model_give_canonical_ids(style, stdlib):
     name, _, _, tok = style
     cfg = config.make("smollm2", c=0.0, think_max=6, resample=2)
     net = Transformer(ModelConfig(tok.vocab_size, 1, 2, 1, 16, 16, 2048)).init_weights(3)
-    snips = [s for _, text, prompt in functions[:200] if len(text) < 500 and (s := data.snippet(tok, text, prompt)) and len(s.first) > 2][:40]
+    snips = [s for _, text, prompt in stdlib[:200] if len(text) < 500 and (s := data.snippet(tok, text, prompt)) and len(s.first) > 2][:40]
     cfg.estep, cfg.rate = "random", 0.5
     stats = collections.Counter()
     docs, kinds = zip(*mstep.infuse_corpus(net, net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats, progress=False))
@@ -320,12 +320,12 @@ def test_patterns_are_the_published_ones():
 
 # ---------------------------------------------------------------- exports
 
-def test_a_domain_tokenizer_as_a_folder(tok, functions, tmp_path):
+def test_a_domain_tokenizer_as_a_folder(tok, stdlib, tmp_path):
     """The small tokenizer of the built-in domain, written out, read by `tokenizers` and by us."""
     hf.write_tokenizer(tok, tmp_path)
     hf.write_json({"vocab_size": tok.vocab_size}, tmp_path / "config.json")
     theirs, again = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), tokenizer.folder_tokenizer(tmp_path)
-    for text in [text for _, text, _ in functions[:300]] + ADVERSARIAL:
+    for text in [text for _, text, _ in stdlib[:300]] + ADVERSARIAL:
         if "<|endoftext|>" not in text:
             assert tok.encode(text) == again.encode(text) == theirs.encode(text).ids
     assert again.eos == tok.eos and again.vocab_size == tok.vocab_size
