@@ -98,6 +98,8 @@ def test_hours_follow_the_work():
     assert set(plan.hours(cfg, net, "ntp", 256, H200)) == {"NTP"}
     few, many = (plan.hours(config.make("qwen2.5-1.5b", estep="hindsight", **more), net, "em", 256, H200) for more in ({}, {"proposals": 12, "own": 6}))
     assert 1.5 < many["infusion"][2] / few["infusion"][2] < 2 and few["E-steps"][2] == 0
+    late = plan.hours(config.make("qwen2.5-1.5b", estep="hindsight", selection="act,exact"), net, "em", 256, H200)
+    assert 2 * late["infusion"][2] == pytest.approx(few["infusion"][2])
 
 
 def test_dry_run_writes_nothing(monkeypatch, capsys, tmp_path):

@@ -135,11 +135,12 @@ def copied(whole, tmp_path):
     return out
 
 
-def test_infinite_c_is_ntp(whole, tmp_path):
-    """RA3 at c = inf against NTP: the same weights bit for bit, the same losses, no thought; its results are numbers. A name of its own
-    keeps it apart from ra3 and ntp."""
+@pytest.mark.parametrize("how", ["--c inf", "--estep hindsight --selection act"])
+def test_without_thoughts_it_is_ntp(whole, tmp_path, how):
+    """RA3 at c = inf, and with hindsight that selects <act>, against NTP: the same weights bit for bit, the same losses, no thought; its results are
+    numbers. A name of its own keeps it apart from ra3 and ntp."""
     out = copied(whole, tmp_path)
-    run(out, "--c", "inf", "--name", "no-thoughts", "--models", "ntp")
+    run(out, *how.split(), "--name", "no-thoughts", "--models", "ntp")
     assert same_weights(out / "no-thoughts.pt", whole / "ntp.pt") and same_weights(out / "ntp.pt", whole / "ntp.pt") and not (out / "ra3.pt").exists()
     lines = {name: [line["loss"] for line in metrics(out) if line["model"] == name and line["phase"] == "mstep"] for name in ("ntp", "no-thoughts")}
     assert lines["ntp"] == lines["no-thoughts"] and len(lines["ntp"]) == 12
