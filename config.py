@@ -182,6 +182,12 @@ def convert(key, kind, text):
         raise UserError(f"--{key.replace('_', '-')} {text}: expected {expected}") from None
 
 
+def selection_of(cfg, iteration):
+    """cfg.selection of an EM iteration, the last one named for all later. Example: "best,exact", 5 -> "exact"."""
+    which = cfg.selection.split(",")
+    return which[min(iteration, len(which) - 1)]
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with a mistake told in one line and the nearest setting named."""
 

@@ -144,6 +144,11 @@ def inserted(tok, thought, sep):
     return [*thought, *sep[thought[-1] in tok.closing_ids:]]
 
 
+def ends_itself(tok, thought, think_max):
+    """Does a thought end without a stop token: at the greatest length, or with a closing token?"""
+    return len(thought) == think_max or thought[-1] in tok.closing_ids
+
+
 def infuse(tok, snip, thoughts):
     """Write thoughts into a snippet -> (ids, kinds), two lists of equal length.
 

@@ -55,7 +55,7 @@ import torch
 from tqdm import tqdm
 
 from config import command, parse
-from data import canonical, infuse, inserted, mark
+from data import canonical, ends_itself, infuse, inserted, mark
 from elbo import log1mexp, token_logprobs
 from sample import generate
 
@@ -126,9 +126,9 @@ def score(model, tok, cache, jobs, at_once=64):
 
 
 def thought_wanted(tok, first, z, think_max, part=0):
-    """What to score of a thought z whose `#` is at `first`: its other tokens, and its end unless it has the greatest length or a closing token."""
+    """What to score of a thought z whose `#` is at `first`: its other tokens, and its end where a stop token ends it."""
     n = len(z)
-    return [(first + k, CONTENT, part) for k in range(1, n)] + [(first + n, END, part)] * (n < think_max and z[-1] not in tok.closing_ids)
+    return [(first + k, CONTENT, part) for k in range(1, n)] + [(first + n, END, part)] * (not ends_itself(tok, z, think_max))
 
 
 def lines_wanted(firsts, end, part):

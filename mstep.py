@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 import parallel
-from config import UserError
+from config import UserError, selection_of
 from corpus import sizes
 from data import PROMPT, THOUGHT, canonical, infuse, one_row
 from elbo import token_logprobs
@@ -57,8 +57,7 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, stats, progress=True
         if never or not part:
             chosen = [{}] * len(part)
         elif cfg.estep == "hindsight":
-            which = cfg.selection.split(",")
-            chosen, tokens = choose(pi, tok, part, cfg, which[min(iteration, len(which) - 1)], seed, of_part)
+            chosen, tokens = choose(pi, tok, part, cfg, selection_of(cfg, iteration), seed, of_part)
             stats["forward_tokens"] += tokens
         else:
             rolls = rollout(q, pi, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon, need="rewards" if n > 1 else "latents",

@@ -18,7 +18,7 @@ import os
 import torch
 
 import hf
-from config import UserError
+from config import UserError, selection_of
 from model import ModelConfig, Transformer, count_params, device_of, work_size
 from speed.measure import machine_rates
 
@@ -135,8 +135,7 @@ def hours(cfg, net, stage, tokens, rates):
         out["E-steps"] = e, e * rows * tokens, e * (rollout_seconds(cfg, net, cfg.snippets, cfg.group, tokens, rates) + update) / 3600
         G = {"best-of-n": cfg.group, "reinforce": cfg.resample}.get(cfg.estep, 1)
         seconds = hindsight_seconds(cfg, net, 64, tokens, rates) if cfg.estep == "hindsight" else rollout_seconds(cfg, net, 64, G, tokens, rates)
-        which = cfg.selection.split(",")
-        free = sum(which[min(i, len(which) - 1)] == "act" for i in range(iters)) if cfg.estep == "hindsight" else 0       # nothing is proposed there
+        free = sum(selection_of(cfg, i) == "act" for i in range(iters)) if cfg.estep == "hindsight" else 0       # nothing is proposed there
         out["infusion"] = iters - free, (iters - free) * cfg.infuse * G * tokens, (iters - free) * cfg.infuse / 64 * seconds / 3600
         out["M-steps"] = out["NTP"]
     return out

@@ -34,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 import parallel
-from data import inserted
+from data import ends_itself, inserted
 from decoder import Decoder, Reader, batches, packed
 from elbo import log1mexp, token_logprobs
 
@@ -290,7 +290,7 @@ def think(seats, thinking, think_max, tok, said):
     for row in (rows[n] for n in thinking):
         t = row.next - 1
         z = row.thoughts[t]
-        row.known += len(z) - (len(z) == think_max or z[-1] in tok.closing_ids)             # the last token of these was not read
+        row.known += len(z) - ends_itself(tok, z, think_max)                                # the last token of these was not read
         insert = inserted(tok, z, row.snip.sep[t])
         row.ids[row.first[t]:row.first[t]] = insert
         row.first[t:] = [f + len(insert) for f in row.first[t:]]

@@ -249,10 +249,8 @@ def step_rows(quick, rates):
     pi, G, rate, B = copy.deepcopy(q).bfloat16().requires_grad_(False), 4, 0.2, 1 if quick else 4
     snips, tok = snippets(B, 250, cfg.vocab_size)
     opt = mstep.adamw(q, 1e-6, 0.0)
-    docs, settings = [s.ids for s in snips], make("smollm2")
-    kinds = [[data.PROMPT] * s.prompt + [data.CODE] * (len(s.ids) - s.prompt) for s in snips]
-    kept = []
-    peers = {"ours": lambda: kept.append(estep(q, pi, opt, tok, snips, G, rate)),
+    (docs, kinds), settings = zip(*mstep.Code(tok, snips)), make("smollm2")
+    peers = {"ours": lambda: estep(q, pi, opt, tok, snips, G, rate),
              "rollouts": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate),
              "rewards": lambda: rollout(copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate, need="rewards"),
              "NTP step": lambda: mstep.ntp_step(q, opt, docs, kinds, 1e-6, settings)}

@@ -126,7 +126,8 @@ def rows(quick, rates, args):
 
     def row(name, prompts, n, new, repeats, target):
         return {"row": name, "work": n * len(prompts) * new, "unit": "tokens", "limit_s": limit(model, rates, prompts, n, new), "target": target, "note": note,
-                "seconds": interleaved({peer: functools.partial(f, prompts, n, new) for peer, f in peers.items()}, repeats, rates, name, warm=gpu or n * len(prompts) < 64 and not quick)}
+                "seconds": interleaved({peer: functools.partial(f, prompts, n, new) for peer, f in peers.items()}, repeats, rates, name,
+                                       warm=not quick and (gpu or n * len(prompts) < 64))}
 
     for B in (16,) if quick else (1, 16, 64, 256):
         n, new = min(B, 16), 16 if quick else 64

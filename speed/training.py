@@ -48,7 +48,7 @@ import mstep
 import tasks
 import tokenizer
 from config import UserError
-from corpus import functions
+from functions import functions
 from model import ModelConfig, Transformer, work_size
 from speed.measure import absent, installed, interleaved
 from speed.sampling import SMOLLM2, hf_model
@@ -164,7 +164,7 @@ def rows(quick, rates, args):
     tok = tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)], settings.vocab_size)
     snips = [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in (tasks.expert_task(0, i, "train") for i in range(200))]
     chosen = [snips[i] for i in mstep.step_documents([len(s.ids) for s in snips], settings.rows * settings.block, (0, 0))(0)]
-    docs, kinds = [s.ids for s in chosen], [[data.PROMPT] * s.prompt + [data.CODE] * (len(s.ids) - s.prompt) for s in chosen]
+    docs, kinds = zip(*mstep.Code(tok, chosen))
     cfg = ModelConfig(tok.vocab_size, settings.n_layer, settings.n_head, settings.n_head, settings.d_model, settings.d_ff, settings.max_len)
     seconds = interleaved({"ours": ours(cfg, docs, kinds, rates.device)}, 10, rates, "tiny")
     yield {"row": "M-step, tiny", "work": sum(map(len, docs)), "unit": "tokens", "seconds": seconds, "limit_s": limit_s(cfg, docs, rates),
