@@ -39,7 +39,6 @@ import os
 import re
 import sys
 import tokenize
-import warnings
 
 from tqdm import tqdm
 
@@ -99,9 +98,7 @@ def grams(words):
 def defined(text, name):
     """All functions of that name in a text, outer ones first; none if it is not Python."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                  # invalid escapes in strings are not ours to report
-            return [n for n in ast.walk(ast.parse(text)) if isinstance(n, functions.DEFS) and n.name == name]
+        return [n for n in ast.walk(functions.syntax_tree(text)) if isinstance(n, functions.DEFS) and n.name == name]
     except (SyntaxError, ValueError, RecursionError):
         return []
 

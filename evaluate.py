@@ -26,6 +26,7 @@ import torch
 import benchmarks
 import hf
 import parallel
+from completions import cut, job_of
 from config import UserError, parse
 from estep import summary
 from model import device_of, set_threads
@@ -82,14 +83,14 @@ def solve(model, tok, tasks, n, temperature, max_new, seed, numbers=None, saniti
     tasks, prompts, numbers = parallel.mine(tasks), parallel.mine(prompts), parallel.mine(numbers)
     done = generate(model, [ids for ids, _ in prompts], max_new, tok.eos, temperature, seed=seed, seeds=numbers, n=n, stop=list(stops), decode=tok.decode,
                     progress=progress, desc=desc, batch=128, forbid=forbid)
-    return judge(tasks, [[benchmarks.cut(head + tok.decode(completion.ids), task.stops) for completion in completions]
+    return judge(tasks, [[cut(head + tok.decode(completion.ids), task.stops) for completion in completions]
                          for task, (_, head), completions in zip(tasks, prompts, done)], sanitise, progress)
 
 
 def judge(tasks, completions, sanitise=False, progress=True):
     """Run the tests of a rank's own tasks and completions, a list of texts a task -> the rows of all ranks, as `solve` returns them."""
     pairs = [(task, text) for task, texts in zip(tasks, completions) for text in texts]
-    results = grade([benchmarks.job_of(*pair, clean=sanitise) for pair in pairs], progress=progress, desc="grading", workers=parallel.workers())
+    results = grade([job_of(*pair, clean=sanitise) for pair in pairs], progress=progress, desc="grading", workers=parallel.workers())
     rows = iter([{"task_id": task.name, "completion": text, "verdict": result.verdict, "seconds": round(result.seconds, 3)}
                  for (task, text), result in zip(pairs, results)])
     return [row for of_task in parallel.gather([[next(rows) for _ in texts] for texts in completions]) for row in of_task]

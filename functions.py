@@ -19,6 +19,13 @@ DROPPED = ("rewritten", "duplicate", "contaminated", "no_docstring", "too_long",
 COUNTED = ("items", *BAD, "found", *DROPPED, "kept", "tokens")
 
 
+def syntax_tree(source):
+    """ast.parse without its warnings: invalid escapes in strings are not ours to report."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source)
+
+
 def strip_comments(text):
     """Python without its comments: lines that held only a comment vanish, blanks before a trailing comment go. Docstrings stay.
 
@@ -64,7 +71,7 @@ def functions(source, unit="definitions", keep_comments=False):
     def plain(text, node):
         try:
             text = (text if keep_comments else strip_comments(text)).rstrip()
-            tree = ast.parse(text)
+            tree = syntax_tree(text)
             new = tree if isinstance(node, ast.Module) else tree.body[0]
             return (text, header(text, new)) if meaning(node) == meaning(new) else (None, 0)
         except (SyntaxError, tokenize.TokenError, RecursionError):
@@ -79,20 +86,16 @@ def functions(source, unit="definitions", keep_comments=False):
         first = min(n.lineno for n in [node.body[0]] + getattr(node.body[0], "decorator_list", []))
         return len("\n".join(rows[:max(first - 1, node.lineno)]).rstrip())
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                      # invalid escapes in strings are not ours to report
-        tree = ast.parse(source)
-        if unit != "files":
-            yield from visit(tree.body, "")
-        elif tree.body:
-            yield "", *plain(source, tree)
+    tree = syntax_tree(source)
+    if unit != "files":
+        yield from visit(tree.body, "")
+    elif tree.body:
+        yield "", *plain(source, tree)
 
 
 def documented(text, unit="definitions"):
     """Has a function, or with unit "files" a module, a docstring?"""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tree = ast.parse(text)
+    tree = syntax_tree(text)
     return ast.get_docstring(tree if unit == "files" else tree.body[0]) is not None
 
 

@@ -43,6 +43,7 @@ from tqdm import tqdm
 import benchmarks
 import mstep
 import parallel
+from completions import cut, job_of
 from config import UserError
 from data import tree_parts
 from decontaminate import checker
@@ -134,9 +135,9 @@ def collect(model, tok, tasks, cfg, first, grader):
 
         def on_done(k, j, done):
             i = mine[k]
-            text = benchmarks.cut(given[i][1] + tok.decode(done.ids), stops)
+            text = cut(given[i][1] + tok.decode(done.ids), stops)
             samples[i, j] = Sample(tasks[i], given[i][0], done.ids, done.logprobs, done.finished, first + i, text,
-                                   grader.submit(job_of(tasks[i], text, cfg)))
+                                   grader.submit(training_job(tasks[i], text, cfg)))
             bar.update()
 
         generate(model, [given[i][0] for i in mine], cfg.max_new, tok.eos, seed=int(np.random.SeedSequence([cfg.seed, RLVR]).generate_state(1)[0]),
@@ -154,8 +155,8 @@ def collect(model, tok, tasks, cfg, first, grader):
     return [s for group in parallel.gather([samples[i:i + G] for i in range(0, len(samples), G)]) for s in group], waited
 
 
-def job_of(task, text, cfg):
-    return benchmarks.job_of(dataclasses.replace(task, time_limit=task.time_limit or cfg.reward_time), text)
+def training_job(task, text, cfg):
+    return job_of(dataclasses.replace(task, time_limit=task.time_limit or cfg.reward_time), text)
 
 
 def rewards(samples, cfg, grader):
@@ -165,7 +166,7 @@ def rewards(samples, cfg, grader):
         if cfg.reward == "random":
             s.reward = float(np.random.default_rng([cfg.seed, COIN, s.group, k % cfg.completions]).random() < 0.5)
     if cfg.reward == "tests":
-        failed = [(s, [grader.submit(job_of(part, s.text, cfg)) for part in parts(s.task)])
+        failed = [(s, [grader.submit(training_job(part, s.text, cfg)) for part in parts(s.task)])
                   for s in samples if s.verdict not in ("passed", "syntax_error")]
         for s, runs in failed:
             passed = sum(run.result().verdict == "passed" for run in runs)

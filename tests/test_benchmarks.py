@@ -1,26 +1,31 @@
-"""Benchmarks: files and their hashes, prompts, tests that are rewritten, references and mutants in the grader, text to program.
+"""Benchmarks: files and their hashes, prompts, tests that are rewritten, references and mutants in the grader.
 
 What needs the data is skipped where it is not beside the project; a sample of the references is graded, all of them with RA3_ALL=1.
 """
 import base64
 import gzip
 import hashlib
+import importlib.util
 import json
 import os
 import pickle
-import random
 import re
 import zlib
 
 import pytest
 
 import benchmarks
-from benchmarks import after, cut, gradable, job_of, load, longest_span, mutants, plus_tests, private_tests, sanitise
+from benchmark_files import BESIDE, FILES, read_rows
+from benchmarks import gradable, load
+from completions import cut, job_of
 from config import UserError
+from contests import after, private_tests
+from humaneval_mbpp import CODEX_STOPS, mbpp_task, mbpp_tests, plus_tests
+from mutation import mutants, mutation_scores
 from sandbox import Job, grade
 from tasks import program_of
 
-needs_data = pytest.mark.skipif(not os.path.isdir(benchmarks.BESIDE), reason=f"the data is not there: {benchmarks.BESIDE}")
+needs_data = pytest.mark.skipif(not os.path.isdir(BESIDE), reason=f"the data is not there: {BESIDE}")
 COUNTS = {"humaneval": 164, "humaneval+": 164, "mbpp": 500, "mbpp-3shot": 500, "mbpp-train": 374, "mbpp-all": 974, "mbpp-sanitized": 427, "mbpp+": 378,
           "leetcode": 200, "leetcode-train": 1889, "leetcode-v0.3.1": 228, "livecodebench": 879, "livecodebench-2024-08": 279, "codeforces": 344}
 
@@ -42,7 +47,7 @@ def pretend(tmp_path, monkeypatch):
     """Writes records as one of the known files, whose hash becomes theirs -> the folder."""
     def write(file, rows):
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        monkeypatch.setitem(benchmarks.FILES, file, (hashlib.sha256(text).hexdigest(), len(rows), *benchmarks.FILES[file][2:]))
+        monkeypatch.setitem(FILES, file, (hashlib.sha256(text).hexdigest(), len(rows), *FILES[file][2:]))
         path = tmp_path / file
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(gzip.compress(text) if file.endswith(".gz") else text)
@@ -52,14 +57,14 @@ def pretend(tmp_path, monkeypatch):
 
 def test_missing_file_names_its_origin(tmp_path, monkeypatch):
     """Every suite without its files: one line with the file, the repository, the commit and what to do."""
-    monkeypatch.setattr(benchmarks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for suite, (_, files) in benchmarks.SUITES.items():
         with pytest.raises(UserError) as error:
             load(suite, str(tmp_path))
         text = one_line(error)
         if files and not suite.startswith("livecodebench"):                 # those begin with LeetCodeDataset's files
             assert files[-1] in text or files[0] in text
-            assert benchmarks.FILES[files[0]][2] in text and benchmarks.FILES[files[0]][3] in text and "--data-dir" in text
+            assert FILES[files[0]][2] in text and FILES[files[0]][3] in text and "--data-dir" in text
 
 
 MBPP = "mbpp/mbpp.jsonl.gz"
@@ -84,9 +89,9 @@ def test_bad_file(pretend, damage, words):
     with pytest.raises(UserError) as error:
         load("mbpp", folder)
     text = one_line(error)
-    assert words in text and path in text and benchmarks.FILES[MBPP][2] in text
+    assert words in text and path in text and FILES[MBPP][2] in text
     if "sha256" in words:
-        assert benchmarks.FILES[MBPP][0] in text
+        assert FILES[MBPP][0] in text
 
 
 def test_plain_file_will_do(pretend):
@@ -107,12 +112,12 @@ def test_unknown_suite():
 @needs_data
 def test_hashes_and_items_of_the_manifest():
     """The table against the manifest beside the data, and the records that are read against the number of items."""
-    with open(os.path.join(benchmarks.BESIDE, "MANIFEST.json")) as f:
+    with open(os.path.join(BESIDE, "MANIFEST.json")) as f:
         manifest = {entry["file"]: entry for entry in json.load(f)}
-    for file, (sha, items, repo, commit, *_) in benchmarks.FILES.items():
+    for file, (sha, items, repo, commit, *_) in FILES.items():
         assert (sha, items) == (manifest[file]["sha256_plain"], manifest[file]["items"])
         assert repo in manifest[file]["repo"] and commit in manifest[file]["commit"]
-        assert len(benchmarks.read_rows(file)) == items
+        assert len(read_rows(file)) == items
 
 
 # ---------------------------------------------------------------- a user's file
@@ -127,7 +132,7 @@ def test_own_file(tmp_path):
     path.write_text(json.dumps(OWN) + "\n\n  \n" + json.dumps(full))
     least, most = load(str(path))
     check_tasks([least, most])
-    assert (least.name, least.prompt, least.solution, least.stops) == ("double", "def double(x):", "", benchmarks.CODEX_STOPS)
+    assert (least.name, least.prompt, least.solution, least.stops) == ("double", "def double(x):", "", CODEX_STOPS)
     assert (most.name, most.prompt, most.solution, most.stops) == ("7", "def double(x):", "\n    return 2 * x", ("\n\n", "END"))
     assert verdicts([job_of(task, text) for task in (least, most) for text in ("\n    return 2 * x", "\n    return x * x", "\n    return x")]) == [
         "passed", "passed", "wrong_answer", "passed", "passed", "wrong_answer"]
@@ -220,7 +225,7 @@ def test_counts(suite):
 def test_references(suite):
     """Every 20th reference that is not slow passes; with RA3_ALL=1 every one, LeetCode's where sortedcontainers is installed."""
     tasks, everything = [task for task in load(suite) if task.solution], os.environ.get("RA3_ALL") == "1"
-    if not benchmarks.importlib.util.find_spec("sortedcontainers"):
+    if not importlib.util.find_spec("sortedcontainers"):
         tasks = [task for task in tasks if "import Sorted" not in task.solution]
     sample = tasks if everything else [task for task in tasks[::20] if not task.time_limit]
     found = verdicts([job_of(task, task.solution, 4) for task in sample])
@@ -261,11 +266,11 @@ def test_mbpp_tests_that_need_classes():
     """Tests that take a class from the program stay plain text; setup code comes after the program; modules are imported."""
     row = {"task_id": 1, "code": "class Node:\n    def __init__(self, x): self.x = x\ndef value(n): return n.x", "test_setup_code": "n = Node(3)",
            "test_list": ["assert value(n) == 3"]}
-    assert benchmarks.mbpp_tests(row) == "n = Node(3)\nassert value(n) == 3"
-    task = benchmarks.mbpp_task(row, "x = 1")
+    assert mbpp_tests(row) == "n = Node(3)\nassert value(n) == 3"
+    task = mbpp_task(row, "x = 1")
     assert verdicts([job_of(task, task.solution), job_of(task, task.solution.replace("n.x", "n.x + 1"))]) == ["passed", "wrong_answer"]
     row = {"task_id": 1, "code": "import sys\ndef size(x): return sys.getsizeof(x)", "test_list": ["assert size(1) == sys.getsizeof(1)"]}
-    assert benchmarks.mbpp_tests(row) == "def check(candidate):\n    import sys\n    size = candidate\n    assert size(1) == sys.getsizeof(1)\n"
+    assert mbpp_tests(row) == "def check(candidate):\n    import sys\n    size = candidate\n    assert size(1) == sys.getsizeof(1)\n"
 
 
 # ---------------------------------------------------------------- plus tests
@@ -434,77 +439,6 @@ def test_codeforces_that_cannot_be_graded(pretend):
     assert verdicts([job_of(tasks[0], "\nprint(int(input()) + 1)"), job_of(tasks[0], "\nprint(1)")]) == ["passed", "wrong_answer"]
 
 
-# ---------------------------------------------------------------- from text to program
-
-def test_cut():
-    assert cut("a\nb\nc", ["\nc", "\nb"]) == "a" and cut("abc", ["\n"]) == "abc" and cut("abc", []) == "abc" and cut("\nx", ["\nx"]) == ""
-
-
-ANSWER = '''Here is the function.
-
-import os, sys
-from math import *
-LIMIT: int = 3
-unused = 4
-
-def helper(x):
-    # keep me
-    return x + LIMIT      # and me
-
-def prints(x):
-    print(x)
-
-@staticmethod
-def solve(x):
-    """Doc."""
-    # a thought
-    prints(x)
-    return helper(x)
-
-def solve(x):
-    return 0
-
-# at the top
-class Box:
-    pass
-
-print(solve(1))
-```
-That is all.'''
-
-
-def test_sanitise():
-    """An answer with prose, helpers, prints and a second definition, against what is left of it, by hand."""
-    wanted = ("import os, sys\nfrom math import *\nLIMIT: int = 3\ndef helper(x):\n    # keep me\n    return x + LIMIT\n"
-              '@staticmethod\ndef solve(x):\n    """Doc."""\n'
-              "    # a thought\n    prints(x)\n    return helper(x)")
-    assert sanitise(ANSWER, "solve") == wanted
-    assert sanitise("x = 1; y = 2\nclass A:\n    def f(self):\n        return y", "A().f") == "y = 2\nclass A:\n    def f(self):\n        return y"
-    assert sanitise("a, b = 1, 2\ndef é(ü): return b + a", "é") == "a, b = 1, 2\ndef é(ü): return b + a"
-    assert sanitise("not python at all", "f") == "" and sanitise("", "f") == "" and sanitise("def f(x):\n    return x\x00", "f") == ""
-
-
-def test_longest_span():
-    """Against every span tried, on 300 texts of lines drawn from code and prose."""
-    def by_trying(text):
-        lines, best = text.split("\n"), []
-        for i in range(len(lines)):
-            for j in range(i + 1, len(lines) + 1):
-                try:
-                    benchmarks.parse("\n".join(lines[i:j]))
-                except SyntaxError:
-                    continue
-                full = [line for line in lines[i:j] if line.strip()]
-                best = full if len(full) > len(best) else best
-        return best
-
-    pool = [*ANSWER.split("\n"), "x = (1,", ")", '"""', "'''", "    y = 2", "if x:", "else:", "try:", "a = [", "]", "x = \\", "f(x for x in y, 1)"]
-    rng = random.Random(0)
-    for _ in range(300):
-        text = "\n".join(rng.choices(pool, k=rng.randrange(1, 12)))
-        assert [line for line in longest_span(text).split("\n") if line.strip()] == by_trying(text), text
-
-
 # ---------------------------------------------------------------- mutants
 
 SUM = "def total(xs):\n    '''Doc 1.'''\n    s = 0\n    for x in xs:\n        if x > 2:\n            s += x\n    return s\n"
@@ -539,7 +473,7 @@ def test_mutation_scores(pretend, capsys):
                             {**ROW, "task_id": 13, "code": "def add(x):\n    return x"}])
     pretend("mbpp_plus/MbppPlus-v0.2.0.jsonl.gz", [])
     pretend("mbpp_plus/MbppPlus-OriginFmt-v0.2.0.jsonl.gz", [])
-    verdict = benchmarks.mutation_scores("mbpp", folder, n=20, show=1, workers=1)["mbpp"]
+    verdict = mutation_scores({name: load(name, folder) for name in ("mbpp", "mbpp+")}, n=20, show=1, workers=1)["mbpp"]
     text = capsys.readouterr().out
     noticed = sum(v != "passed" for v in verdict.values())
     assert len(verdict) == 13 and f"notice {noticed} of 13" in text and "left out, as the reference fails: Mbpp/13" in text

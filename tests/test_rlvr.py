@@ -427,7 +427,7 @@ def test_equal_shares_are_no_signal(tok, model):
 
 def of_texts(task, texts, grader, cfg):
     """Samples with these completions, their verdicts known, their rewards given."""
-    samples = [Sample(task, [0], [0], [0.0], True, i, text, grader.submit(rlvr.job_of(task, text, cfg))) for i, text in enumerate(texts)]
+    samples = [Sample(task, [0], [0], [0.0], True, i, text, grader.submit(rlvr.training_job(task, text, cfg))) for i, text in enumerate(texts)]
     for s in samples:
         s.verdict = s.run.result().verdict
     rlvr.rewards(samples, cfg, grader)
@@ -467,8 +467,8 @@ def test_random_rewards():
 def test_time_limit():
     """A suite's own time goes before the setting."""
     task = TASKS[0]
-    assert rlvr.job_of(task, "", settings(reward_time=3.0)).time_limit == 3
-    assert rlvr.job_of(dataclasses.replace(task, time_limit=7.0), "", settings(reward_time=3.0)).time_limit == 7
+    assert rlvr.training_job(task, "", settings(reward_time=3.0)).time_limit == 3
+    assert rlvr.training_job(dataclasses.replace(task, time_limit=7.0), "", settings(reward_time=3.0)).time_limit == 7
 
 
 def test_thought_share(tok):
