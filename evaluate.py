@@ -4,7 +4,7 @@
 
     python evaluate.py --suite humaneval --preset smollm2                              SmolLM2 as loaded, greedy
     python evaluate.py --suite humaneval,humaneval+,mbpp,mbpp+ --preset smollm2 --checkpoint runs/smollm2-0/ra3.pt --samples 20 --temperature 0.8
-    python evaluate.py --suite humaneval --completions samples-humaneval+.jsonl          the same samples, by another suite's tests (EvalPlus: --sanitise)
+    python evaluate.py --suite humaneval --completions runs/smollm2-0/samples-ra3-humaneval+.jsonl        the same samples, by another suite's tests (EvalPlus: --sanitise)
     python evaluate.py --suite domain --checkpoint runs/tiny-0/ra3.pt                 the built-in domain's held-out tasks
 
 Suites: see benchmarks.py (`python benchmarks.py --list`); intervals are 95% bootstrap intervals over problems. Samples and verdicts go to a .jsonl,
@@ -83,11 +83,11 @@ def solve(model, tok, tasks, n, temperature, max_new, seed, numbers=None, saniti
     tasks, prompts, numbers = parallel.mine(tasks), parallel.mine(prompts), parallel.mine(numbers)
     done = generate(model, [ids for ids, _ in prompts], max_new, tok.eos, temperature, seed=seed, seeds=numbers, n=n, stop=list(stops), decode=tok.decode,
                     progress=progress, desc=desc, batch=128, forbid=forbid)
-    return judge(tasks, [[cut(head + tok.decode(completion.ids), task.stops) for completion in completions]
-                         for task, (_, head), completions in zip(tasks, prompts, done)], sanitise, progress)
+    return grade_completions(tasks, [[cut(head + tok.decode(completion.ids), task.stops) for completion in completions]
+                                     for task, (_, head), completions in zip(tasks, prompts, done)], sanitise, progress)
 
 
-def judge(tasks, completions, sanitise=False, progress=True):
+def grade_completions(tasks, completions, sanitise=False, progress=True):
     """Run the tests of a rank's own tasks and completions, a list of texts a task -> the rows of all ranks, as `solve` returns them."""
     pairs = [(task, text) for task, texts in zip(tasks, completions) for text in texts]
     results = grade([job_of(*pair, clean=sanitise) for pair in pairs], progress=progress, desc="grading", workers=parallel.workers())
@@ -198,12 +198,27 @@ def bound(model, tok, snippets, cfg, hard=None):
     return summary(rolls, 0.0 if cfg.c == math.inf else cfg.c, hard)         # inf times no thoughts is not a number
 
 
+def path_of(cfg, args, suite, several):
+    """Where the rows of a suite go: sampled, greedy and graded ones, and those of several models or suites, to files of their own."""
+    def stem(path, ending):
+        return os.path.basename(path).removesuffix(ending)
+
+    suite = stem(suite, ".jsonl")                            # which may be a file
+    if args.samples_out:
+        start, ending = os.path.splitext(args.samples_out)
+        return f"{start}-{suite}{ending}" if several else args.samples_out
+    given = args.completions or args.checkpoint
+    words = [stem(args.completions, ".jsonl"), "graded"] if args.completions else ["samples" if cfg.temperature else "greedy", stem(args.checkpoint, ".pt")]
+    return os.path.join(args.out or (os.path.dirname(given) if given else cfg.out), "-".join(word for word in [*words, suite] if word) + ".jsonl")
+
+
 def main(argv):
     cfg, args = parse(argv, {
         "--suite": dict(default="humaneval", metavar="NAME[,NAME...]", help="domain, or suites of `python benchmarks.py --list` (default humaneval)"),
         "--checkpoint": dict(default="", metavar="FILE", help="model to evaluate; default: the preset's model as loaded"),
-        "--samples-out": dict(default="", metavar="FILE", help="completions and verdicts; the suite's name is added where there are several "
-                              "(default samples-SUITE.jsonl in the folder of the checkpoint or in --out)"),
+        "--out": dict(default="", metavar="FOLDER", help="folder of what is written (default: that of --completions or of the checkpoint, else runs/PRESET-SEED)"),
+        "--samples-out": dict(default="", metavar="FILE", help="completions and verdicts; the suite's name is added where there are several (default: in --out "
+                              "samples-MODEL-SUITE.jsonl, at temperature 0 greedy-MODEL-SUITE.jsonl, of --completions FILE-graded-SUITE.jsonl)"),
         "--completions": dict(default="", metavar="FILE", help="grade these with the suite's tests instead of sampling: a .jsonl of task_id and completion, as "
                               "--samples-out writes it; problems that it does not hold are left out (humaneval's tests for samples of humaneval+, or with --sanitise)"),
         "--sanitise": dict(action="store_true", help="as EvalPlus: of the program, keep what the entry point needs of the longest part that parses"),
@@ -221,13 +236,7 @@ def main(argv):
     n = 1 if cfg.temperature == 0 else cfg.samples               # greedy samples are all the same
     for name, tasks in suites.items():
         tasks = tasks[:args.limit or None]
-        folder = os.path.dirname(args.completions or args.checkpoint) if args.completions or args.checkpoint and not cfg.out else cfg.out or "."
-        path = args.samples_out or os.path.join(folder, "-".join(["graded" if args.completions else "samples",
-                                                                  *[os.path.basename(args.checkpoint).removesuffix(".pt")] * bool(args.checkpoint),
-                                                                  "SUITE.jsonl"]).replace("SUITE", name))
-        if args.samples_out and len(suites) > 1:
-            stem, dot, ending = path.rpartition(".")
-            path = f"{stem}-{name}.{ending}" if dot else f"{path}-{name}"
+        path = path_of(cfg, args, name, len(suites) > 1)
         if args.completions:
             given, made = read_completions(args.completions, tasks), {"completions": args.completions}
             if os.path.realpath(path) == os.path.realpath(args.completions):
@@ -235,7 +244,7 @@ def main(argv):
             tasks, n = [task for task in tasks if task.name in given], len(next(iter(given.values())))
             settings = dict(suite=name, **made, samples=n, sanitise=args.sanitise)
             write_samples(path, [], settings)                # before the work: can it be written?
-            rows = judge(parallel.mine(tasks), parallel.mine([given[task.name] for task in tasks]), args.sanitise)
+            rows = grade_completions(parallel.mine(tasks), parallel.mine([given[task.name] for task in tasks]), args.sanitise)
             write_samples(path, rows, settings)
         else:
             made = {"temperature": cfg.temperature}

@@ -108,7 +108,7 @@ def test_given_completions_are_graded(monkeypatch, tmp_path, capsys):
     for more, verdicts in (([], ["syntax_error", "passed", "passed", "wrong_answer"]), (["--sanitise"], ["passed", "passed", "passed", "wrong_answer"])):
         evaluate.main(["--suite", "mine", "--completions", str(path), *more])
         said = json.loads(capsys.readouterr().out)
-        rows = list(map(json.loads, open(tmp_path / "graded-mine.jsonl")))
+        rows = list(map(json.loads, open(tmp_path / "given-graded-mine.jsonl")))
         assert [r["task_id"] for r in rows] == ["T/0", "T/0", "T/2", "T/2"] and [r["verdict"] for r in rows] == verdicts
         assert said["problems"] == 2 and said["samples"] == 2 and said["pass@1"] == verdicts.count("passed") / 4
     for text, message in (("{}\n", "line 1 is no object"), ('{"task_id": "T/0", "completion": 3}\n', "line 1 is no object"), ("", "there are none at all"),
@@ -120,6 +120,27 @@ def test_given_completions_are_graded(monkeypatch, tmp_path, capsys):
         evaluate.main(["--suite", "mine", "--completions", str(path), "--samples-out", str(path)])
     with pytest.raises(config.UserError, match="none.jsonl: cannot be read"):
         evaluate.main(["--suite", "mine", "--completions", str(tmp_path / "none.jsonl")])
+
+
+def test_where_samples_go(monkeypatch, tmp_path, capsys):
+    """A greedy and a sampled evaluation of one model and suite go to files of their own, beside the checkpoint, which either can resume."""
+    suite, model = [tasks.Task("T/0", "def f():", "", "assert f() == 1", "f")], types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100))
+    monkeypatch.setattr(evaluate.benchmarks, "load", lambda name, data_dir: suite)
+    monkeypatch.setattr(evaluate, "open_model", lambda cfg, checkpoint: (model, BYTES))
+    monkeypatch.setattr(evaluate, "for_rollouts", lambda model, cfg: model)
+    monkeypatch.setattr(evaluate, "generate", lambda model, prompts, most, eos, temperature, *, n, **k: [
+        [Completion(BYTES.encode(f"\n    return {i + (temperature == 0)}") + [BYTES.eos], [], True) for i in range(n)] for _ in prompts])
+    checkpoint = ["--checkpoint", str(tmp_path / "elsewhere" / "ntp.pt"), "--samples", "2"]
+    for resume in ([], ["--resume"]):
+        for temperature, verdicts, name in (("0", ["passed"], "greedy-ntp-mine.jsonl"), ("0.8", ["wrong_answer", "passed"], "samples-ntp-mine.jsonl")):
+            evaluate.main(["--suite", "folder/mine.jsonl", *checkpoint, "--temperature", temperature, *resume])
+            assert json.loads(capsys.readouterr().out)["file"] == str(tmp_path / "elsewhere" / name)
+            assert [json.loads(line)["verdict"] for line in open(tmp_path / "elsewhere" / name)] == verdicts
+    monkeypatch.chdir(tmp_path)
+    for more, wanted in ((["--temperature", "0"], "runs/tiny-3/greedy-mine.jsonl"), (["--temperature", "1"], "runs/tiny-3/samples-mine.jsonl"),
+                         ([*checkpoint, "--out", "here"], "here/samples-ntp-mine.jsonl"), (["--suite", "mine,yours", "--samples-out", "./a"], "./a-mine")):
+        evaluate.main(["--suite", "mine", "--seed", "3", *more])
+        assert json.loads(capsys.readouterr().out.split("\n")[0])["file"] == wanted and (tmp_path / wanted).exists()
 
 
 @pytest.fixture(scope="module")
