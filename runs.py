@@ -117,6 +117,10 @@ class Run:
     @parallel.alone
     def save(self, name, model, **extra):
         save_model(model, self.path(f"{name}.pt"), **extra, seconds=time.time() - self.started)
+        self.forget(name)
+
+    def forget(self, name):
+        """Remove what an unfinished stage left."""
         for ending in ("state", "docs"):
             if os.path.exists(self.path(f"{name}.{ending}")):
                 os.remove(self.path(f"{name}.{ending}"))
@@ -132,8 +136,11 @@ class Run:
         return state
 
     def restore(self, name):
-        """The state of an unfinished stage, or None; the metrics that it had written by then are kept, later ones dropped."""
+        """The state of an unfinished stage; the metrics that it had written by then are kept, later ones dropped. Or None, and nothing is left of an earlier
+        one: its state beside new documents would be taken for theirs."""
         state = self.unfinished(name)
+        if not state:
+            parallel.alone(self.forget)(name)
         self.lines = state["lines"] if state else 0
         self.keep_metrics(name, self.lines)
         return state
@@ -144,14 +151,14 @@ class Run:
         path = self.path("metrics.jsonl")
         if os.path.exists(path):
             kept, seen = [], 0
-            for line in open(path):
+            for row in open(path):
                 try:
-                    mine = json.loads(line)["model"] == name
+                    mine = json.loads(row)["model"] == name
                 except (ValueError, KeyError):
                     continue                                 # half a line of a killed run
                 seen += mine
                 if not mine or seen <= n:
-                    kept.append(line)
+                    kept.append(row)
             with open(path + ".part", "w") as f:
                 f.writelines(kept)
             os.replace(path + ".part", path)

@@ -117,6 +117,21 @@ def test_resume_is_exact(whole, tmp_path, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in out.glob("*.pt")} == done
 
 
+def test_starting_over_forgets_what_was_unfinished(whole, tmp_path, monkeypatch):
+    """Stopped in the second M-step, then started over without --resume and stopped with the first iteration's documents just written: the state of
+    the second is not beside them."""
+    out, log = copied(whole, tmp_path), train.Run.log
+    for stop, left in ((("ra3", "mstep", 1, 3), ["ra3.docs", "ra3.state"]), (("ra3", "infuse", 0, None), ["ra3.docs"])):
+        def log_and_stop(self, name, **m):
+            log(self, name, **m)
+            if (name, m["phase"], m.get("iteration"), m.get("step")) == stop:
+                raise Stop
+        monkeypatch.setattr(train.Run, "log", log_and_stop)
+        with pytest.raises(Stop):
+            run(out, "--save-every", "2", "--models", "ra3")
+        assert sorted(p.name for p in out.glob("ra3.*")) == left
+
+
 def test_the_run_thinks(whole):
     """The comparison above would be empty if nothing were thought: thoughts are found, trained on, and change the weights."""
     lines = [line for line in metrics(whole) if line["model"] == "ra3"]
