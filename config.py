@@ -229,12 +229,12 @@ def write_output(path, option, content):
         raise UserError(f"{option} {path}: cannot be written ({e.strerror}); give another path") from None
 
 
-def parse(argv, extra, description, epilog=""):
+def parse(argv, extra, description):
     """Settings from the command line -> (Config, argparse.Namespace of the extra options).
 
     extra: {option: add_argument's keywords} of the command itself; one with the name of a setting takes its place. Raises UserError.
     """
-    parser = Parser(description=description, epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, keywords in extra.items():
         parser.add_argument(option, **keywords)
     group = parser.add_argument_group("settings (any of them overrides its preset)")

@@ -14,7 +14,8 @@ the tokens of SmolLM2 are recorded with a probability that is off by more than a
 3.7% with a head in bfloat16, and 4.2% with a residual stream in bfloat16.
 
 Shapes: B seats, P prompts that seats are at, M seats of a prompt at most, Sp slots of prompts, Sn slots of own tokens, D width, H query
-heads, K key/value heads, G = H/K, E head width, V vocabulary, N rows that draw a token.
+heads, K key/value heads, G = H/K, E head width, V vocabulary, N rows that draw a token. In `Reader`: N continuations, T tokens of the longest, M of them all, S slots that
+one sees, itself included.
 """
 import collections
 import dataclasses
@@ -30,16 +31,15 @@ from model import Cache, attend, rotate
 class Decoder:
     """The model's decode step for up to `rows` rows that read up to `prompts` prompts of up to `prefix` tokens and write `new` each."""
 
-    def __init__(self, model, rows, prompts, prefix, new, temperature, top_p, forbid, amp, ends=()):
+    def __init__(self, model, rows, prompts, prefix, new, temperature, top_p, forbid, ends=()):
         cfg, device = model.cfg, model.device
-        self.model, self.rows, self.prompts, self.new, self.amp, self.temperature, self.top_p = model, rows, prompts, new, amp, temperature, top_p
-        self.dtype = torch.bfloat16 if amp else model.dtype
+        self.model, self.rows, self.prompts, self.new, self.temperature, self.top_p = model, rows, prompts, new, temperature, top_p
         self.B, self.slot_of, self.steps, self.graphs = rows, {}, collections.Counter(), {}
         self.exact = device.type != "cuda"                                               # else few shapes, and buffers that stay where they are
         self.quantum = 16 if self.exact else 128                                         # lengths are rounded up to multiples of it
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self.forbid, self.ends = (torch.tensor(list(ids), dtype=torch.int64, device=device) for ids in (forbid, ends))
-        like = torch.empty(0, dtype=self.dtype, device=device)
+        like = torch.empty(0, dtype=model.dtype, device=device)
         self.own = Cache(cfg, rows, self.quantum if self.exact else self.round(new), like)
         self.shared = Cache(cfg, prompts, self.round(prefix), like)
         zeros = functools.partial(torch.zeros, dtype=torch.int64, device=device)
@@ -54,7 +54,7 @@ class Decoder:
         still = torch.tensor([1.0, 0.0], device=device)[None, :, None, None]             # values are rotated by nothing
         self.rope = lambda pos: torch.cat((scaled[pos].expand(-1, -1, H, -1), rope[pos].expand(-1, -1, K, -1),
                                            still.expand(len(pos), 2, K, rope.shape[-1])), 2).unbind(1)      # 2 x (B, H + 2K, E)
-        self.layers = packed(model, self.dtype)
+        self.layers = packed(model, model.dtype)
         self.head = linear([model.head or model.embed], torch.float32)
 
     def round(self, n):
@@ -96,10 +96,9 @@ class Decoder:
         T = max(len(p) for p in prompts)
         ids = torch.tensor([p + [0] * (T - len(p)) for p in prompts], device=slots.device)    # (p, T)
         cache = self.model.new_cache(len(prompts), T)
-        with torch.autocast(slots.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            hidden = self.model(ids, pos=torch.arange(T, device=slots.device).expand(len(prompts), T), cache=cache)       # (p, T, D)
+        hidden = self.model(ids, pos=torch.arange(T, device=slots.device).expand(len(prompts), T), cache=cache)           # (p, T, D)
         self.shared.put(slots, cache)
-        self.hidden[slots] = hidden[torch.arange(len(prompts), device=slots.device), lengths - 1].to(self.hidden.dtype)   # (p, D)
+        self.hidden[slots] = hidden[torch.arange(len(prompts), device=slots.device), lengths - 1]      # (p, D)
 
     def arrange(self, prompt_of):
         """Lay the rows out by prompt, for attention to the prompts: P prompts with M places each. `cells` says which (row, head) is at (prompt,
@@ -177,11 +176,11 @@ class Decoder:
             return y.view(P * K * M, -1).index_select(0, self.back[:B * K]).view(B, K, H // K, -1)
 
         seen = torch.cat((torch.arange(Sp, device=device) < length[:, None], torch.arange(Sn, device=device) <= at[:, None]), 1)
-        bias = torch.zeros(seen.shape, dtype=self.dtype, device=device).masked_fill_(~seen, -torch.inf)[:, None, None]     # (B, 1, 1, Sp + Sn)
+        bias = torch.zeros(seen.shape, dtype=self.model.dtype, device=device).masked_fill_(~seen, -torch.inf)[:, None, None]     # (B, 1, 1, Sp + Sn)
         x = self.model.embed(self.token[:B]).to(torch.promote_types(self.model.dtype, torch.float32))     # (B, D)
         for layer, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self.layers):
-            h = qkv(norm(x).to(self.dtype)).view(B, H + 2 * K, E)
-            h = (h.float() * cos).addcmul_(h.roll(E // 2, -1), sin).to(self.dtype)
+            h = qkv(norm(x)).view(B, H + 2 * K, E)
+            h = (h.float() * cos).addcmul_(h.roll(E // 2, -1), sin).to(self.model.dtype)
             q = h[:, :H].view(B, K, H // K, E)
             ck, cv = self.own.k[layer][:B], self.own.v[layer][:B]
             ck[row, :, at], cv[row, :, at] = h[:, H:H + K], h[:, H + K:]
@@ -190,7 +189,7 @@ class Decoder:
             p = (torch.cat((far, q @ ck[:, :, :Sn].mT), -1) + bias).softmax(-1)          # (B, K, G, Sp + Sn)
             y = by_row(by_prompt(p[..., :Sp]) @ pv) + p[..., Sp:] @ cv[:, :, :Sn]        # (B, K, G, E)
             x = x + out(y.view(B, H * E))
-            gate, up = gate_up(mlp_norm(x).to(self.dtype)).chunk(2, -1)
+            gate, up = gate_up(mlp_norm(x)).chunk(2, -1)
             x = x + down(F.silu(gate) * up)
         token, logprob = self.draw(self.model.norm(x), self.uniforms[:B].gather(1, count.clamp(max=self.new - 1)[:, None])[:, 0])
         self.said[0, :B], self.said[1, :B] = token, logprob
@@ -237,6 +236,7 @@ class Reader:
             yield which, np.cumsum(sizes[which]) - sizes[which], hidden
 
     def forward(self, tokens, start, seen, keep):
+        """A batch of `read` -> (M, D), the states of tokens[0], tokens[1], ... end to end."""
         model, cfg, device = self.model, self.model.cfg, self.model.device
         N, T, H, K = len(tokens), max(map(len, tokens)), cfg.n_head, cfg.n_kv_head
         row = torch.from_numpy(np.repeat(np.arange(N), [len(x) for x in tokens])).to(device)                       # (M,) each token's row

@@ -147,7 +147,7 @@ def summary(rolls, c, hard=None):
     think, valid = rolls.think, rolls.valid
     code = sum(len(r.snip.ids) - r.snip.first[0] for r in rolls.rows)                       # code tokens, over all rows
     logp = np.array([r.line_logp.sum() for r in rolls.rows])                                # (N,)
-    reward = logp - c * think.sum(1)                                                        # (N,) sum_t r_t
+    reward = rolls.reward(c)                                                                # (N,)
     gains = np.array([r.gain[t] for r in rolls.rows for t in sorted(r.thoughts)])
     lengths = [len(ids) for r in rolls.rows for ids in r.thoughts.values()]
     several = iw_bound(torch.from_numpy(reward.reshape(-1, rolls.G)), dim=1)                # (B,)

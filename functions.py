@@ -115,7 +115,7 @@ def units(item, counts, unit="definitions", keep_comments=False):
     return found, raw
 
 
-def distinct(spec, counts, unit="definitions", keep_comments=False, column="text", progress=True):
+def distinct(spec, counts, column="text", progress=True):
     """Functions in `spec`, each text once -> yields a list of (name, text, prompt_chars) an item. counts: a dict of COUNTED, kept up to date."""
     seen, found = set(), sources(spec, column)
     with tqdm(total=sum(size for one in found for _, _, size in one.files), desc="reading", unit="B", unit_scale=True, disable=not progress, delay=2,
@@ -124,7 +124,7 @@ def distinct(spec, counts, unit="definitions", keep_comments=False, column="text
             for size, some in chunks(one, column):
                 for item in some:
                     kept = []
-                    for name, text, prompt in units(item, counts, unit, keep_comments)[0]:
+                    for name, text, prompt in units(item, counts)[0]:
                         key = text and checksum(text)
                         if text is None or key in seen:
                             counts["rewritten" if text is None else "duplicate"] += 1

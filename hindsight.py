@@ -54,7 +54,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import command, parse
+from config import UserError, check_output, command, parse, write_output
 from data import canonical, ends_itself, infuse, inserted, mark
 from elbo import log1mexp, token_logprobs
 from sample import generate
@@ -125,10 +125,10 @@ def score(model, tok, cache, jobs, at_once=64):
     return out.view(-1, parts).numpy(), tokens
 
 
-def thought_wanted(tok, first, z, think_max, part=0):
+def thought_wanted(tok, first, z, think_max):
     """What to score of a thought z whose `#` is at `first`: its other tokens, and its end where a stop token ends it."""
     n = len(z)
-    return [(first + k, CONTENT, part) for k in range(1, n)] + [(first + n, END, part)] * (not ends_itself(tok, z, think_max))
+    return [(first + k, CONTENT, 0) for k in range(1, n)] + [(first + n, END, 0)] * (not ends_itself(tok, z, think_max))
 
 
 def lines_wanted(firsts, end, part):
@@ -249,11 +249,11 @@ def choose(model, tok, snippets, cfg, which, seed, numbers):
 
 # ---------------------------------------------------------------- the judge
 
-def judge(model, tok, snippets, cfg, K=8, per=3, at_once=16, n_hindsight=0, shuffle=False, reach=0, desc="judge"):
+def judge(model, tok, snippets, cfg, K=8, per=3, at_once=16, n_hindsight=0, shuffle=False, desc="judge"):
     """What K thoughts at some lines of held-out snippets are worth to a model -> (figures by snippet, thoughts).
 
     per: lines of a snippet, drawn once for all models; 0: all. n_hindsight: of the K so many in hindsight, the rest the model's own. shuffle: each thought
-    is given to a line of another snippet, a control: what remains is what any comment does. reach: lines that `rest` counts; 0: all.
+    is given to a line of another snippet, a control: what remains is what any comment does.
     figures: dict of (B,) arrays; `code` and `tokens` are of all lines of a snippet, the others sums over those drawn, in nats unless said otherwise:
         code, tokens      log pi of the code without thoughts; its tokens
         lines             how many were drawn
@@ -275,13 +275,13 @@ def judge(model, tok, snippets, cfg, K=8, per=3, at_once=16, n_hindsight=0, shuf
     for start in tqdm(range(0, len(snippets), at_once), desc=desc, unit="batch", delay=2, leave=False, mininterval=10):
         part = snippets[start:start + at_once]
         drawn = [np.random.default_rng([cfg.seed, 79, start + b]).permutation(len(s.first))[:per or None] for b, s in enumerate(part)]
-        found = propose(model, tok, part, lambda b, logp: sorted(drawn[b].tolist()), n_hindsight, K - n_hindsight, cfg.think_max, reach,
-                        (cfg.seed, 79), range(start, start + len(part)))
+        found = propose(model, tok, part, lambda b, logp: sorted(drawn[b].tolist()), n_hindsight, K - n_hindsight, cfg.think_max,
+                        seed=(cfg.seed, 79), numbers=range(start, start + len(part)))
         if shuffle:
             rng, of = np.random.default_rng([cfg.seed, 80, start]), np.repeat(found.snip, K)
             pool = [z[1:] for some in found.thoughts for z in some]
             other = [[[z[0]] + pool[rng.choice(np.flatnonzero(of != b))] for z in some] for b, some in zip(found.snip, found.thoughts)]
-            found = propose(model, tok, part, lambda b, logp: sorted(drawn[b].tolist()), n_hindsight, K - n_hindsight, cfg.think_max, reach,
+            found = propose(model, tok, part, lambda b, logp: sorted(drawn[b].tolist()), n_hindsight, K - n_hindsight, cfg.think_max,
                             thoughts=other)
         gain = found.given - found.base[:, None]                                            # (M, K, 2)
         line, rest = (np.logaddexp.reduce(log_weights(found, part=p), axis=1) for p in (0, 1))            # (M,)
@@ -311,7 +311,7 @@ def ratio(x, n):
 
 
 def best_rate(lifted):
-    """The bound at the constant P(<think>) that suits the other half of the snippets best: (B,). lifted (B, rates)."""
+    """The bound at the constant P(<think>) that suits the other half of the snippets best -> ((B,), the rates of both halves). lifted (B, rates)."""
     half = np.arange(len(lifted)) % 2
     rates = [lifted[half != h].sum(0).argmax() for h in (0, 1)]
     return lifted[np.arange(len(lifted)), np.array(rates)[half]], [float(RATES[r]) for r in rates]
@@ -350,10 +350,16 @@ def main(argv):
         "--soften": dict(type=float, default=1.0, metavar="T", help="another: divide all logits by T, which mends an overconfident model without thoughts"),
         "--json": dict(default="", metavar="FILE", help="write the figures by snippet"),
     }, __doc__.split("\n")[0])
+    if min(args.limit, args.per, args.shown) < 0 or args.thoughts_a_line < 1 or args.soften <= 0:
+        raise UserError(f"--limit {args.limit} --per {args.per} --shown {args.shown} --thoughts-a-line {args.thoughts_a_line} --soften {args.soften}: expected at "
+                        "least 0, 0, 0 and 1, and a temperature above 0")
+    check_output("--json", args.json)
     set_threads(cfg)
     run = Run(cfg)
-    held, judged = run.heldout[:args.limit or None], {}
-    for name in cfg.models.split(","):
+    held, judged, names = run.heldout[:args.limit or None], {}, cfg.models.split(",")
+    for name in names:
+        run.about(name)                                      # is it there?
+    for name in names:
         model = run.load(name)[0]
         model.norm.weight.data /= args.soften                # the head is linear
         model = for_rollouts(model, cfg)
@@ -366,8 +372,8 @@ def main(argv):
             text = before + run.tok.decode(inserted(run.tok, z, s.sep[t]) + s.ids[s.first[t]:end])
             print(f"\n--- {name}: {s.name}, {line:+.2f} nats on the line, {rest:+.2f} on all from it on; P(think) {think:.3f}\n{text.rstrip()}")
         if args.json:
-            with open(args.json, "w") as f:
-                json.dump({name: {k: v.tolist() for k, v in figures.items()} for name, figures in judged.items()}, f)
+            said = {name: {k: v.tolist() for k, v in figures.items()} for name, figures in judged.items()}
+            write_output(args.json, "--json", json.dumps(said).encode())
     print("\n".join(table(judged, args.against)))
 
 

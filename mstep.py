@@ -40,7 +40,7 @@ from rollouts import rollout
 
 # ---------------------------------------------------------------- infusion
 
-def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, stats, progress=True, iteration=0):
+def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, stats, iteration=0):
     """Sample thoughts for expert snippets and write them in -> yields (ids, kinds) of each, in order. stats: a Counter of thoughts, lines, tokens, ...
 
     cfg.estep says how. reinforce draws one of cfg.resample rollouts of q with probability proportional to exp(sum_t r_t), rewards from pi; for
@@ -52,7 +52,7 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, stats, progress=True
     never = cfg.c == float("inf")
     n = {"best-of-n": cfg.group, "reinforce": cfg.resample, "hindsight": cfg.proposals}.get(cfg.estep, 1)
     at_once = max(1, 256 // n) * parallel.world()
-    for start in tqdm(range(0, len(snippets), at_once), desc="infuse", unit="batch", disable=not progress, delay=2, leave=False):
+    for start in tqdm(range(0, len(snippets), at_once), desc="infuse", unit="batch", delay=2, leave=False):
         part, of_part = (list(parallel.mine(x[start:start + at_once])) for x in (snippets, numbers))
         if never or not part:
             chosen = [{}] * len(part)
@@ -63,7 +63,7 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, stats, progress=True
             rolls = rollout(q, pi, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon, need="rewards" if n > 1 else "latents",
                             rate=cfg.rate if cfg.estep == "random" else None, numbers=of_part)
             stats["forward_tokens"] += rolls.forward_tokens
-            reward = np.array([row.line_logp.sum() - cfg.c * len(row.thoughts) for row in rolls.rows]).reshape(-1, n)     # (B, n)
+            reward = rolls.reward(cfg.c).reshape(-1, n)      # (B, n)
             if cfg.estep == "best-of-n":
                 best = reward.argmax(1)
             else:                                            # Gumbel: argmax of reward + noise is a draw from softmax(reward)
@@ -78,13 +78,13 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, stats, progress=True
 
 def write(tok, snip, thoughts, block, stats):
     """One snippet with its thoughts -> (ids, kinds); counts in stats what had to be left out."""
+    def fine(some):
+        return not some or canonical(tok, infuse(tok, snip, some)[0])
+
     kept = dict(thoughts)
-    ids, kinds = infuse(tok, snip, kept)
-    if kept and not canonical(tok, ids):
-        kept = {t: z for t, z in kept.items() if canonical(tok, infuse(tok, snip, {t: z})[0])}
-        ids, kinds = infuse(tok, snip, kept)
-        if kept and not canonical(tok, ids):                 # thoughts that are fine alone and not together: does not happen by construction
-            kept = {}
+    if not fine(kept):
+        kept = {t: z for t, z in kept.items() if fine({t: z})}
+        kept = kept if fine(kept) else {}                    # thoughts that are fine alone and not together: does not happen by construction
     stats["not_canonical"] += len(thoughts) - len(kept)
     while len(infuse(tok, snip, kept)[0]) > block:
         kept.popitem()
@@ -175,7 +175,7 @@ def ntp_loss(model, ids, pos, doc, kind):
 
     A token is predicted from the earlier tokens of its own document; the first of a document is not, nor is padding, nor what is given. The end-of-text token is.
     """
-    inside = predicted(doc, kind)                                         # (B, T-1)
+    inside = predicted(doc, kind)                                         # (1, T-1)
     hidden = model(ids, pos, doc)[:, :-1][inside]                                                       # (M, D)
     return -token_logprobs(hidden, model.head_weight, ids[:, 1:][inside])[0], kind[:, 1:][inside]       # (M,): J
 

@@ -77,6 +77,10 @@ class Rollouts:
             out[n, :len(row.first)] = what(row)
         return out
 
+    def reward(self, c):
+        """sum_t r_t of each row, nats: (N,)."""
+        return np.array([row.line_logp.sum() - c * len(row.thoughts) for row in self.rows])
+
     @property
     def think(self):                          # (N, Lmax) bool
         return self.lines(lambda r: [t in r.thoughts for t in range(len(r.first))]) > 0
@@ -166,7 +170,7 @@ def rollout(q, pi, tok, snippets, G, think_max, seed, rate=None, horizon=0, numb
     for b, (s, most) in enumerate(zip(snippets, longest)):
         if most > q.cfg.max_len:
             raise ValueError(f"snippet {s.name or b} may grow to {most} tokens with its thoughts; max_len is {q.cfg.max_len}")
-    decoder = Decoder(q, B * G, B, max(len(s.ids) for s in snippets), max(longest), 1.0, 1.0, (), False, tok.stop_ids)
+    decoder = Decoder(q, B * G, B, max(len(s.ids) for s in snippets), max(longest), 1.0, 1.0, (), tok.stop_ids)
     net, said, rows = Reader(q, decoder.layers, q.head_weight.float()), [], []
     base, begins, forwards = trunk(net, decoder.shared, snippets, tok, scored, decided=True)                       # 1
     for b, s in enumerate(snippets):

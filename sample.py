@@ -34,7 +34,7 @@ class Completion:
 
 @torch.inference_mode()
 def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, seeds=None, n=1, batch=64, stop=None, decode=None,
-             progress=False, desc="sampling", amp=False, forbid=(), on_done=None):
+             progress=False, desc="sampling", forbid=(), on_done=None):
     """n Completions for each prompt: a list of lists, in the order of `prompts`.
 
     prompts      lists of token ids, of any lengths. A prompt and its completion together never exceed model.cfg.max_len.
@@ -43,7 +43,6 @@ def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, s
     seeds        one int a prompt, used instead of its index: so that a prompt keeps its samples when others are left out.
     batch        rows sampled at once; halved as often as memory runs out.
     stop         strings; a row ends with the token that completes one (the caller cuts the text). Needs `decode`: ids -> str.
-    amp          the model's forward runs under bfloat16 autocast.
     forbid       token ids that the model cannot write: the distribution is the model's, given that the next token is none of them.
     on_done      called as on_done(prompt index, sample index, Completion) as soon as a row ends.
     Raises ValueError for an empty prompt, one of max_len tokens or more, and settings out of range; UserError if memory does not even
@@ -70,7 +69,7 @@ def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, s
             batch = min(batch, len(queue))
             try:
                 prefix, new = len(prompts[queue[-1][0]]), min(max_new, model.cfg.max_len - len(prompts[queue[0][0]]))
-                decoder = Decoder(model, batch, min(batch, len(prompts)), prefix, new, temperature, top_p, forbid, amp)
+                decoder = Decoder(model, batch, min(batch, len(prompts)), prefix, new, temperature, top_p, forbid)
                 serve(decoder, prompts, queue, uniforms, ends, done, bar)
             except RuntimeError as e:                             # torch.OutOfMemoryError is one
                 if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e) or "DefaultCPUAllocator" in str(e)):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import config
+import hindsight
 import mstep
 import tasks
+from config import UserError
 from data import canonical, infuse, snippet
 from hindsight import RATES, best_rate, choose, first_token, hindsight_context, judge, least_likely, log_weights, propose, table
 from model import ModelConfig, Transformer
@@ -163,11 +165,11 @@ def test_choose_and_infuse(tok, model, which):
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
     cfg = config.make(estep="hindsight", selection=which, proposals=4, own=1, tried=0.4, think_max=6, block=1000, c=0.0, floor=0.9)
     stats = collections.Counter()
-    written = [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats, progress=False)]
+    written = [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats)]
     assert stats["think"] > 0 and stats["not_canonical"] == 0
     for s, (ids, kind) in zip(snips, written, strict=True):
         assert canonical(tok, ids) and [i for i, k in zip(ids, kind) if k != 2] == s.ids
-    assert written == [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats, progress=False)]
+    assert written == [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats)]
     chosen, _ = choose(model, tok, snips, cfg, which, (0, 1), [3, 4, 5, 6])
     assert all(len(z) <= math.ceil(0.4 * len(s.first)) for z, s in zip(chosen, snips))
     assert choose(model, tok, snips, cfg, "act", (0, 1), [3, 4, 5, 6]) == ([{}] * 4, 0)
@@ -184,7 +186,7 @@ def test_iterations_have_their_own_weights(tok, model, monkeypatch):
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt))]
     cfg = config.make(estep="hindsight", selection="best,exact", block=1000)
     for iteration in range(3):
-        list(mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [0], collections.Counter(), progress=False, iteration=iteration))
+        list(mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [0], collections.Counter(), iteration=iteration))
     assert seen == ["best", "exact", "exact"]
 
 
@@ -223,6 +225,12 @@ def test_judge(tok, model):
 def test_settings_out_of_range(given, said):
     with pytest.raises(config.UserError, match=said):
         config.make(estep="hindsight", **given)
+
+
+@pytest.mark.parametrize("given", ["--thoughts-a-line 0", "--limit -1", "--per -1", "--soften 0", "--json nowhere/figures.json"])
+def test_a_mistake_on_the_command_line_is_told_before_the_work(given):
+    with pytest.raises(UserError, match=given):
+        hindsight.main(given.split())
 
 
 def test_best_is_the_largest(tok, snip, model, world, monkeypatch):

@@ -245,7 +245,7 @@ def test_write_leaves_out_what_does_not_fit(tok, snips):
 
 def infused(model, tok, snips, cfg):
     stats = collections.Counter()
-    docs, kinds = zip(*mstep.infuse_corpus(model, model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], stats, progress=False))
+    docs, kinds = zip(*mstep.infuse_corpus(model, model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], stats))
     return list(docs), list(kinds), stats
 
 

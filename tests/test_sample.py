@@ -125,8 +125,8 @@ def test_errors(model, change, words):
         generate(model, **{"prompts": PROMPTS, "max_new": 4, "eos": EOS, **change})
 
 
-def test_amp_and_progress(model):
-    got = generate(model, PROMPTS, 6, NO_EOS, n=2, amp=True, progress=True)
+def test_progress(model):
+    got = generate(model, PROMPTS, 6, NO_EOS, n=2, progress=True)
     assert all(len(c.ids) == 6 and max(c.logprobs) <= 0 for row in got for c in row)
 
 

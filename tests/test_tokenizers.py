@@ -191,7 +191,7 @@ def test_rollouts_of_a_random_model_give_canonical_ids(style, stdlib):
     snips = [s for _, text, prompt in stdlib[:200] if len(text) < 500 and (s := data.snippet(tok, text, prompt)) and len(s.first) > 2][:40]
     cfg.estep, cfg.rate = "random", 0.5
     stats = collections.Counter()
-    docs, kinds = zip(*mstep.infuse_corpus(net, net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats, progress=False))
+    docs, kinds = zip(*mstep.infuse_corpus(net, net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats))
     assert stats["think"] > 10 and stats["not_canonical"] > 10                       # a random model joins tokens that the tokenizer would not
     for snip, ids, kind in zip(snips, docs, kinds):
         assert [i for i, k in zip(ids, kind) if k != data.THOUGHT] == snip.ids
