@@ -14,8 +14,8 @@ the tokens of SmolLM2 are recorded with a probability that is off by more than a
 3.7% with a head in bfloat16, and 4.2% with a residual stream in bfloat16.
 
 Shapes: B seats, P prompts that seats are at, M seats of a prompt at most, Sp slots of prompts, Sn slots of own tokens, D width, H query
-heads, K key/value heads, G = H/K, E head width, V vocabulary, N rows that draw a token. In `Reader`: N continuations, T tokens of the longest, M of them all, S slots that
-one sees, itself included.
+heads, K key/value heads, G = H/K, E head width, V vocabulary, N rows that draw a token. In `Reader`: N continuations, T tokens of the longest, M of them all, S slots
+that one sees, itself included.
 """
 import collections
 import dataclasses
@@ -29,7 +29,8 @@ from model import Cache, attend, rotate
 
 
 class Decoder:
-    """The model's decode step for up to `rows` rows that read up to `prompts` prompts of up to `prefix` tokens and write `new` each."""
+    """The model's decode step for up to `rows` rows that read up to `prompts` prompts of up to `prefix` tokens and write `new` each. forbid: token ids that
+    cannot be written; ends: ids that mean the same (`pick`)."""
 
     def __init__(self, model, rows, prompts, prefix, new, temperature, top_p, forbid, ends=()):
         cfg, device = model.cfg, model.device

@@ -4,7 +4,7 @@
 
     python evaluate.py --suite humaneval --preset smollm2                              SmolLM2 as loaded, greedy
     python evaluate.py --suite humaneval,humaneval+,mbpp,mbpp+ --preset smollm2 --checkpoint runs/smollm2-0/ra3.pt --samples 20 --temperature 0.8
-    python evaluate.py --suite humaneval --completions runs/smollm2-0/samples-ra3-humaneval+.jsonl        the same samples, by another suite's tests (EvalPlus: --sanitise)
+    python evaluate.py --suite humaneval --completions runs/smollm2-0/samples-ra3-humaneval+.jsonl          the same samples, by another suite's tests
     python evaluate.py --suite domain --checkpoint runs/tiny-0/ra3.pt                 the built-in domain's held-out tasks
 
 Suites: see benchmarks.py (`python benchmarks.py --list`); intervals are 95% bootstrap intervals over problems. Samples and verdicts go to a .jsonl,

@@ -117,8 +117,8 @@ def score(model, tok, cache, jobs, at_once=64):
         hidden = forward(model, cache.select(torch.tensor([jobs[n][0] for n in some], device=model.device)), rows)      # (n, T, D)
         at = [(i, j - 1 - start, ids[j] if j < len(ids) else 0, kind, n * parts + part)
               for i, n in enumerate(some) for _, ids, start, wanted in [jobs[n]] for j, kind, part in wanted]
-        row, j, target, kind, to = torch.tensor(at, device=model.device).T
-        logp, begin, end = token_logprobs(hidden[row, j], model.head_weight, target, [tok.thought_ids, tok.stop_ids])
+        row, j, target, kind, to = torch.tensor(at, device=model.device).T                                              # (wanted,) each
+        logp, begin, end = token_logprobs(hidden[row, j], model.head_weight, target, [tok.thought_ids, tok.stop_ids])   # (wanted,) each
         logp = torch.where(kind == END, end, torch.where(kind == OPEN, logp - log1mexp(begin), logp))
         out.index_add_(0, to.cpu(), logp.double().cpu())
         tokens += sum(len(ids) - start for ids, start in rows)
@@ -150,7 +150,7 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
     cache = model.new_cache(len(snippets), slots)
     hidden = forward(model, cache, [(s.ids, 0) for s in snippets])                          # (B, T, D)
     at = [(b, j - 1, s.ids[j], j in s.first) for b, s in enumerate(snippets) for j in range(s.first[0], len(s.ids))]
-    b, j, target, opens = torch.tensor(at, device=model.device).T
+    b, j, target, opens = torch.tensor(at, device=model.device).T                           # (code tokens,) each
     logp, begin = token_logprobs(hidden[b, j], model.head_weight, target, [tok.thought_ids])
     act = torch.where(opens > 0, log1mexp(begin), 0.0)
     logp, act, tokens = (logp - act).double().cpu().numpy(), act.double().cpu().numpy(), sum(len(s.ids) for s in snippets)
@@ -162,7 +162,7 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
     tried = [(b, t) for b, logp in enumerate(base) for t in lines(b, logp)]
     heads = [first_token(tok, snippets[b], t) for b, t in tried]
     state = hidden[[b for b, _ in tried], [snippets[b].first[t] - 1 for b, t in tried]]     # (M, D)
-    think = token_logprobs(state, model.head_weight, torch.tensor(heads, device=model.device))[0].double().cpu().numpy()
+    think = token_logprobs(state, model.head_weight, torch.tensor(heads, device=model.device))[0].double().cpu().numpy()        # (M,)
 
     # draw
     after = [hindsight_context(tok, snippets[b], t) for b, t in tried]
@@ -195,7 +195,7 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
     sums, more = score(model, tok, cache, jobs)
     sums = np.pad(sums, ((0, 0), (0, 3 - sums.shape[1]))).reshape(len(tried), -1, 3)                        # (M, K, 3)
     content, tokens = sums[..., 0], tokens + more                                           # log p(z | s_t, its first token)
-    logq = np.full_like(content, np.nan)
+    logq = np.full_like(content, np.nan)                                                    # (M, K)
     if n_hindsight:
         some = [(job, i) for i, job in enumerate(hind) if job[3]]                           # think_max = 1: nothing is drawn
         logq[:] = 0.0
@@ -204,7 +204,7 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
             logq.reshape(-1)[[i for _, i in some]] = said[:, 0]
             tokens += more
     share = [math.log(n / (n_hindsight + n_own)) if n else -math.inf for n in (n_hindsight, n_own)]
-    logm = np.logaddexp(share[0] + np.nan_to_num(logq), share[1] + content)
+    logm = np.logaddexp(share[0] + np.nan_to_num(logq), share[1] + content)                 # (M, K)
     upto = [t + reach if reach else None for _, t in tried]
     return Proposals([b for b, _ in tried], [t for _, t in tried], thoughts, np.array([acts[b][t] for b, t in tried]), think,
                      think[:, None] + content, logq, logm, np.array([(base[b][t], base[b][t:u].sum()) for (b, t), u in zip(tried, upto)]),
@@ -233,7 +233,7 @@ def choose(model, tok, snippets, cfg, which, seed, numbers):
     if which == "act":
         return [{} for _ in snippets], 0
     found = propose(model, tok, snippets, least_likely(cfg.tried), cfg.proposals - cfg.own, cfg.own, cfg.think_max, cfg.reach, seed, numbers)
-    weight = log_weights(found, which, cfg.c, cfg.floor)
+    weight = log_weights(found, which, cfg.c, cfg.floor)                                    # (M, 1 + K)
     for m, (b, t) in enumerate(zip(found.snip, found.line)):
         for k, z in enumerate(found.thoughts[m]):
             if not canonical(tok, infuse(tok, snippets[b], {t: z})[0]):
