@@ -139,7 +139,7 @@ def plus_tests(name, text):
     if not results:
         kept = [node for node in syntax_tree(text).body if isinstance(node, (ast.FunctionDef, ast.Import, ast.ImportFrom))
                 and getattr(node, "name", "") not in ("is_floats", "assertion", "check")]
-        reference = "\n".join(ast.unsyntax_tree(node) for node in kept if ast.unsyntax_tree(node) != "import numpy as np")
+        reference = "\n".join(ast.unparse(node) for node in kept if ast.unparse(node) != "import numpy as np")
     oracle = ORACLES.get(name) or f"same(out, exp, {atol[1]})"
     given = "copy.deepcopy(given)" if "given" in oracle else "given"
     return (f"{SAME}\n{reference}\ndef check(candidate):\n    inputs = {inputs[1]}\n"
