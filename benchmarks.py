@@ -130,7 +130,7 @@ WITH_REFERENCES = ("humaneval", "humaneval+", "mbpp-all", "mbpp-sanitized", "mbp
 def list_suites(data_dir=""):
     print(f"{'suite':<24}{'items':>6}{'gradable':>9}   origin and licence")
     for name, (_, files) in SUITES.items():
-        origin = "; ".join(dict.fromkeys(f"{FILES[f][2]} {FILES[f][3][:8]} ({FILES[f][5]})" for f in files)) or "see its docstring"
+        origin = "; ".join(dict.fromkeys(f"{FILES[f][2]} {FILES[f][3][:8]} ({FILES[f][5]})" for f in files)) or "see contests.py"
         try:
             tasks, without = gradable(name, data_dir)
             dropped = sum(map(len, without.values()))
