@@ -372,12 +372,17 @@ def set_threads(cfg):
     """As many threads as the settings say, or as this process has cores; and memory as a training loop wants it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(cfg.threads or cores)
-    keep_pages()
+    settle_memory()
 
 
-def keep_pages():
-    """On the CPU, memory that tensors free stays with the process. glibc gives blocks of some MB back to the system at once, and the next ones like
-    them cost a page fault every 4 KiB: an eighth of a training step of SmolLM2. Other C libraries are left as they are."""
+def settle_memory():
+    """On the CPU, before the first product: memory that tensors free stays with the process, and fewer kernels are kept.
+
+    glibc gives blocks of some MB back to the system at once, and the next ones like them cost a page fault every 4 KiB: an eighth of a training step
+    of SmolLM2. (Other C libraries are left as they are.) oneDNN keeps the last 1,024 shapes' kernels, of up to 3 MB each; without padding every step
+    brings new shapes, so that is what a long run comes to.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         libc.mallopt(-3, 2**30)                              # M_MMAP_THRESHOLD, bytes: what is smaller comes from the heap,
