@@ -17,7 +17,7 @@ from grader.messages import START_LIMIT, receive, send
 from grader.tester import Peer, test
 from grader.walls import NEWNS, NEWPID, choose_level, clone, prctl
 
-USUAL = """abc array bisect calendar cmath collections.abc copy dataclasses datetime decimal enum fractions functools hashlib heapq itertools
+USUAL = """abc argparse array bisect calendar cmath collections.abc copy dataclasses datetime decimal enum fractions functools hashlib heapq itertools
     json math numbers operator os.path queue random re statistics string sys textwrap time traceback typing""".split()
 
 

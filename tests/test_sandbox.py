@@ -246,7 +246,8 @@ HERE = {[str(ROOT), str(ROOT / "grader")]}
 def below(file):
     return isinstance(file, str) and os.path.dirname(file) in HERE
 def modules():
-    found = [name for name, module in sys.modules.items() if name.partition(".")[0] in ("sandbox", "grader", "torch") or below(getattr(module, "__file__", None))]
+    found = [name for name in sys.modules if name.split(".")[0] in ("sandbox", "grader", "torch")]
+    found += [name for name, module in sys.modules.items() if below(getattr(module, "__file__", None))]
     for name in {["sandbox", "train", "grader", *sorted(files), *sorted(f"grader.{name}" for name in files)]}:
         try:
             spec = importlib.util.find_spec(name)
