@@ -25,6 +25,7 @@ import sys
 import torch
 
 import sandbox
+from model import keep_pages
 from sandbox import cores
 from speed import estep, grading, logprobs, rlvr, sampling, training
 from speed.measure import idle_cores, machine_rates
@@ -102,6 +103,7 @@ def main():
         device, idle = torch.device(args.device), idle_cores()
         wall = device.type == "cuda" or idle >= 1.5
         torch.set_num_threads(cores() if wall else 1)
+        keep_pages()                                         # as the scripts do; peers gain from it too
         rates = machine_rates(device, wall)._replace(repeats=args.repeats, budget=args.budget)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cores()} cores, {processor()}"
         print(f"{name}; {idle:.1f} cores idle: times are {'wall times' if wall else 'core-seconds, on one thread'}\n"
