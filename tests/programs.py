@@ -596,7 +596,7 @@ MODULES = """
 import sys
 def values():
     for name, module in list(sys.modules.items()):
-        if name == '__main__' or 'sandbox' in name:
+        if name == '__main__' or 'sandbox' in name or 'grader' in name:
             yield from list(vars(module).values())
 """
 TELL = """
@@ -1086,7 +1086,7 @@ def ours(pid):
             line = f.read()
     except OSError:
         return False
-    return line == me and b'sandbox' in line and b'pytest' not in line
+    return line == me and b'grader' in line and b'pytest' not in line
 def visible():
     return [int(p) for p in os.listdir('/proc') if p.isdigit() and int(p) not in (1, os.getpid()) and ours(p)]
 """

@@ -236,6 +236,50 @@ def connects():
     assert result.verdict == "passed"
 
 
+def test_a_program_finds_nothing_of_the_grader(scratch):
+    """No module of the grader, or of the project, is loaded or can be imported where programs run; and no file that the server loaded shares its
+    builtins with them."""
+    files = {path.stem for path in (ROOT / "grader").glob("*.py")}
+    look = f"""
+import builtins, importlib.util, os, sys, types
+HERE = {[str(ROOT), str(ROOT / "grader")]}
+def below(file):
+    return isinstance(file, str) and os.path.dirname(file) in HERE
+def modules():
+    found = [name for name in sys.modules if name.split(".")[0] in ("sandbox", "grader", "torch")]
+    found += [name for name, module in sys.modules.items() if below(getattr(module, "__file__", None))]
+    for name in {["sandbox", "train", "grader", *sorted(files), *sorted(f"grader.{name}" for name in files)]}:
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            continue
+        if spec and below(spec.origin):
+            found.append(name)
+    return found
+def builtins_of_files():
+    frame, todo, seen = sys._getframe(), [], {{}}
+    while frame:
+        todo.append(frame.f_globals)
+        frame = frame.f_back
+    while todo:
+        space = todo.pop()
+        if below(space.get("__file__")) and space["__file__"] not in seen:
+            own = space["__builtins__"]
+            seen[space["__file__"]] = "shared" if own is builtins or own is vars(builtins) or own["__import__"] is not __import__ else "own"
+            todo += [value.__globals__ for value in space.values() if isinstance(value, types.FunctionType)]
+    return {{os.path.basename(file).removesuffix(".py"): said for file, said in seen.items()}}
+def add():
+    return modules(), builtins_of_files()
+class P:
+    add = staticmethod(add)
+"""
+    expected = [], dict.fromkeys(sorted(files - {"__init__", "assertions", "client"}), "own") | {"boot": "shared"}
+    jobs = [Job(look, f"assert add() == {expected}"), Job(look, f"assert P().add() == {expected}"),
+            Job(look + "said = add()\nprint(said[0], sorted(said[1].items()))\n",
+                [{"input": "", "output": f"{expected[0]} {sorted(expected[1].items())}"}], kind="stdio")]
+    assert [(result.verdict, result.mode) for result in grade(jobs)] == [("passed", mode) for mode in ("separate", "in_process", "stdio")]
+
+
 def test_links_are_not_followed(scratch, tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir(mode=0o750)
@@ -378,7 +422,8 @@ def test_every_level_and_user(level, ordinary):
         scratch.mkdir()
         for file in (sandbox.__file__, programs.__file__):
             shutil.copy(file, folder)
-        for path, mode in ((folder, 0o755), (scratch, 0o777), *((file, 0o644) for file in folder.glob("*.py"))):
+        shutil.copytree(ROOT / "grader", folder / "grader", ignore=shutil.ignore_patterns("__pycache__"))
+        for path, mode in ((folder, 0o755), (folder / "grader", 0o755), (scratch, 0o777), *((file, 0o644) for file in folder.rglob("*.py"))):
             path.chmod(mode)
         env = {"PATH": os.environ["PATH"], "TMPDIR": str(scratch), "RA3_SANDBOX_LEVEL": level, "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run([python, "-c", GRADE_SMALL, json.dumps(SMALL)], cwd=folder, env=env, capture_output=True, text=True, **user)
