@@ -56,7 +56,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from grader.assertions import check_job, prepare, same_output
 from grader.client import Server
-from grader.messages import LEVELS, VERDICTS, HarnessError      # LEVELS: for those who import it from here
+from grader.messages import VERDICTS, HarnessError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Job:
 class Result:
     verdict: str                # a key of VERDICTS
     seconds: float              # wall time from the start of the program, as the grader saw it
-    isolation: str              # one of LEVELS
+    isolation: str              # one of grader.messages.LEVELS
     mode: str                   # separate, in_process, stdio
 
 
