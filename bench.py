@@ -2,7 +2,7 @@
 
     python bench.py                              every row; results in bench.json too
     python bench.py sampling estep               only these groups of rows
-    python bench.py --quick                      fewer and smaller rows: 220 s on one busy core
+    python bench.py --quick                      fewer and smaller rows: 146 s on two idle cores
     python bench.py --repeats 5 --budget 60      rows that take long are repeated less, or not at all
     python bench.py --nanogpt FOLDER             with nanoGPT as a peer, which is a folder and not a package
     python bench.py --markdown FILE [FILE ...]   no measurement: the table of results as Markdown, a column of ours a file
