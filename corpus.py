@@ -41,6 +41,7 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 from tqdm import tqdm
 
+import sandbox
 from config import UserError, command, parse
 from data import Snippet, snippet
 from functions import COUNTED, DROPPED, checksum, documented, functions, units
@@ -200,7 +201,7 @@ def make_parts(folder, found, tok, settings, check, progress, cores):
     HERE = dict(folder=folder, tok=tok, settings=settings, check=check)      # forked processes find it there, without its being sent
     if check is not None:
         check.ready()
-    cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    cores = cores or sandbox.cores()
     pool = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), initializer=obey) if cores > 1 else None
     waiting, count = [], 0
     bar = tqdm(total=sum(size for one in found for _, _, size in one.files), desc="preparing", unit="B", unit_scale=True, disable=not progress, delay=2,

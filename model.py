@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from config import UserError
+from sandbox import cores
 
 try:
     from torch.nn.attention.varlen import varlen_attn                     # flash attention over documents of any length; CUDA only
@@ -370,8 +371,7 @@ def device_of(cfg):
 
 def set_threads(cfg):
     """As many threads as the settings say, or as this process has cores; and memory as a training loop wants it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(cfg.threads or cores)
+    torch.set_num_threads(cfg.threads or cores())
     settle_memory()
 
 

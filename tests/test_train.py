@@ -75,6 +75,15 @@ class Stop(Exception):
     pass
 
 
+def stop_after(stop, log, monkeypatch):
+    """Let a run stop as soon as a line of metrics is written: stop = (model, phase, iteration, step). log: Run.log as it is."""
+    def log_and_stop(self, name, **m):
+        log(self, name, **m)
+        if (name, m["phase"], m.get("iteration"), m.get("step")) == stop:
+            raise Stop
+    monkeypatch.setattr(train.Run, "log", log_and_stop)
+
+
 def test_resume_is_exact(whole, tmp_path, monkeypatch):
     """A run that is killed in pretraining (SIGKILL, with half a line written), and after its resumes stopped in each phase of ntp and of
     both EM iterations, against the uninterrupted run: all weights bit for bit, all metrics but times, all results."""
@@ -90,11 +99,7 @@ def test_resume_is_exact(whole, tmp_path, monkeypatch):
 
     log = train.Run.log
     for stop in STOPS:
-        def log_and_stop(self, name, **m):
-            log(self, name, **m)
-            if (name, m["phase"], m.get("iteration"), m.get("step")) == stop:
-                raise Stop
-        monkeypatch.setattr(train.Run, "log", log_and_stop)
+        stop_after(stop, log, monkeypatch)
         with pytest.raises(Stop):
             run(out, *argv, "--resume")
         if stop[1:3] == ("estep", 0):                        # resumed with other settings: refused, nothing changed
@@ -122,11 +127,7 @@ def test_starting_over_forgets_what_was_unfinished(whole, tmp_path, monkeypatch)
     the second is not beside them."""
     out, log = copied(whole, tmp_path), train.Run.log
     for stop, left in ((("ra3", "mstep", 1, 3), ["ra3.docs", "ra3.state"]), (("ra3", "infuse", 0, None), ["ra3.docs"])):
-        def log_and_stop(self, name, **m):
-            log(self, name, **m)
-            if (name, m["phase"], m.get("iteration"), m.get("step")) == stop:
-                raise Stop
-        monkeypatch.setattr(train.Run, "log", log_and_stop)
+        stop_after(stop, log, monkeypatch)
         with pytest.raises(Stop):
             run(out, "--save-every", "2", "--estep", "none", "--models", "ra3")
         assert sorted(p.name for p in out.glob("ra3.*")) == left
