@@ -15,6 +15,7 @@ Conventions of all suites
 3. A program has 10 s for all its tests, or four times its reference's time where that is slow (benchmark_files.SLOW). EvalPlus has the same factor, per test
    and with at least 4 s. (Fixed 3 s, as some harnesses have them, fail right answers to HumanEval+.)
 """
+
 import difflib
 import json
 import re
@@ -23,14 +24,22 @@ from benchmark_files import FILES
 from completions import job_of
 from config import Parser, UserError, command
 from contests import codeforces, leetcode, livecodebench, livecodebench_official
-from humaneval_mbpp import CODEX_STOPS, humaneval, humaneval_plus, mbpp, mbpp_3shot, mbpp_plus, mbpp_sanitized
+from humaneval_mbpp import (
+    CODEX_STOPS,
+    humaneval,
+    humaneval_plus,
+    mbpp,
+    mbpp_3shot,
+    mbpp_plus,
+    mbpp_sanitized,
+)
 from mutation import mutation_scores, references
 from sandbox import check_job, prepare
 from tasks import Task
 
 # ---------------------------------------------------------------- suites
 
-SUITES = {      # name: (reader, files)
+SUITES = {  # name: (reader, files)
     "humaneval": (humaneval, ("humaneval/HumanEval.jsonl.gz",)),
     "humaneval+": (humaneval_plus, ("humaneval_plus/HumanEvalPlus-OriginFmt-v0.1.10.jsonl.gz",)),
     "mbpp": (mbpp, ("mbpp/mbpp.jsonl.gz",)),
@@ -38,20 +47,39 @@ SUITES = {      # name: (reader, files)
     "mbpp-train": (lambda data_dir: mbpp(data_dir, range(601, 975)), ("mbpp/mbpp.jsonl.gz",)),
     "mbpp-all": (lambda data_dir: mbpp(data_dir, range(1, 975)), ("mbpp/mbpp.jsonl.gz",)),
     "mbpp-sanitized": (mbpp_sanitized, ("mbpp/sanitized-mbpp.json",)),
-    "mbpp+": (mbpp_plus, ("mbpp_plus/MbppPlus-v0.2.0.jsonl.gz", "mbpp_plus/MbppPlus-OriginFmt-v0.2.0.jsonl.gz")),
+    "mbpp+": (
+        mbpp_plus,
+        ("mbpp_plus/MbppPlus-v0.2.0.jsonl.gz", "mbpp_plus/MbppPlus-OriginFmt-v0.2.0.jsonl.gz"),
+    ),
     "leetcode": (leetcode, ("leetcode/LeetCodeDataset-v0.2.0-test.jsonl.gz",)),
-    "leetcode-train": (lambda data_dir: leetcode(data_dir, "v0.2.0-train"), ("leetcode/LeetCodeDataset-v0.2.0-train.jsonl.gz",)),
-    "leetcode-v0.3.1": (lambda data_dir: leetcode(data_dir, "v0.3.1-test"), ("leetcode/LeetCodeDataset-v0.3.1-test.jsonl.gz",)),
+    "leetcode-train": (
+        lambda data_dir: leetcode(data_dir, "v0.2.0-train"),
+        ("leetcode/LeetCodeDataset-v0.2.0-train.jsonl.gz",),
+    ),
+    "leetcode-v0.3.1": (
+        lambda data_dir: leetcode(data_dir, "v0.3.1-test"),
+        ("leetcode/LeetCodeDataset-v0.3.1-test.jsonl.gz",),
+    ),
     "livecodebench": (livecodebench, ("livecodebench/lcb_release_v5_public.jsonl.gz",)),
-    "livecodebench-2024-08": (lambda data_dir: livecodebench(data_dir, "2024-08"), ("livecodebench/lcb_release_v5_public.jsonl.gz",)),
+    "livecodebench-2024-08": (
+        lambda data_dir: livecodebench(data_dir, "2024-08"),
+        ("livecodebench/lcb_release_v5_public.jsonl.gz",),
+    ),
     "livecodebench-official": (livecodebench_official, ()),
     "codeforces": (codeforces, ("rllm/codeforces_test.json.gz",)),
 }
-ALSO = {"humaneval": ["humaneval+"], "mbpp": ["mbpp+"], "mbpp-sanitized": ["mbpp+"],
-        "humaneval+": ["humaneval"], "mbpp+": ["mbpp-sanitized"]}                       # other tests of the same problems
+ALSO = {
+    "humaneval": ["humaneval+"],
+    "mbpp": ["mbpp+"],
+    "mbpp-sanitized": ["mbpp+"],
+    "humaneval+": ["humaneval"],
+    "mbpp+": ["mbpp-sanitized"],
+}  # other tests of the same problems
 ANY_ANSWER = re.compile(r"\b(print|output|report) any\b(?! case)|\bpick any of them", re.I)
-ANY_OUTPUT = re.compile(r"\bany (of the|other|such|valid|suitable|permutation|string|fountain|array)\b|in any order|multiple (solutions|answers)",
-                        re.I)
+ANY_OUTPUT = re.compile(
+    r"\bany (of the|other|such|valid|suitable|permutation|string|fountain|array)\b|in any order|multiple (solutions|answers)",
+    re.I,
+)
 
 
 def not_gradable(name, tasks):
@@ -60,12 +88,20 @@ def not_gradable(name, tasks):
     for task in tasks:
         text = " ".join(task.prompt.split())
         if name == "leetcode-train" and task.name == "word-ladder-ii":
-            found.setdefault("its reference fails its tests (order of the result)", []).append(task.name)
-        elif name == "codeforces" and re.search(r"\binteractive\b|Output Format: (Time Limit|$)", text, re.I):
+            found.setdefault("its reference fails its tests (order of the result)", []).append(
+                task.name
+            )
+        elif name == "codeforces" and re.search(
+            r"\binteractive\b|Output Format: (Time Limit|$)", text, re.I
+        ):
             found.setdefault("interactive", []).append(task.name)
-        elif name == "codeforces" and re.search("(absolute|relative) or (absolute|relative)", text, re.I):
+        elif name == "codeforces" and re.search(
+            "(absolute|relative) or (absolute|relative)", text, re.I
+        ):
             found.setdefault("answers within a tolerance", []).append(task.name)
-        elif name == "codeforces" and (ANY_ANSWER.search(text) or ANY_OUTPUT.search(text.split("Output Format:")[-1])):
+        elif name == "codeforces" and (
+            ANY_ANSWER.search(text) or ANY_OUTPUT.search(text.split("Output Format:")[-1])
+        ):
             found.setdefault("several right answers", []).append(task.name)
     return found
 
@@ -74,7 +110,10 @@ def gradable(name, data_dir=""):
     """(tasks that can be graded, {reason: names of those that cannot}) of a suite. Raises UserError."""
     if name not in SUITES:
         near = difflib.get_close_matches(name, SUITES, 1)
-        raise UserError(f"suite {name}: expected one of {', '.join(SUITES)}" + (f"; did you mean {near[0]}?" if near else ""))
+        raise UserError(
+            f"suite {name}: expected one of {', '.join(SUITES)}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
     tasks = SUITES[name][0](data_dir)
     without = not_gradable(name, tasks)
     dropped = {n for names in without.values() for n in names}
@@ -95,7 +134,9 @@ def own(path):
         with open(path) as f:
             lines = f.read().split("\n")
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}); expected a .jsonl of problems") from None
+        raise UserError(
+            f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}); expected a .jsonl of problems"
+        ) from None
     for i, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -103,8 +144,17 @@ def own(path):
             row = json.loads(line)
             solution = row.get("canonical_solution", "").rstrip("\n")
             solution = "\n" * (solution[:1] not in ("", "\n")) + solution
-            task = Task(str(row["task_id"]), row["prompt"].rstrip("\n"), solution, row["test"], row["entry_point"], stops=tuple(row.get("stops", CODEX_STOPS)))
-            if isinstance(row.get("stops"), str) or not all(isinstance(stop, str) and stop for stop in task.stops):
+            task = Task(
+                str(row["task_id"]),
+                row["prompt"].rstrip("\n"),
+                solution,
+                row["test"],
+                row["entry_point"],
+                stops=tuple(row.get("stops", CODEX_STOPS)),
+            )
+            if isinstance(row.get("stops"), str) or not all(
+                isinstance(stop, str) and stop for stop in task.stops
+            ):
                 raise ValueError("stops is a list of texts, none of them empty")
             check_job(job_of(task, ""), f"{path}:{i}")
             prepare(task.tests, task.entry_point.strip(), False)
@@ -113,24 +163,45 @@ def own(path):
             tasks.append(task)
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             what = f"no {e}" if isinstance(e, KeyError) else str(e)
-            raise UserError(f"{path}:{i}: {what}; expected a JSON object with task_id, prompt, entry_point and test") from None
+            raise UserError(
+                f"{path}:{i}: {what}; expected a JSON object with task_id, prompt, entry_point and test"
+            ) from None
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
-        raise UserError(f"{path}: task_id {max(names, key=names.count)} is there {names.count(max(names, key=names.count))} times; expected each once")
+        raise UserError(
+            f"{path}: task_id {max(names, key=names.count)} is there {names.count(max(names, key=names.count))} times; expected each once"
+        )
     if not tasks:
-        raise UserError(f"{path}: no problem in it; expected a JSON object a line with task_id, prompt, entry_point and test")
+        raise UserError(
+            f"{path}: no problem in it; expected a JSON object a line with task_id, prompt, entry_point and test"
+        )
     return tasks
 
 
 # ---------------------------------------------------------------- command line
 
-WITH_REFERENCES = ("humaneval", "humaneval+", "mbpp-all", "mbpp-sanitized", "mbpp+", "leetcode", "leetcode-train", "leetcode-v0.3.1", "livecodebench")
+WITH_REFERENCES = (
+    "humaneval",
+    "humaneval+",
+    "mbpp-all",
+    "mbpp-sanitized",
+    "mbpp+",
+    "leetcode",
+    "leetcode-train",
+    "leetcode-v0.3.1",
+    "livecodebench",
+)
 
 
 def list_suites(data_dir=""):
     print(f"{'suite':<24}{'items':>6}{'gradable':>9}   origin and licence")
     for name, (_, files) in SUITES.items():
-        origin = "; ".join(dict.fromkeys(f"{FILES[f][2]} {FILES[f][3][:8]} ({FILES[f][5]})" for f in files)) or "see contests.py"
+        origin = (
+            "; ".join(
+                dict.fromkeys(f"{FILES[f][2]} {FILES[f][3][:8]} ({FILES[f][5]})" for f in files)
+            )
+            or "see contests.py"
+        )
         try:
             tasks, without = gradable(name, data_dir)
             dropped = sum(map(len, without.values()))
@@ -142,23 +213,53 @@ def list_suites(data_dir=""):
 
 def main(argv):
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--list", action="store_true", help="every suite, and whether its files were found")
-    parser.add_argument("--references", nargs="?", const=",".join(WITH_REFERENCES), metavar="SUITES",
-                        help="grade the reference solutions of suites (commas between; default: of all that have some, each once)")
-    parser.add_argument("--mutants", nargs="?", const="humaneval,mbpp", metavar="SUITES", help="grade mutated references (default humaneval,mbpp)")
-    parser.add_argument("--per-problem", type=int, default=10, help="mutants of a problem, at most (default 10)")
+    parser.add_argument(
+        "--list", action="store_true", help="every suite, and whether its files were found"
+    )
+    parser.add_argument(
+        "--references",
+        nargs="?",
+        const=",".join(WITH_REFERENCES),
+        metavar="SUITES",
+        help="grade the reference solutions of suites (commas between; default: of all that have some, each once)",
+    )
+    parser.add_argument(
+        "--mutants",
+        nargs="?",
+        const="humaneval,mbpp",
+        metavar="SUITES",
+        help="grade mutated references (default humaneval,mbpp)",
+    )
+    parser.add_argument(
+        "--per-problem", type=int, default=10, help="mutants of a problem, at most (default 10)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="which of them are drawn (default 0)")
     parser.add_argument("--show", type=int, default=0, help="mutants to print that no test notices")
-    parser.add_argument("--workers", type=int, default=None, help="programs at a time (default: the cores)")
-    parser.add_argument("--patience", type=float, default=1.0, help="factor on time limits, for a busy machine (default 1)")
-    parser.add_argument("--data-dir", default="", help="folder of the data (default ../shared/data beside the project)")
+    parser.add_argument(
+        "--workers", type=int, default=None, help="programs at a time (default: the cores)"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=1.0,
+        help="factor on time limits, for a busy machine (default 1)",
+    )
+    parser.add_argument(
+        "--data-dir",
+        default="",
+        help="folder of the data (default ../shared/data beside the project)",
+    )
     args = parser.parse_args(argv)
     if not (args.list or args.references or args.mutants):
         raise UserError("nothing to do: expected --list, --references or --mutants; see --help")
     if args.list:
         list_suites(args.data_dir)
     if args.references:
-        references(((name, load(name, args.data_dir)) for name in args.references.split(",")), args.workers, args.patience)
+        references(
+            ((name, load(name, args.data_dir)) for name in args.references.split(",")),
+            args.workers,
+            args.patience,
+        )
     for name in args.mutants.split(",") if args.mutants else []:
         suites = {tests: load(tests, args.data_dir) for tests in [name, *ALSO.get(name, [])]}
         mutation_scores(suites, args.per_problem, args.seed, args.show, args.workers, args.patience)

@@ -1,4 +1,5 @@
 """From what a model wrote to the program that is graded: up to a stop sequence, and if wanted only what the entry point needs."""
+
 import ast
 import re
 
@@ -9,7 +10,7 @@ from tasks import program_of
 
 def cut(text, stops):
     """The text up to the first of the stop sequences. Example: cut("a\\nb\\nc", ["\\nc", "\\nb"]) -> "a" """
-    return text[:min((i for stop in stops if (i := text.find(stop)) >= 0), default=len(text))]
+    return text[: min((i for stop in stops if (i := text.find(stop)) >= 0), default=len(text))]
 
 
 def sanitise(program, entry_point):
@@ -20,24 +21,37 @@ def sanitise(program, entry_point):
     lines = source.encode().split(b"\n")
     for node in syntax_tree(source).body:
         first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-        text = lines[first - 1:node.end_lineno]
-        text[-1] = text[-1][:node.end_col_offset]
-        text[0] = text[0][node.col_offset if first == node.lineno else 0:]             # after a semicolon
+        text = lines[first - 1 : node.end_lineno]
+        text[-1] = text[-1][: node.end_col_offset]
+        text[0] = text[0][node.col_offset if first == node.lineno else 0 :]  # after a semicolon
         text = b"\n".join(text).decode()
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             imports.append(text)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            if isinstance(node, ast.ClassDef) or any(isinstance(n, ast.Return) for n in ast.walk(node)):
+            if isinstance(node, ast.ClassDef) or any(
+                isinstance(n, ast.Return) for n in ast.walk(node)
+            ):
                 parts.setdefault(node.name, (text, node))
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            for target in (n for t in getattr(node, "targets", None) or [node.target] for n in ast.walk(t) if isinstance(n, ast.Name)):
+            for target in (
+                n
+                for t in getattr(node, "targets", None) or [node.target]
+                for n in ast.walk(t)
+                if isinstance(n, ast.Name)
+            ):
                 parts.setdefault(target.id, (text, node))
     todo, reached = [name], set()
     while todo:
         if (at := todo.pop()) in parts and at not in reached:
             reached.add(at)
-            todo += [n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(parts[at][1]) if isinstance(n, (ast.Name, ast.Attribute))]
-    return "\n".join(imports + list(dict.fromkeys(text for n, (text, _) in parts.items() if n in reached)))
+            todo += [
+                n.id if isinstance(n, ast.Name) else n.attr
+                for n in ast.walk(parts[at][1])
+                if isinstance(n, (ast.Name, ast.Attribute))
+            ]
+    return "\n".join(
+        imports + list(dict.fromkeys(text for n, (text, _) in parts.items() if n in reached))
+    )
 
 
 def longest_span(text):
@@ -46,7 +60,7 @@ def longest_span(text):
     lines = text.split("\n")
     full = [0]
     for line in lines:
-        full.append(full[-1] + bool(line.strip()))                                      # lines that are not empty before each
+        full.append(full[-1] + bool(line.strip()))  # lines that are not empty before each
     best = (0, 0)
     for i in range(len(lines)):
         j = len(lines)
@@ -56,13 +70,19 @@ def longest_span(text):
                 best = (i, j)
             except SyntaxError as e:
                 j = min(j - 1, i + max(e.lineno or j, 1) - 1)
-            except (ValueError, MemoryError, RecursionError):                            # null bytes, too deep
+            except (ValueError, MemoryError, RecursionError):  # null bytes, too deep
                 j -= 1
-    return "\n".join(lines[best[0]:best[1]])
+    return "\n".join(lines[best[0] : best[1]])
 
 
 def job_of(task, completion, patience=1.0, clean=False):
     """The job that grades a completion of a task. clean: the program is sanitised first."""
     program = program_of(task, completion)
-    return Job(sanitise(program, task.entry_point) if clean else program, task.tests, task.entry_point, task.kind, task.name,
-               patience * (task.time_limit or 10.0))
+    return Job(
+        sanitise(program, task.entry_point) if clean else program,
+        task.tests,
+        task.entry_point,
+        task.kind,
+        task.name,
+        patience * (task.time_limit or 10.0),
+    )

@@ -4,6 +4,7 @@
 
 Dashes and underscores are alike on the command line. The order is: defaults, then the preset, then what is given.
 """
+
 import argparse
 import dataclasses
 import difflib
@@ -25,119 +26,255 @@ UNITS = ("definitions", "functions", "methods", "files")
 @dataclasses.dataclass
 class Config:
     # the run
-    preset: str = setting("tiny", "tiny: a small model on the built-in domain; smollm2: SmolLM2-135M on real Python; qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b, "
-                          "qwen2.5-7b, llama-3.2-1b, llama-3.1-8b: those, likewise",
-                          ("tiny", "smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b", "llama-3.2-1b", "llama-3.1-8b"))
-    model: str = setting("", "the base model: a folder in Hugging Face's format, a .gguf file, or a name on the hub; default: the preset's")
+    preset: str = setting(
+        "tiny",
+        "tiny: a small model on the built-in domain; smollm2: SmolLM2-135M on real Python; qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b, "
+        "qwen2.5-7b, llama-3.2-1b, llama-3.1-8b: those, likewise",
+        (
+            "tiny",
+            "smollm2",
+            "qwen2.5-0.5b",
+            "qwen2.5-1.5b",
+            "qwen2.5-3b",
+            "qwen2.5-7b",
+            "llama-3.2-1b",
+            "llama-3.1-8b",
+        ),
+    )
+    model: str = setting(
+        "",
+        "the base model: a folder in Hugging Face's format, a .gguf file, or a name on the hub; default: the preset's",
+    )
     out: str = setting("", "folder of the run; default runs/PRESET-SEED")
-    name: str = setting("", "name of the result in the run's folder; default: the stage's (base, ntp, ra3)")
-    seed: int = setting(0, "seeds the initial weights, the corpora, the order of the data and every draw")
+    name: str = setting(
+        "", "name of the result in the run's folder; default: the stage's (base, ntp, ra3)"
+    )
+    seed: int = setting(
+        0, "seeds the initial weights, the corpora, the order of the data and every draw"
+    )
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
     threads: int = setting(0, "CPU threads; 0: as many as there are cores")
-    shard: bool = setting(False, "under torchrun: share weights, gradients and optimizer out over the ranks (FSDP2); false: a whole model on each (DDP)")
-    resume: bool = setting(False, "go on where a killed run stopped; stages that are done are not repeated")
+    shard: bool = setting(
+        False,
+        "under torchrun: share weights, gradients and optimizer out over the ranks (FSDP2); false: a whole model on each (DDP)",
+    )
+    resume: bool = setting(
+        False, "go on where a killed run stopped; stages that are done are not repeated"
+    )
     save_every: int = setting(5, "steps between checkpoints (pretraining: five times as many)")
-    compile: str = setting("auto", "torch.compile in training, of blocks and log-probabilities: true, false, or auto: on a GPU", ("auto", "true", "false"))
-    checkpoint: bool = setting(False, "training: keep each block's input only and compute the rest again on the way back: less memory, more work")
+    compile: str = setting(
+        "auto",
+        "torch.compile in training, of blocks and log-probabilities: true, false, or auto: on a GPU",
+        ("auto", "true", "false"),
+    )
+    checkpoint: bool = setting(
+        False,
+        "training: keep each block's input only and compute the rest again on the way back: less memory, more work",
+    )
     micro_tokens: int = setting(6400, "tokens of a micro-batch: less memory, same result")
-    bf16: bool = setting(True, "train under bfloat16 autocast (weights and optimizer stay as `weights` says)")
-    weights: str = setting("float32", "weights in training; bfloat16: gradients and Adam's moments too, the weights rounded at random (optim.py): half the memory",
-                           ("float32", "bfloat16"))
-    rollout_bf16: bool = setting(True, "E-step: sample and score thoughts with a bfloat16 copy of the weights; programs too (the bound is always float32)")
+    bf16: bool = setting(
+        True, "train under bfloat16 autocast (weights and optimizer stay as `weights` says)"
+    )
+    weights: str = setting(
+        "float32",
+        "weights in training; bfloat16: gradients and Adam's moments too, the weights rounded at random (optim.py): half the memory",
+        ("float32", "bfloat16"),
+    )
+    rollout_bf16: bool = setting(
+        True,
+        "E-step: sample and score thoughts with a bfloat16 copy of the weights; programs too (the bound is always float32)",
+    )
 
     # the corpora
-    data: str = setting("domain", "expert code: domain (built-in), or, several with commas: stdlib, an installed package, a folder of .py files, a .py, "
-                        ".jsonl, .jsonl.gz or .parquet file")
+    data: str = setting(
+        "domain",
+        "expert code: domain (built-in), or, several with commas: stdlib, an installed package, a folder of .py files, a .py, "
+        ".jsonl, .jsonl.gz or .parquet file",
+    )
     text_column: str = setting("text", "column of .jsonl and .parquet that holds the code")
-    unit: str = setting("definitions", "what a snippet of real code is: definitions (functions and methods), functions, methods, files", UNITS)
-    docstrings: bool = setting(False, "real code: functions without a docstring (files, with --unit files) are left out")
-    keep_comments: bool = setting(False, "real code: leave its comments where they are; false: every comment is a thought's to write")
-    near_duplicate: float = setting(0.8, "real code: snippets so similar (Jaccard, runs of five tokens) to one before them are left out; 0: all stay")
-    cache: str = setting("", "folder of prepared corpora; default: corpora, beside the run's folder")
+    unit: str = setting(
+        "definitions",
+        "what a snippet of real code is: definitions (functions and methods), functions, methods, files",
+        UNITS,
+    )
+    docstrings: bool = setting(
+        False, "real code: functions without a docstring (files, with --unit files) are left out"
+    )
+    keep_comments: bool = setting(
+        False,
+        "real code: leave its comments where they are; false: every comment is a thought's to write",
+    )
+    near_duplicate: float = setting(
+        0.8,
+        "real code: snippets so similar (Jaccard, runs of five tokens) to one before them are left out; 0: all stay",
+    )
+    cache: str = setting(
+        "", "folder of prepared corpora; default: corpora, beside the run's folder"
+    )
     n_expert: int = setting(4000, "expert snippets, at most; real code: 0: all")
     n_heldout: int = setting(64, "held-out expert snippets for the bound; never trained on")
     max_tokens: int = setting(160, "real code: longer snippets are left out")
-    min_lines: int = setting(2, "real code: so are snippets with fewer lines that can take a thought")
-    decontaminate: bool = setting(True, "real code: drop functions that hold a benchmark's problem or solution; false: train on the corpus unchecked")
-    data_dir: str = setting("", "folder of the benchmarks' files; default: shared/data beside the project")
+    min_lines: int = setting(
+        2, "real code: so are snippets with fewer lines that can take a thought"
+    )
+    decontaminate: bool = setting(
+        True,
+        "real code: drop functions that hold a benchmark's problem or solution; false: train on the corpus unchecked",
+    )
+    data_dir: str = setting(
+        "", "folder of the benchmarks' files; default: shared/data beside the project"
+    )
 
     # the small model (other presets bring their own)
     n_layer: int = setting(4, "layers")
     n_head: int = setting(4, "attention heads")
     d_model: int = setting(128, "width")
     d_ff: int = setting(384, "width of the feed-forward layers")
-    vocab_size: int = setting(512, "ids of the tokenizer that is trained on the built-in domain, at most")
+    vocab_size: int = setting(
+        512, "ids of the tokenizer that is trained on the built-in domain, at most"
+    )
     max_len: int = setting(1024, "positions; a snippet with all its thoughts must fit")
 
     # next-token training: pretrain, ntp, and the M-step
-    useful: float = setting(0.3, "base corpus: share of hard lines with their worked note before them; small: thoughts are rare at first")
+    useful: float = setting(
+        0.3,
+        "base corpus: share of hard lines with their worked note before them; small: thoughts are rare at first",
+    )
     rows: int = setting(20, "a step takes about rows x block tokens")
-    block: int = setting(288, "tokens of a document, at most, so at least max_tokens and room for thoughts")
+    block: int = setting(
+        288, "tokens of a document, at most, so at least max_tokens and room for thoughts"
+    )
     pretrain_steps: int = setting(600, "steps of the base model")
     pretrain_lr: float = setting(3e-3, "its peak learning rate")
-    notes_share: float = setting(0.3, "first share of the pretraining steps that sees worked notes only")
+    notes_share: float = setting(
+        0.3, "first share of the pretraining steps that sees worked notes only"
+    )
     mstep_steps: int = setting(60, "M-steps an EM iteration; NTP takes iters times as many")
     lr: float = setting(1e-3, "peak learning rate of NTP and of the M-step")
-    warmup: int = setting(20, "steps of linear warm-up; then constant, and linear decay over the last 40%%")
+    warmup: int = setting(
+        20, "steps of linear warm-up; then constant, and linear decay over the last 40%%"
+    )
     weight_decay: float = setting(0.1, "of AdamW, on matrices")
     grad_clip: float = setting(1.0, "largest norm of a gradient")
-    match: str = setting("", "ntp: train for as many FLOPs as this model of the run's folder took (its E-steps included)")
+    match: str = setting(
+        "",
+        "ntp: train for as many FLOPs as this model of the run's folder took (its E-steps included)",
+    )
 
     # EM
     iters: int = setting(2, "EM iterations")
-    estep: str = setting("reinforce", "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), hindsight (proposed after "
-                         "seeing the line, then weighed), none (the model's own, unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
-                         ("reinforce", "best-of-n", "hindsight", "none", "random", "oracle"))
+    estep: str = setting(
+        "reinforce",
+        "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), hindsight (proposed after "
+        "seeing the line, then weighed), none (the model's own, unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
+        ("reinforce", "best-of-n", "hindsight", "none", "random", "oracle"),
+    )
     proposals: int = setting(6, "hindsight: thoughts proposed at a line, K")
     own: int = setting(3, "hindsight: so many of them are the model's own, written before the line")
-    tried: float = setting(0.3, "hindsight: share of a snippet's lines at which thoughts are proposed, the least likely ones")
-    selection: str = setting("exact", "hindsight: how one of <act> and the proposals is taken: exact (importance weights against the model's own prior), penalty (in "
-                           "proportion to exp(reward)), best (the largest reward), act (always <act>: NTP); with commas one an EM iteration, the last one for all later")
+    tried: float = setting(
+        0.3,
+        "hindsight: share of a snippet's lines at which thoughts are proposed, the least likely ones",
+    )
+    selection: str = setting(
+        "exact",
+        "hindsight: how one of <act> and the proposals is taken: exact (importance weights against the model's own prior), penalty (in "
+        "proportion to exp(reward)), best (the largest reward), act (always <act>: NTP); with commas one an EM iteration, the last one for all later",
+    )
     reach: int = setting(3, "hindsight: lines from the thought on whose likelihood counts; 0: all")
     floor: float = setting(0.3, "hindsight: with exact weights P(think) counts as so much at least")
-    resample: int = setting(4, "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); 1: a plain sample of q")
-    infuse: int = setting(1200, "expert snippets of an iteration's M-step, which goes over them as often as its steps need")
+    resample: int = setting(
+        4,
+        "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); 1: a plain sample of q",
+    )
+    infuse: int = setting(
+        1200,
+        "expert snippets of an iteration's M-step, which goes over them as often as its steps need",
+    )
     estep_steps: int = setting(12, "policy-gradient steps an iteration")
     snippets: int = setting(16, "snippets a step, B")
     group: int = setting(8, "rollouts a snippet, G (also the N of best-of-n)")
-    c: float = setting(0.05, "penalty of a thought, nats; inf: nothing is ever thought, and the M-step is NTP")
+    c: float = setting(
+        0.05, "penalty of a thought, nats; inf: nothing is ever thought, and the M-step is NTP"
+    )
     think_max: int = setting(20, "longest thought, tokens, its # included")
-    credit: str = setting("prefix", "baseline of a decision: prefix (the likelihood without further thoughts) or group (the group's mean only)",
-                          ("prefix", "group"))
+    credit: str = setting(
+        "prefix",
+        "baseline of a decision: prefix (the likelihood without further thoughts) or group (the group's mean only)",
+        ("prefix", "group"),
+    )
     discount: float = setting(1.0, "discount of the return over lines")
-    gain_floor: float = setting(1.0, "with credit=prefix: nats that one bad thought can cost at most; inf: all of it")
+    gain_floor: float = setting(
+        1.0, "with credit=prefix: nats that one bad thought can cost at most; inf: all of it"
+    )
     normalise: bool = setting(True, "divide advantages by their deviation over the batch")
-    estep_lr: float = setting(7e-4, "peak learning rate of the policy gradient; linear decay over the last 40%%")
-    kl: float = setting(0.3, "weight of KL(q || pi) on the tokens of thoughts: what a thought says stays near what pi would say")
-    estep_lr_decay: float = setting(0.5, "factor on estep_lr for each later EM iteration: q starts near its optimum then, and noise outweighs signal")
-    horizon: int = setting(0, "first lines that may take a thought; 0: all; 1: one latent a snippet (BRiTE)")
+    estep_lr: float = setting(
+        7e-4, "peak learning rate of the policy gradient; linear decay over the last 40%%"
+    )
+    kl: float = setting(
+        0.3,
+        "weight of KL(q || pi) on the tokens of thoughts: what a thought says stays near what pi would say",
+    )
+    estep_lr_decay: float = setting(
+        0.5,
+        "factor on estep_lr for each later EM iteration: q starts near its optimum then, and noise outweighs signal",
+    )
+    horizon: int = setting(
+        0, "first lines that may take a thought; 0: all; 1: one latent a snippet (BRiTE)"
+    )
     rate: float = setting(0.5, "probability of a thought before every line, with estep=random")
 
     # reinforcement learning with verifiable rewards (--stage rlvr)
     init: str = setting("ra3", "model of the run's folder to start from: base, ntp, ra3, ...")
-    suite: str = setting("domain", "problems, several with commas: domain (built-in), leetcode, mbpp-train, a .jsonl in HumanEval's format")
-    eval_suite: str = setting("", "held-out problems of the curve; default: other tasks of the domain, or a tenth of each suite by checksum")
+    suite: str = setting(
+        "domain",
+        "problems, several with commas: domain (built-in), leetcode, mbpp-train, a .jsonl in HumanEval's format",
+    )
+    eval_suite: str = setting(
+        "",
+        "held-out problems of the curve; default: other tasks of the domain, or a tenth of each suite by checksum",
+    )
     n_rl: int = setting(2000, "problems of the built-in domain's RL split")
     rl_steps: int = setting(80, "GRPO steps")
     prompts: int = setting(16, "problems a step, B")
     completions: int = setting(8, "completions a problem, G")
     rl_lr: float = setting(2e-4, "learning rate, constant after the warm-up")
     rl_warmup: int = setting(5, "steps of linear warm-up")
-    epochs: int = setting(1, "passes over the completions of a step; with more than one, importance ratios differ from 1")
+    epochs: int = setting(
+        1,
+        "passes over the completions of a step; with more than one, importance ratios differ from 1",
+    )
     minibatches: int = setting(1, "optimizer steps a pass")
     clip_low: float = setting(0.2, "importance ratios are clipped below 1 - clip_low")
     clip_high: float = setting(0.28, "and above 1 + clip_high (DAPO's clip-higher)")
-    rl_norm: str = setting("token", "the loss is a mean over all tokens (token; DAPO), over completions of the mean over their tokens (sequence; GRPO), or a "
-                           "sum over tokens divided by completions x max_new (constant; Dr. GRPO)", ("token", "sequence", "constant"))
-    rl_std: bool = setting(True, "divide advantages by the group's standard deviation (GRPO); false: do not (Dr. GRPO)")
+    rl_norm: str = setting(
+        "token",
+        "the loss is a mean over all tokens (token; DAPO), over completions of the mean over their tokens (sequence; GRPO), or a "
+        "sum over tokens divided by completions x max_new (constant; Dr. GRPO)",
+        ("token", "sequence", "constant"),
+    )
+    rl_std: bool = setting(
+        True, "divide advantages by the group's standard deviation (GRPO); false: do not (Dr. GRPO)"
+    )
     rl_kl: float = setting(0.0, "weight of KL(pi || start)")
     mask_overlong: bool = setting(True, "leave completions that ran into max_new out of the loss")
-    rounds: int = setting(1, "with more than one: drop groups without signal, and sample others in their place up to so many times (DAPO's dynamic sampling)")
-    reward: str = setting("pass", "pass: 1 if all tests pass; tests: the share of tests that pass; random: a coin (a check of the recipe)",
-                          ("pass", "tests", "random"))
-    reward_time: float = setting(10.0, "seconds a program has for its tests, unless its suite says otherwise")
-    thoughts: bool = setting(True, "false: no comment can be written while sampling, in training and in the curve")
-    eval_every: int = setting(10, "steps between held-out evaluations, with two samples shown; 0: none")
+    rounds: int = setting(
+        1,
+        "with more than one: drop groups without signal, and sample others in their place up to so many times (DAPO's dynamic sampling)",
+    )
+    reward: str = setting(
+        "pass",
+        "pass: 1 if all tests pass; tests: the share of tests that pass; random: a coin (a check of the recipe)",
+        ("pass", "tests", "random"),
+    )
+    reward_time: float = setting(
+        10.0, "seconds a program has for its tests, unless its suite says otherwise"
+    )
+    thoughts: bool = setting(
+        True, "false: no comment can be written while sampling, in training and in the curve"
+    )
+    eval_every: int = setting(
+        10, "steps between held-out evaluations, with two samples shown; 0: none"
+    )
     eval_samples: int = setting(2, "programs a held-out problem there, at `temperature`")
 
     # evaluation
@@ -153,21 +290,84 @@ class Config:
 # Presets for one GPU. From the paper: these models, c = 0.05, thoughts of a few tokens. Learning rates: fine-tuning of Llama 3, 1e-5 (arXiv 2407.21783);
 # reinforcement learning as in DAPO, 1e-6 (2503.14476), for the E-step too. Corpus, batch and steps are ours: ten million tokens a M-step, where the paper has
 # a billion in all. `--dry-run` says what a run takes.
-LARGE = dict(data="stdlib", n_expert=100_000, n_heldout=256, max_tokens=512, max_len=2048, rows=64, block=1024, micro_tokens=8192, mstep_steps=150, lr=1e-5,
-             warmup=10, save_every=25, infuse=20_000, iters=2, estep_steps=40, snippets=64, group=8, think_max=16, estep_lr=1e-6, max_new=768, samples=5,
-             suite="leetcode,mbpp-train", rl_steps=100, prompts=64, completions=8, rl_lr=1e-6, eval_samples=1)
+LARGE = dict(
+    data="stdlib",
+    n_expert=100_000,
+    n_heldout=256,
+    max_tokens=512,
+    max_len=2048,
+    rows=64,
+    block=1024,
+    micro_tokens=8192,
+    mstep_steps=150,
+    lr=1e-5,
+    warmup=10,
+    save_every=25,
+    infuse=20_000,
+    iters=2,
+    estep_steps=40,
+    snippets=64,
+    group=8,
+    think_max=16,
+    estep_lr=1e-6,
+    max_new=768,
+    samples=5,
+    suite="leetcode,mbpp-train",
+    rl_steps=100,
+    prompts=64,
+    completions=8,
+    rl_lr=1e-6,
+    eval_samples=1,
+)
 PRESETS = {
     "tiny": {},
-    "smollm2": dict(data="stdlib", n_expert=4000, n_heldout=48, max_tokens=256, max_len=2048, rows=4, block=512, mstep_steps=8, lr=5e-5,
-                    warmup=3, save_every=4, infuse=80, iters=1, estep_steps=8, snippets=6, group=4, think_max=16, estep_lr=1e-5,
-                    rollout_bf16=True, max_new=512, samples=1, temperature=0.0, elbo_samples=8,
-                    suite="mbpp-train", rl_steps=10, prompts=8, completions=4, rl_lr=2e-6, micro_tokens=2560, eval_samples=1),
+    "smollm2": dict(
+        data="stdlib",
+        n_expert=4000,
+        n_heldout=48,
+        max_tokens=256,
+        max_len=2048,
+        rows=4,
+        block=512,
+        mstep_steps=8,
+        lr=5e-5,
+        warmup=3,
+        save_every=4,
+        infuse=80,
+        iters=1,
+        estep_steps=8,
+        snippets=6,
+        group=4,
+        think_max=16,
+        estep_lr=1e-5,
+        rollout_bf16=True,
+        max_new=512,
+        samples=1,
+        temperature=0.0,
+        elbo_samples=8,
+        suite="mbpp-train",
+        rl_steps=10,
+        prompts=8,
+        completions=4,
+        rl_lr=2e-6,
+        micro_tokens=2560,
+        eval_samples=1,
+    ),
     "qwen2.5-0.5b": dict(LARGE, model="Qwen/Qwen2.5-0.5B", lr=2e-5),
     "qwen2.5-1.5b": dict(LARGE, model="Qwen/Qwen2.5-1.5B"),
     "qwen2.5-3b": dict(LARGE, model="Qwen/Qwen2.5-3B", checkpoint=True),
     "qwen2.5-7b": dict(LARGE, model="Qwen/Qwen2.5-7B", checkpoint=True, weights="bfloat16"),
     "llama-3.2-1b": dict(LARGE, model="meta-llama/Llama-3.2-1B"),
-    "llama-3.1-8b": dict(LARGE, model="meta-llama/Llama-3.1-8B", checkpoint=True, weights="bfloat16", snippets=32, max_tokens=384, block=768, prompts=32),
+    "llama-3.1-8b": dict(
+        LARGE,
+        model="meta-llama/Llama-3.1-8B",
+        checkpoint=True,
+        weights="bfloat16",
+        snippets=32,
+        max_tokens=384,
+        block=768,
+        prompts=32,
+    ),
 }
 
 
@@ -175,7 +375,9 @@ def convert(key, kind, text):
     """The value of a setting from the command line. Raises UserError with the key, the text and what was expected."""
     try:
         if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                text.lower()
+            ]
         return kind(text)
     except (ValueError, KeyError):
         expected = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
@@ -196,7 +398,11 @@ class Parser(argparse.ArgumentParser):
             given = message.removeprefix("unrecognized arguments: ").split()[0]
             known = [o for a in self._actions for o in a.option_strings]
             near = difflib.get_close_matches(given.split("=")[0].replace("_", "-"), known, 1)
-            message = f"{given}: no such setting" + (f"; did you mean {near[0]}?" if near else "") + "; see --help"
+            message = (
+                f"{given}: no such setting"
+                + (f"; did you mean {near[0]}?" if near else "")
+                + "; see --help"
+            )
         raise UserError(message)
 
 
@@ -216,7 +422,9 @@ def command(main, stopped=""):
 def check_output(option, path):
     """Raises UserError if a path, where one is given, cannot be that of a file."""
     if path and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or ".")):
-        raise UserError(f"{option} {path}: expected a file in a folder that exists; give another path")
+        raise UserError(
+            f"{option} {path}: expected a file in a folder that exists; give another path"
+        )
 
 
 def write_output(path, option, content):
@@ -226,7 +434,9 @@ def write_output(path, option, content):
             f.write(content)
         os.replace(f"{path}.part", path)
     except OSError as e:
-        raise UserError(f"{option} {path}: cannot be written ({e.strerror}); give another path") from None
+        raise UserError(
+            f"{option} {path}: cannot be written ({e.strerror}); give another path"
+        ) from None
 
 
 def parse(argv, extra, description):
@@ -234,18 +444,38 @@ def parse(argv, extra, description):
 
     extra: {option: add_argument's keywords} of the command itself; one with the name of a setting takes its place. Raises UserError.
     """
-    parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for option, keywords in extra.items():
         parser.add_argument(option, **keywords)
     group = parser.add_argument_group("settings (any of them overrides its preset)")
-    settings = [f for f in dataclasses.fields(Config) if "--" + f.name.replace("_", "-") not in extra]
+    settings = [
+        f for f in dataclasses.fields(Config) if "--" + f.name.replace("_", "-") not in extra
+    ]
     for f in settings:
         option = "--" + f.name.replace("_", "-")
         flag = dict(nargs="?", const="true") if f.type is bool else {}
-        group.add_argument(option, metavar=f.type.__name__.upper(), help=f"{f.metadata['help']} (default {f.default!r})", **flag)
-    argv = ["--" + a[2:].split("=")[0].replace("_", "-") + a[len(a.split("=")[0]):] if a.startswith("--") else a for a in argv]
+        group.add_argument(
+            option,
+            metavar=f.type.__name__.upper(),
+            help=f"{f.metadata['help']} (default {f.default!r})",
+            **flag,
+        )
+    argv = [
+        "--" + a[2:].split("=")[0].replace("_", "-") + a[len(a.split("=")[0]) :]
+        if a.startswith("--")
+        else a
+        for a in argv
+    ]
     args = parser.parse_args(argv)
-    given = {f.name: convert(f.name, f.type, v) for f in settings if (v := vars(args).pop(f.name)) is not None}
+    given = {
+        f.name: convert(f.name, f.type, v)
+        for f in settings
+        if (v := vars(args).pop(f.name)) is not None
+    }
     return make(**given), args
 
 
@@ -255,7 +485,9 @@ def make(preset="tiny", **given):
         raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
     cfg = Config(**{"preset": preset, **PRESETS[preset], **given})
     cfg.out = cfg.out or f"runs/{cfg.preset}-{cfg.seed}"
-    cfg.cache = cfg.cache or os.path.join(os.path.dirname(os.path.normpath(cfg.out)) or ".", "corpora")
+    cfg.cache = cfg.cache or os.path.join(
+        os.path.dirname(os.path.normpath(cfg.out)) or ".", "corpora"
+    )
     for f in dataclasses.fields(Config):
         value, key = getattr(cfg, f.name), "--" + f.name.replace("_", "-")
         if f.metadata["choices"] and value not in f.metadata["choices"]:
@@ -265,24 +497,67 @@ def make(preset="tiny", **given):
         if f.type is int and value == 0 and f.name in POSITIVE:
             raise UserError(f"{key} 0: expected at least 1")
     if cfg.block < cfg.max_tokens:
-        raise UserError(f"--block {cfg.block}: expected at least --max-tokens {cfg.max_tokens}, because no snippet is cut")
+        raise UserError(
+            f"--block {cfg.block}: expected at least --max-tokens {cfg.max_tokens}, because no snippet is cut"
+        )
     if cfg.data == "domain" and not cfg.n_expert:
         raise UserError("--n-expert 0: expected at least 1, because the built-in domain has no end")
     if cfg.near_duplicate > 1:
-        raise UserError(f"--near-duplicate {cfg.near_duplicate}: expected a similarity from 0 (all stay) to 1 (only the same goes)")
+        raise UserError(
+            f"--near-duplicate {cfg.near_duplicate}: expected a similarity from 0 (all stay) to 1 (only the same goes)"
+        )
     if cfg.weights == "bfloat16" and cfg.shard:
-        raise UserError("--weights bfloat16 --shard true: expected one of the two, because its random rounding knows whole weights only")
+        raise UserError(
+            "--weights bfloat16 --shard true: expected one of the two, because its random rounding knows whole weights only"
+        )
     if cfg.model and cfg.preset == "tiny":
-        raise UserError(f"--model {cfg.model}: --preset tiny trains its own model; give another preset, such as smollm2")
+        raise UserError(
+            f"--model {cfg.model}: --preset tiny trains its own model; give another preset, such as smollm2"
+        )
     if other := set(cfg.selection.split(",")) - {"exact", "penalty", "best", "act"}:
-        raise UserError(f"--selection {cfg.selection}: {', '.join(sorted(other))!r} is unknown; expected exact, penalty, best or act, or several with commas")
+        raise UserError(
+            f"--selection {cfg.selection}: {', '.join(sorted(other))!r} is unknown; expected exact, penalty, best or act, or several with commas"
+        )
     if cfg.own > cfg.proposals or cfg.tried > 1 or cfg.floor >= 1:
-        raise UserError(f"--own {cfg.own} --tried {cfg.tried} --floor {cfg.floor}: expected at most --proposals {cfg.proposals}, at most 1, and below 1")
+        raise UserError(
+            f"--own {cfg.own} --tried {cfg.tried} --floor {cfg.floor}: expected at most --proposals {cfg.proposals}, at most 1, and below 1"
+        )
     if cfg.estep == "oracle" and cfg.data != "domain":
-        raise UserError(f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}")
+        raise UserError(
+            f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}"
+        )
     return cfg
 
 
-POSITIVE = {"infuse", "resample", "save_every", "n_heldout", "max_tokens", "min_lines", "n_layer", "n_head", "d_model", "d_ff",
-            "max_len", "rows", "n_rl", "prompts", "completions", "epochs", "minibatches", "micro_tokens", "rounds", "eval_samples", "block",
-            "iters", "snippets", "group", "proposals", "eval_tasks", "samples", "max_new", "elbo_samples", "think_max"}
+POSITIVE = {
+    "infuse",
+    "resample",
+    "save_every",
+    "n_heldout",
+    "max_tokens",
+    "min_lines",
+    "n_layer",
+    "n_head",
+    "d_model",
+    "d_ff",
+    "max_len",
+    "rows",
+    "n_rl",
+    "prompts",
+    "completions",
+    "epochs",
+    "minibatches",
+    "micro_tokens",
+    "rounds",
+    "eval_samples",
+    "block",
+    "iters",
+    "snippets",
+    "group",
+    "proposals",
+    "eval_tasks",
+    "samples",
+    "max_new",
+    "elbo_samples",
+    "think_max",
+}

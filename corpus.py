@@ -22,6 +22,7 @@ size and time, settings, tokenizer, benchmarks, Python's version); it is there w
     first.bin, sep.bin     by line: index of its first token; which separator (listed in the manifest)
     names.bin, docs.npy    names; by snippet where all of these begin
 """
+
 import contextlib
 import fcntl
 import hashlib
@@ -48,12 +49,25 @@ from functions import COUNTED, DROPPED, checksum, documented, functions, units
 from near import LEADERS, PERMUTATIONS, SHINGLE, bands_of, minhash, near_duplicates, signatures
 from sources import BAD, chunks, sources
 
-FORMAT = 1                                                   # of the files; a new number makes old ones useless
-DOC = np.dtype([("ids", "i8"), ("lines", "i8"), ("name", "i8"), ("n_ids", "i4"), ("n_lines", "i4"), ("n_name", "i4"), ("n_sep", "i4"), ("prompt", "i4"),
-                ("source", "i2"), ("held", "?")])
+FORMAT = 1  # of the files; a new number makes old ones useless
+DOC = np.dtype(
+    [
+        ("ids", "i8"),
+        ("lines", "i8"),
+        ("name", "i8"),
+        ("n_ids", "i4"),
+        ("n_lines", "i4"),
+        ("n_name", "i4"),
+        ("n_sep", "i4"),
+        ("prompt", "i4"),
+        ("source", "i2"),
+        ("held", "?"),
+    ]
+)
 
 
 # ---------------------------------------------------------------- a corpus on disk
+
 
 class Corpus:
     """Snippets in a folder that `prepare` made, or some of them: len, indices, slices and iteration as of a list, each Snippet made when it is asked for."""
@@ -63,9 +77,20 @@ class Corpus:
         self.folder = pathlib.Path(folder)
         self.manifest = json.loads((self.folder / "manifest.json").read_text())
         self.docs = np.load(self.folder / "docs.npy", mmap_mode="r")
-        self.ids, self.first, self.sep, self.names = (mapped(self.folder / f"{name}.bin", dtype) for name, dtype in (
-            ("ids", self.manifest["dtype"]), ("first", "u4"), ("sep", "u4"), ("names", "u1")))
-        self.numbers = np.arange(len(self.docs), dtype=np.int32 if len(self.docs) < 2 ** 31 else np.int64) if numbers is None else numbers
+        self.ids, self.first, self.sep, self.names = (
+            mapped(self.folder / f"{name}.bin", dtype)
+            for name, dtype in (
+                ("ids", self.manifest["dtype"]),
+                ("first", "u4"),
+                ("sep", "u4"),
+                ("names", "u1"),
+            )
+        )
+        self.numbers = (
+            np.arange(len(self.docs), dtype=np.int32 if len(self.docs) < 2**31 else np.int64)
+            if numbers is None
+            else numbers
+        )
 
     def take(self, numbers):
         """The snippets of these numbers, in this order."""
@@ -81,9 +106,15 @@ class Corpus:
             return self.take(at)
         doc = self.docs[self.numbers[at]]
         lines = slice(doc["lines"], doc["lines"] + doc["n_lines"])
-        return Snippet(self.ids[doc["ids"]:doc["ids"] + doc["n_ids"]].tolist(), int(doc["prompt"]), self.first[lines].tolist(),
-                       [list(self.manifest["seps"][s]) for s in self.sep[lines]],
-                       self.names[doc["name"]:doc["name"] + doc["n_name"]].tobytes().decode("utf-8", "surrogateescape"))
+        return Snippet(
+            self.ids[doc["ids"] : doc["ids"] + doc["n_ids"]].tolist(),
+            int(doc["prompt"]),
+            self.first[lines].tolist(),
+            [list(self.manifest["seps"][s]) for s in self.sep[lines]],
+            self.names[doc["name"] : doc["name"] + doc["n_name"]]
+            .tobytes()
+            .decode("utf-8", "surrogateescape"),
+        )
 
     def held(self):
         """(n,) bool: which are held out."""
@@ -106,12 +137,17 @@ def sizes(snippets):
     """Of a Corpus or a list of Snippets: (n,) tokens of each, lines, and tokens of all its separators."""
     if isinstance(snippets, Corpus):
         return snippets.sizes()
-    return tuple(np.array(x) for x in zip(*((len(s.ids), len(s.first), sum(map(len, s.sep))) for s in snippets)))
+    return tuple(
+        np.array(x)
+        for x in zip(*((len(s.ids), len(s.first), sum(map(len, s.sep))) for s in snippets))
+    )
 
 
 def take(snippets, numbers):
     """Of a Corpus or a list of Snippets: those of these numbers, in this order."""
-    return snippets.take(numbers) if isinstance(snippets, Corpus) else [snippets[i] for i in numbers]
+    return (
+        snippets.take(numbers) if isinstance(snippets, Corpus) else [snippets[i] for i in numbers]
+    )
 
 
 def order(n, seed, epoch=0):
@@ -123,13 +159,27 @@ def split(whole, seed, n_expert=0, n_heldout=0):
     """A Corpus -> (to train on, held out), both in random order, at most so many (0: all)."""
     at = order(len(whole), seed)
     held = whole.held()[at]
-    return whole.take(at[~held][:n_expert or None]), whole.take(at[held][:n_heldout or None])
+    return whole.take(at[~held][: n_expert or None]), whole.take(at[held][: n_heldout or None])
 
 
 # ---------------------------------------------------------------- preparation
 
-def prepare(spec, tok, max_tokens, min_lines=2, unit="definitions", docstrings=False, keep_comments=False, near=0.8, column="text", check=None,
-            cache="runs/corpora", progress=True, cores=None):
+
+def prepare(
+    spec,
+    tok,
+    max_tokens,
+    min_lines=2,
+    unit="definitions",
+    docstrings=False,
+    keep_comments=False,
+    near=0.8,
+    column="text",
+    check=None,
+    cache="runs/corpora",
+    progress=True,
+    cores=None,
+):
     """The Corpus of the sources in `spec` (see sources.py). Same arguments, same sources: same files, however often it was interrupted.
 
     max_tokens  longer snippets are left out (eos counts); min_lines: so are those with fewer lines that can take a thought; docstrings: so are those
@@ -142,13 +192,26 @@ def prepare(spec, tok, max_tokens, min_lines=2, unit="definitions", docstrings=F
     found = sources(spec, column)
     for one in found:
         if not one.about.get("permissive", True):
-            tqdm.write(f"corpus {one.spec}: its licence is {one.about['licence']!r}, which is not one of the permissive ones (MIT, BSD, Apache, ISC, "
-                       "zlib, PSF, Unlicense, CC0, Boost, HPND); what it allows is yours to check", file=sys.stderr)
+            tqdm.write(
+                f"corpus {one.spec}: its licence is {one.about['licence']!r}, which is not one of the permissive ones (MIT, BSD, Apache, ISC, "
+                "zlib, PSF, Unlicense, CC0, Boost, HPND); what it allows is yours to check",
+                file=sys.stderr,
+            )
         if not one.files:
             tqdm.write(f"corpus {one.spec}: nothing in it", file=sys.stderr)
-    settings = dict(max_tokens=max_tokens, min_lines=min_lines, unit=unit, docstrings=docstrings, keep_comments=keep_comments, near=near, column=column)
+    settings = dict(
+        max_tokens=max_tokens,
+        min_lines=min_lines,
+        unit=unit,
+        docstrings=docstrings,
+        keep_comments=keep_comments,
+        near=near,
+        column=column,
+    )
     key = fingerprint(found, settings, tok, check)
-    folder, parts, lock = (pathlib.Path(cache, key + ending) for ending in ("", ".unfinished", ".lock"))
+    folder, parts, lock = (
+        pathlib.Path(cache, key + ending) for ending in ("", ".unfinished", ".lock")
+    )
     there = os.path.exists(cache)
     try:
         os.makedirs(cache, exist_ok=True)
@@ -162,24 +225,54 @@ def prepare(spec, tok, max_tokens, min_lines=2, unit="definitions", docstrings=F
             shutil.rmtree(parts, ignore_errors=True)
         if folder.exists():
             return Corpus(folder)
-        lock.unlink()                                        # a mistake leaves nothing behind
+        lock.unlink()  # a mistake leaves nothing behind
         if not there and not os.listdir(cache):
             os.rmdir(cache)
     except OSError as e:
-        raise UserError(f"--cache {cache}: cannot be used ({e.strerror or e}); give another folder") from None
+        raise UserError(
+            f"--cache {cache}: cannot be used ({e.strerror or e}); give another folder"
+        ) from None
     said = ", ".join(f"{k} {n}" for k, n in counts.items() if n)
-    raise UserError(f"corpus {spec!r}: no function of {min_lines} or more lines and at most {max_tokens} tokens ({said or 'nothing in it'}); "
-                    "give other code, or change --max-tokens or --min-lines")
+    raise UserError(
+        f"corpus {spec!r}: no function of {min_lines} or more lines and at most {max_tokens} tokens ({said or 'nothing in it'}); "
+        "give other code, or change --max-tokens or --min-lines"
+    )
 
 
 def fingerprint(found, settings, tok, check):
     """A name for all that decides a corpus. The tokenizer is known by its tokens' lengths, its special ids, and how it cuts a page of signs."""
-    signs = "".join(map(chr, range(9, 1000))) + "def f(x):\n    return  x + 1234\n\n\tif y: don't\r\n" + " " * 40
-    of_tok = [tok.eos, tok.thought_ids, tok.stop_ids, tok.encode(signs), hashlib.sha256(np.asarray(tok.nbytes, np.int64).tobytes()).hexdigest()]
-    files = [(one.spec, [(name, size, path.stat().st_mtime_ns) for name, path, size in one.files]) for one in found]
-    problems = check and [(b, t.name, t.prompt, t.solution, t.entry_point) for b, some in check.found.items() for t in some]
-    what = json.dumps([FORMAT, sys.version_info[:2], settings, files, of_tok, problems,
-                       settings["near"] and [minhash().ALGORITHM_VERSION, PERMUTATIONS, SHINGLE, LEADERS]])
+    signs = (
+        "".join(map(chr, range(9, 1000)))
+        + "def f(x):\n    return  x + 1234\n\n\tif y: don't\r\n"
+        + " " * 40
+    )
+    of_tok = [
+        tok.eos,
+        tok.thought_ids,
+        tok.stop_ids,
+        tok.encode(signs),
+        hashlib.sha256(np.asarray(tok.nbytes, np.int64).tobytes()).hexdigest(),
+    ]
+    files = [
+        (one.spec, [(name, size, path.stat().st_mtime_ns) for name, path, size in one.files])
+        for one in found
+    ]
+    problems = check and [
+        (b, t.name, t.prompt, t.solution, t.entry_point)
+        for b, some in check.found.items()
+        for t in some
+    ]
+    what = json.dumps(
+        [
+            FORMAT,
+            sys.version_info[:2],
+            settings,
+            files,
+            of_tok,
+            problems,
+            settings["near"] and [minhash().ALGORITHM_VERSION, PERMUTATIONS, SHINGLE, LEADERS],
+        ]
+    )
     return hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -198,19 +291,39 @@ def alone(path):
 def make_parts(folder, found, tok, settings, check, progress, cores):
     """Work on all items, a chunk a file, unless its file is there -> the number of files."""
     global HERE
-    HERE = dict(folder=folder, tok=tok, settings=settings, check=check)      # forked processes find it there, without its being sent
+    HERE = dict(
+        folder=folder, tok=tok, settings=settings, check=check
+    )  # forked processes find it there, without its being sent
     if check is not None:
         check.ready()
     cores = cores or sandbox.cores()
-    pool = ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), initializer=obey) if cores > 1 else None
+    pool = (
+        ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), initializer=obey)
+        if cores > 1
+        else None
+    )
     waiting, count = [], 0
-    bar = tqdm(total=sum(size for one in found for _, _, size in one.files), desc="preparing", unit="B", unit_scale=True, disable=not progress, delay=2,
-               leave=False)
+    bar = tqdm(
+        total=sum(size for one in found for _, _, size in one.files),
+        desc="preparing",
+        unit="B",
+        unit_scale=True,
+        disable=not progress,
+        delay=2,
+        leave=False,
+    )
     try:
         for number, one in enumerate(found):
             for size, some in chunks(one, settings["column"]):
                 if not (folder / f"{count}.npz").exists():
-                    waiting.append((pool.submit(work, count, number, some) if pool else work(count, number, some), size))
+                    waiting.append(
+                        (
+                            pool.submit(work, count, number, some)
+                            if pool
+                            else work(count, number, some),
+                            size,
+                        )
+                    )
                 else:
                     bar.update(size)
                 count += 1
@@ -219,7 +332,9 @@ def make_parts(folder, found, tok, settings, check, progress, cores):
         while waiting:
             finish(waiting.pop(0), bar)
     except BrokenProcessPool:
-        raise UserError(f"corpus {found[number].spec!r}: a process that worked on it died (killed for memory?); the same command goes on") from None
+        raise UserError(
+            f"corpus {found[number].spec!r}: a process that worked on it died (killed for memory?); the same command goes on"
+        ) from None
     finally:
         bar.close()
         if pool:
@@ -236,18 +351,33 @@ def finish(job, bar):
 def obey():
     """In a process of the pool: leave an interruption to the parent, and end when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    threading.Thread(
+        target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True
+    ).start()
 
 
 def work(count, source, items):
     """Items -> the file of a part: every unit's checksum and fate, and the snippets that are left so far."""
     tok, check, settings = HERE["tok"], HERE["check"], HERE["settings"]
-    counts, digest, seps, fates, docs, dropped = dict.fromkeys(COUNTED, 0), hashlib.sha256(), {}, {}, [], []
+    counts, digest, seps, fates, docs, dropped = (
+        dict.fromkeys(COUNTED, 0),
+        hashlib.sha256(),
+        {},
+        {},
+        [],
+        [],
+    )
 
     def fate(name, text, prompt):
         """Why a unit is dropped, or "kept"."""
-        inside = [] if check is None or settings["unit"] != "files" else [f for f in functions(text, keep_comments=settings["keep_comments"]) if f[1]]
-        for part, code, _ in [(name, text, prompt), *inside] if check is not None else ():               # a file may hold a solution by its name
+        inside = (
+            []
+            if check is None or settings["unit"] != "files"
+            else [f for f in functions(text, keep_comments=settings["keep_comments"]) if f[1]]
+        )
+        for part, code, _ in (
+            [(name, text, prompt), *inside] if check is not None else ()
+        ):  # a file may hold a solution by its name
             if why := check.hits(part, code, settings["keep_comments"]):
                 dropped.append({"key": checksum(text), "name": name, "why": why, "text": text})
                 return "contaminated"
@@ -257,11 +387,26 @@ def work(count, source, items):
             return "too_long"
         try:
             snip = snippet(tok, text, prompt, name)
-        except (SyntaxError, tokenize.TokenError):           # what the parser takes and the tokenizer does not
+        except (
+            SyntaxError,
+            tokenize.TokenError,
+        ):  # what the parser takes and the tokenizer does not
             snip = None
-        if snip is None or len(snip.ids) > settings["max_tokens"] or len(snip.first) < settings["min_lines"]:
-            return "no_line" if snip is None else "too_long" if len(snip.ids) > settings["max_tokens"] else "too_short"
-        docs.append((snip, zlib.crc32(text.encode()) % 10 == 0))         # by checksum: a text is on one side in every run, whatever the tokenizer
+        if (
+            snip is None
+            or len(snip.ids) > settings["max_tokens"]
+            or len(snip.first) < settings["min_lines"]
+        ):
+            return (
+                "no_line"
+                if snip is None
+                else "too_long"
+                if len(snip.ids) > settings["max_tokens"]
+                else "too_short"
+            )
+        docs.append(
+            (snip, zlib.crc32(text.encode()) % 10 == 0)
+        )  # by checksum: a text is on one side in every run, whatever the tokenizer
         return "kept"
 
     for item in items:
@@ -274,7 +419,18 @@ def work(count, source, items):
                 counts["duplicate"] += 1
             else:
                 fates[key] = fate(name, text, prompt)
-    write_part(HERE["folder"] / f"{count}.npz", source, counts, digest.hexdigest(), fates, docs, dropped, tok, settings["near"], seps)
+    write_part(
+        HERE["folder"] / f"{count}.npz",
+        source,
+        counts,
+        digest.hexdigest(),
+        fates,
+        docs,
+        dropped,
+        tok,
+        settings["near"],
+        seps,
+    )
 
 
 def write_part(path, source, counts, digest, fates, docs, dropped, tok, near, seps):
@@ -282,16 +438,31 @@ def write_part(path, source, counts, digest, fates, docs, dropped, tok, near, se
     names = [s.name.encode("utf-8", "surrogateescape") for s, _ in docs]
     table = np.zeros(len(docs), DOC)
     for row, name, (s, held) in zip(table, names, docs):
-        row["n_ids"], row["n_lines"], row["n_name"], row["n_sep"] = len(s.ids), len(s.first), len(name), sum(map(len, s.sep))
+        row["n_ids"], row["n_lines"], row["n_name"], row["n_sep"] = (
+            len(s.ids),
+            len(s.first),
+            len(name),
+            sum(map(len, s.sep)),
+        )
         row["prompt"], row["source"], row["held"] = s.prompt, source, held
-    flat = lambda parts, dtype: np.fromiter((x for part in parts for x in part), dtype)                   # noqa: E731
-    sep = flat(([seps.setdefault(tuple(sep), len(seps)) for sep in s.sep] for s, _ in docs), np.uint32)
+    flat = lambda parts, dtype: np.fromiter((x for part in parts for x in part), dtype)  # noqa: E731
+    sep = flat(
+        ([seps.setdefault(tuple(sep), len(seps)) for sep in s.sep] for s, _ in docs), np.uint32
+    )
     meta = dict(source=source, counts=counts, digest=digest, dropped=dropped, seps=list(seps))
     with open(f"{path}.half", "wb") as f:
-        np.savez(f, meta=np.frombuffer(json.dumps(meta).encode("utf-8", "surrogatepass"), np.uint8), keys=np.fromiter(fates, np.uint64, len(fates)),
-                 fates=np.array([FATES.index(x) for x in fates.values()], np.uint8), docs=table, ids=flat((s.ids for s, _ in docs), id_type(tok)),
-                 first=flat((s.first for s, _ in docs), np.uint32), sep=sep, names=np.frombuffer(b"".join(names), np.uint8),
-                 bands=signatures([s.ids[:-1] for s, _ in docs], near, id_type(tok)))
+        np.savez(
+            f,
+            meta=np.frombuffer(json.dumps(meta).encode("utf-8", "surrogatepass"), np.uint8),
+            keys=np.fromiter(fates, np.uint64, len(fates)),
+            fates=np.array([FATES.index(x) for x in fates.values()], np.uint8),
+            docs=table,
+            ids=flat((s.ids for s, _ in docs), id_type(tok)),
+            first=flat((s.first for s, _ in docs), np.uint32),
+            sep=sep,
+            names=np.frombuffer(b"".join(names), np.uint8),
+            bands=signatures([s.ids[:-1] for s, _ in docs], near, id_type(tok)),
+        )
     os.replace(f"{path}.half", path)
 
 
@@ -304,6 +475,7 @@ def id_type(tok):
 
 # ---------------------------------------------------------------- the parts, joined
 
+
 def join(parts, count, found, settings, tok, check, progress):
     """Parts -> the folder parts/whole, and the counts. Texts that an earlier part holds are dropped here, and near-duplicates."""
     folder, dtype = parts / "whole", id_type(tok)
@@ -313,30 +485,54 @@ def join(parts, count, found, settings, tok, check, progress):
     digests, dropped, seps, tables = [hashlib.sha256() for _ in found], [], {}, []
     keys = [part(parts, n, "keys") for n in range(count)]
     ends = np.cumsum([0] + [len(k) for k in keys])
-    fresh = np.zeros(ends[-1], bool)                         # is it the first unit with this text?
+    fresh = np.zeros(ends[-1], bool)  # is it the first unit with this text?
     fresh[np.unique(np.concatenate([np.zeros(0, np.uint64), *keys]), return_index=True)[1]] = True
     del keys
     at = dict.fromkeys(("ids", "lines", "name"), 0)
     with contextlib.ExitStack() as files:
-        out = {name: files.enter_context(open(folder / f"{name}.bin", "wb")) for name in ("ids", "first", "sep", "names")}
-        bands = [files.enter_context(open(parts / f"band{b}.bin", "wb")) for b in range(bands_of(settings["near"])[0])]
-        for n in tqdm(range(count), desc="joining", unit="part", disable=not progress, delay=2, leave=False):
+        out = {
+            name: files.enter_context(open(folder / f"{name}.bin", "wb"))
+            for name in ("ids", "first", "sep", "names")
+        }
+        bands = [
+            files.enter_context(open(parts / f"band{b}.bin", "wb"))
+            for b in range(bands_of(settings["near"])[0])
+        ]
+        for n in tqdm(
+            range(count), desc="joining", unit="part", disable=not progress, delay=2, leave=False
+        ):
             with np.load(parts / f"{n}.npz") as z:
                 some = {name: z[name] for name in z.files}
-            meta, new, kept = json.loads(some["meta"].tobytes().decode("utf-8", "surrogatepass")), fresh[ends[n]:ends[n + 1]], some["fates"] == 0
+            meta, new, kept = (
+                json.loads(some["meta"].tobytes().decode("utf-8", "surrogatepass")),
+                fresh[ends[n] : ends[n + 1]],
+                some["fates"] == 0,
+            )
             of = counts[meta["source"]]
             for key in meta["counts"]:
                 of[key] += meta["counts"][key]
             of["duplicate"] += int((~new).sum())
-            for fate in np.flatnonzero(np.bincount(some["fates"][new], minlength=len(FATES))[1:]) + 1:
+            for fate in (
+                np.flatnonzero(np.bincount(some["fates"][new], minlength=len(FATES))[1:]) + 1
+            ):
                 of[FATES[fate]] += int((some["fates"][new] == fate).sum())
             known = set(some["keys"][new].tolist())
-            dropped += [{k: v for k, v in d.items() if k != "key"} for d in meta["dropped"] if d["key"] in known]
+            dropped += [
+                {k: v for k, v in d.items() if k != "key"}
+                for d in meta["dropped"]
+                if d["key"] in known
+            ]
             digests[meta["source"]].update(bytes.fromhex(meta["digest"]))
             table, stay = some["docs"], new[kept]
-            own = np.array([seps.setdefault(tuple(s), len(seps)) for s in meta["seps"]] + [0], np.uint32)
-            for name, flat, sizes_of in (("ids", some["ids"], table["n_ids"]), ("first", some["first"], table["n_lines"]),
-                                         ("sep", own[some["sep"]], table["n_lines"]), ("names", some["names"], table["n_name"])):
+            own = np.array(
+                [seps.setdefault(tuple(s), len(seps)) for s in meta["seps"]] + [0], np.uint32
+            )
+            for name, flat, sizes_of in (
+                ("ids", some["ids"], table["n_ids"]),
+                ("first", some["first"], table["n_lines"]),
+                ("sep", own[some["sep"]], table["n_lines"]),
+                ("names", some["names"], table["n_name"]),
+            ):
                 flat[np.repeat(stay, sizes_of)].tofile(out[name])
             for b, f in enumerate(bands):
                 some["bands"][stay, b].tofile(f)
@@ -350,16 +546,39 @@ def join(parts, count, found, settings, tok, check, progress):
     gone = near_duplicates(folder, table, dtype, settings["near"], progress)
     for n, of in enumerate(counts):
         mine = table["source"] == n
-        of["near_duplicate"], of["kept"], of["tokens"] = (int(x) for x in ((mine & gone).sum(), (mine & ~gone).sum(), table["n_ids"][mine & ~gone].sum()))
+        of["near_duplicate"], of["kept"], of["tokens"] = (
+            int(x)
+            for x in ((mine & gone).sum(), (mine & ~gone).sum(), table["n_ids"][mine & ~gone].sum())
+        )
     table = table[~gone]
     np.save(folder / "docs.npy", table)
     total = {key: sum(of[key] for of in counts) for key in COUNTED}
-    report = {"benchmarks": {}} if check is None else check.account(total["found"] - total["rewritten"] - total["duplicate"], dropped)
+    report = (
+        {"benchmarks": {}}
+        if check is None
+        else check.account(total["found"] - total["rewritten"] - total["duplicate"], dropped)
+    )
     (folder / "contamination.json").write_text(json.dumps(report, indent=1))
-    manifest = {"settings": settings, "sources": [{"data": one.spec, **one.about, "files": len(one.files), "sha256": digest.hexdigest(), "counts": of}
-                                                  for one, digest, of in zip(found, digests, counts)],
-                "counts": total, "held_out": int(table["held"].sum()), "dtype": dtype.str, "seps": list(seps),
-                "sha256": {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"}}
+    manifest = {
+        "settings": settings,
+        "sources": [
+            {
+                "data": one.spec,
+                **one.about,
+                "files": len(one.files),
+                "sha256": digest.hexdigest(),
+                "counts": of,
+            }
+            for one, digest, of in zip(found, digests, counts)
+        ],
+        "counts": total,
+        "held_out": int(table["held"].sum()),
+        "dtype": dtype.str,
+        "seps": list(seps),
+        "sha256": {
+            p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"
+        },
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     return total
 
@@ -376,28 +595,73 @@ def file_digest(path):
 
 # ---------------------------------------------------------------- the command
 
+
 def said(whole):
     """The account of a corpus as lines of text: a row a source, then why what was dropped was dropped."""
-    rows = [["source", "licence", "items", "found", "kept", "tokens", "duplicates", "near", "contaminated"]]
+    rows = [
+        [
+            "source",
+            "licence",
+            "items",
+            "found",
+            "kept",
+            "tokens",
+            "duplicates",
+            "near",
+            "contaminated",
+        ]
+    ]
     for one in whole.manifest["sources"] + [{"data": "all", "counts": whole.manifest["counts"]}]:
         of = one["counts"]
-        rows.append([f"{one['data']} {one.get('version', '')}".strip(), one.get("licence", "")[:40],
-                     *(f"{of[k]:,}" for k in ("items", "found", "kept", "tokens", "duplicate", "near_duplicate", "contaminated"))])
+        rows.append(
+            [
+                f"{one['data']} {one.get('version', '')}".strip(),
+                one.get("licence", "")[:40],
+                *(
+                    f"{of[k]:,}"
+                    for k in (
+                        "items",
+                        "found",
+                        "kept",
+                        "tokens",
+                        "duplicate",
+                        "near_duplicate",
+                        "contaminated",
+                    )
+                ),
+            ]
+        )
     width = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, width))).rstrip() for row in rows]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, width))
+        ).rstrip()
+        for row in rows
+    ]
     counts = whole.manifest["counts"]
-    return "\n".join([*lines, "", "left out: " + (", ".join(f"{k} {counts[k]:,}" for k in BAD + DROPPED if counts[k]) or "nothing"),
-                      f"held out: {whole.manifest['held_out']:,} of {len(whole):,} snippets; in {whole.folder}"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "left out: "
+            + (", ".join(f"{k} {counts[k]:,}" for k in BAD + DROPPED if counts[k]) or "nothing"),
+            f"held out: {whole.manifest['held_out']:,} of {len(whole):,} snippets; in {whole.folder}",
+        ]
+    )
 
 
 def main(argv):
     from runs import Run, prepared
+
     cfg, _ = parse(argv, {}, __doc__)
     if cfg.data == "domain":
-        raise UserError("--data domain: the built-in domain is made as it is needed; give stdlib, packages, folders or files")
+        raise UserError(
+            "--data domain: the built-in domain is made as it is needed; give stdlib, packages, folders or files"
+        )
     print(said(prepared(cfg, Run(cfg, "rlvr").tok)))
 
 
 if __name__ == "__main__":
-    import corpus                                            # one copy of this module, whoever imports it
+    import corpus  # one copy of this module, whoever imports it
+
     command(corpus.main, "stopped; the same command goes on")

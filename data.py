@@ -30,6 +30,7 @@ its ids: s_0 ends before the `:\\n`, and what a model is given to write on from 
 
 Letters: B rows, T tokens, L lines.
 """
+
 import dataclasses
 import io
 import tokenize
@@ -38,18 +39,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-PROMPT, CODE, THOUGHT = 0, 1, 2      # kinds of token; padding is -1
+PROMPT, CODE, THOUGHT = 0, 1, 2  # kinds of token; padding is -1
 
 
 # ---------------------------------------------------------------------------------------------------------------- snippets
 
+
 @dataclasses.dataclass
 class Snippet:
-    ids: list        # bos, if the tokenizer has one; the canonical encoding of the text; eos
-    prompt: int      # ids[:prompt] is s_0, what is given: it ends where a line ends, its newline not included
-    first: list      # (L,) index in ids of the first token of line t's content, where <act> or <think> is decided;
-                     # ids[prompt:first[0]] is newline + indentation
-    sep: list        # (L,) ids of "\n" + indentation, which stand between a thought and line t (`inserted`)
+    ids: list  # bos, if the tokenizer has one; the canonical encoding of the text; eos
+    prompt: int  # ids[:prompt] is s_0, what is given: it ends where a line ends, its newline not included
+    first: list  # (L,) index in ids of the first token of line t's content, where <act> or <think> is decided;
+    # ids[prompt:first[0]] is newline + indentation
+    sep: list  # (L,) ids of "\n" + indentation, which stand between a thought and line t (`inserted`)
     name: str = ""
 
     # Line t is ids[first[t]:first[t+1]]: content, newline, indentation of the next line. The last one runs to the end and includes eos.
@@ -61,15 +63,22 @@ def statements(text):
     Example: "x = [1,\\n  2]; y = 3\\n\\nif x:\\n    z" -> [0, 21, 31].   Raises SyntaxError or tokenize.TokenError.
     """
     starts, fresh = [], True
-    at = [0] + [i + 1 for i, ch in enumerate(text) if ch == "\n"]        # offset of each physical line
-    skip = (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.ENCODING)
+    at = [0] + [i + 1 for i, ch in enumerate(text) if ch == "\n"]  # offset of each physical line
+    skip = (
+        tokenize.NL,
+        tokenize.COMMENT,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+        tokenize.ENCODING,
+    )
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NEWLINE:
             fresh = True
         elif fresh and token.type not in skip:
             fresh = False
             line = at[token.start[0] - 1]
-            if not text[line:line + token.start[1]].strip(" \t"):
+            if not text[line : line + token.start[1]].strip(" \t"):
                 starts.append(line + token.start[1])
     return starts
 
@@ -94,20 +103,25 @@ def snippet(tok, text, prompt_chars, name=""):
     before them, or to the prompt if no line comes before them. So do blank lines and the continuations of a statement.
     Raises SyntaxError or tokenize.TokenError where the text is not Python, UnicodeEncodeError where it holds lone surrogates.
     """
+
     def offset(chars):
         return chars if text.isascii() else len(text[:chars].encode())
 
     raw = text.encode()
     ids = tok.encode(text)
     ends = np.cumsum(tok.nbytes[ids])
-    if len(ends) == 0 or tok.decode(ids) != text:                        # bytes that the vocabulary lacks, characters that it spells in another way
+    if (
+        len(ends) == 0 or tok.decode(ids) != text
+    ):  # bytes that the vocabulary lacks, characters that it spells in another way
         return None
-    index = {int(end): i + 1 for i, end in enumerate(ends)}              # byte offset -> index of the token that begins there
-    points = []                  # (index, first token of a comment, sep, byte offset, the content's offset in characters)
+    index = {
+        int(end): i + 1 for i, end in enumerate(ends)
+    }  # byte offset -> index of the token that begins there
+    points = []  # (index, first token of a comment, sep, byte offset, the content's offset in characters)
     for start in statements(text):
         if start < prompt_chars:
             continue
-        indent = text[text.rfind("\n", 0, start) + 1:start]
+        indent = text[text.rfind("\n", 0, start) + 1 : start]
         form = mark(tok, indent)
         if form:
             at = offset(start) - form[1]
@@ -130,10 +144,16 @@ def snippet(tok, text, prompt_chars, name=""):
         points = [p for p in points if survives([p])]
     if not points:
         return None
-    given = offset(len(text[:points[0][4]].rstrip()))
-    prompt = int(np.searchsorted(ends, given, side="right"))             # tokens that end at or before it
+    given = offset(len(text[: points[0][4]].rstrip()))
+    prompt = int(np.searchsorted(ends, given, side="right"))  # tokens that end at or before it
     n = len(tok.bos)
-    return Snippet(tok.bos + ids + [tok.eos], n + prompt, [n + p[0] for p in points], [p[2] for p in points], name)
+    return Snippet(
+        tok.bos + ids + [tok.eos],
+        n + prompt,
+        [n + p[0] for p in points],
+        [p[2] for p in points],
+        name,
+    )
 
 
 def inserted(tok, thought, sep):
@@ -141,7 +161,7 @@ def inserted(tok, thought, sep):
 
     Example: ` #| why`, `\\n|   ` -> ` #| why|\\n|   `;   ` #| why|.\\n`, `\\n|   ` -> ` #| why|.\\n|   `
     """
-    return [*thought, *sep[thought[-1] in tok.closing_ids:]]
+    return [*thought, *sep[thought[-1] in tok.closing_ids :]]
 
 
 def ends_itself(tok, thought, think_max):
@@ -157,7 +177,7 @@ def infuse(tok, snip, thoughts):
     """
     if not isinstance(thoughts, dict):
         thoughts = dict(enumerate(thoughts))
-    ids, kinds, last = list(snip.ids[:snip.prompt]), [PROMPT] * snip.prompt, snip.prompt
+    ids, kinds, last = list(snip.ids[: snip.prompt]), [PROMPT] * snip.prompt, snip.prompt
     for t, first in enumerate(snip.first):
         if thoughts.get(t):
             new = inserted(tok, thoughts[t], snip.sep[t])
@@ -179,6 +199,7 @@ def canonical(tok, ids):
 
 # ---------------------------------------------------------------------------------------------------------------- packing
 
+
 def one_row(docs, kinds=None, multiple=1):
     """Documents one behind the other as a row of tensors: ids, pos, doc (1, T) int64 and kind (1, T) int8. T is their tokens.
 
@@ -190,8 +211,16 @@ def one_row(docs, kinds=None, multiple=1):
     pos = [torch.arange(size) for size in sizes] + [torch.arange(rest)]
     doc = torch.arange(len(docs)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
     kinds = [[CODE] * size for size in sizes] if kinds is None else kinds
-    ids, kind = (torch.tensor([i for d in lists for i in d], dtype=dtype) for lists, dtype in ((docs, torch.int64), (kinds, torch.int8)))
-    return F.pad(ids, (0, rest))[None], torch.cat(pos)[None], F.pad(doc, (0, rest), value=-1)[None], F.pad(kind, (0, rest), value=-1)[None]
+    ids, kind = (
+        torch.tensor([i for d in lists for i in d], dtype=dtype)
+        for lists, dtype in ((docs, torch.int64), (kinds, torch.int8))
+    )
+    return (
+        F.pad(ids, (0, rest))[None],
+        torch.cat(pos)[None],
+        F.pad(doc, (0, rest), value=-1)[None],
+        F.pad(kind, (0, rest), value=-1)[None],
+    )
 
 
 def one_tree(rows):
@@ -201,19 +230,31 @@ def one_tree(rows):
     each document; where: (len(row),) numbers of the tokens of each row. So T is the number of nodes of the rows' trie.
     Example: [[5, 6, 7], [5, 6, 8]] -> ids [[5, 6, 7, 8]], pos [[0, 1, 2, 2]], doc [[0, 0, 0, 1]], before [[], [0, 1]], where [[0, 1, 2], [0, 1, 3]]
     """
-    ids, pos, doc, before, where, last, path = [], [], [], [], [None] * len(rows), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    ids, pos, doc, before, where, last, path = (
+        [],
+        [],
+        [],
+        [],
+        [None] * len(rows),
+        np.zeros(0, np.int64),
+        np.zeros(0, np.int64),
+    )
     for n in sorted(range(len(rows)), key=lambda n: rows[n]):
         row = np.array(rows[n])
         m = common(last, row)
-        path = path[:m]                                      # numbers of the tokens that it shares
-        if m < len(row):                                     # else it is the same row again
+        path = path[:m]  # numbers of the tokens that it shares
+        if m < len(row):  # else it is the same row again
             doc += [len(before)] * (len(row) - m)
             before.append(torch.from_numpy(path))
             path = np.concatenate([path, np.arange(len(ids), len(ids) + len(row) - m)])
             ids += rows[n][m:]
             pos += range(m, len(row))
         where[n], last = path, row
-    return *(torch.tensor(x)[None] for x in (ids, pos, doc)), before, [torch.from_numpy(w) for w in where]
+    return (
+        *(torch.tensor(x)[None] for x in (ids, pos, doc)),
+        before,
+        [torch.from_numpy(w) for w in where],
+    )
 
 
 def tree_parts(rows, most):

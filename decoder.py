@@ -17,6 +17,7 @@ Shapes: B seats, P prompts that seats are at, M seats of a prompt at most, Sp sl
 heads, K key/value heads, G = H/K, E head width, V vocabulary, N rows that draw a token. In `Reader`: N continuations, T tokens of the longest, M of them all, S slots
 that one sees, itself included.
 """
+
 import collections
 import dataclasses
 import functools
@@ -34,27 +35,57 @@ class Decoder:
 
     def __init__(self, model, rows, prompts, prefix, new, temperature, top_p, forbid, ends=()):
         cfg, device = model.cfg, model.device
-        self.model, self.rows, self.prompts, self.new, self.temperature, self.top_p = model, rows, prompts, new, temperature, top_p
+        self.model, self.rows, self.prompts, self.new, self.temperature, self.top_p = (
+            model,
+            rows,
+            prompts,
+            new,
+            temperature,
+            top_p,
+        )
         self.B, self.slot_of, self.steps, self.graphs = rows, {}, collections.Counter(), {}
-        self.exact = device.type != "cuda"                                               # else few shapes, and buffers that stay where they are
-        self.quantum = 16 if self.exact else 128                                         # lengths are rounded up to multiples of it
+        self.exact = device.type != "cuda"  # else few shapes, and buffers that stay where they are
+        self.quantum = 16 if self.exact else 128  # lengths are rounded up to multiples of it
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self.forbid, self.ends = (torch.tensor(list(ids), dtype=torch.int64, device=device) for ids in (forbid, ends))
+        self.forbid, self.ends = (
+            torch.tensor(list(ids), dtype=torch.int64, device=device) for ids in (forbid, ends)
+        )
         like = torch.empty(0, dtype=model.dtype, device=device)
         self.own = Cache(cfg, rows, self.quantum if self.exact else self.round(new), like)
         self.shared = Cache(cfg, prompts, self.round(prefix), like)
         zeros = functools.partial(torch.zeros, dtype=torch.int64, device=device)
-        self.token, self.count, self.slot = zeros(rows), zeros(rows), zeros(rows)        # the last token; tokens drawn so far; the prompt's slot
-        self.cells, self.back = zeros(prompts * cfg.n_kv_head * rows), zeros(rows * cfg.n_kv_head)      # see `arrange`
-        self.length = zeros(rows) + 1                                                    # tokens of its prompt that a row sees
-        self.said = torch.zeros(2, rows, dtype=torch.float64, device=device)             # token and log-probability
+        self.token, self.count, self.slot = (
+            zeros(rows),
+            zeros(rows),
+            zeros(rows),
+        )  # the last token; tokens drawn so far; the prompt's slot
+        self.cells, self.back = (
+            zeros(prompts * cfg.n_kv_head * rows),
+            zeros(rows * cfg.n_kv_head),
+        )  # see `arrange`
+        self.length = zeros(rows) + 1  # tokens of its prompt that a row sees
+        self.said = torch.zeros(
+            2, rows, dtype=torch.float64, device=device
+        )  # token and log-probability
         self.uniforms = torch.zeros(rows, new, device=device)
-        self.hidden = torch.zeros(prompts, cfg.d_model, dtype=model.dtype, device=device)     # of each prompt's last token
-        rope = torch.stack((torch.cat((model.cos, model.cos), -1), torch.cat((-model.sin, model.sin), -1)), 1)[:, :, None]   # (max_len, 2, 1, E)
+        self.hidden = torch.zeros(
+            prompts, cfg.d_model, dtype=model.dtype, device=device
+        )  # of each prompt's last token
+        rope = torch.stack(
+            (torch.cat((model.cos, model.cos), -1), torch.cat((-model.sin, model.sin), -1)), 1
+        )[:, :, None]  # (max_len, 2, 1, E)
         scaled, H, K = rope * (cfg.d_model // cfg.n_head) ** -0.5, cfg.n_head, cfg.n_kv_head
-        still = torch.tensor([1.0, 0.0], device=device)[None, :, None, None]             # values are rotated by nothing
-        self.rope = lambda pos: torch.cat((scaled[pos].expand(-1, -1, H, -1), rope[pos].expand(-1, -1, K, -1),
-                                           still.expand(len(pos), 2, K, rope.shape[-1])), 2).unbind(1)      # 2 x (B, H + 2K, E)
+        still = torch.tensor([1.0, 0.0], device=device)[
+            None, :, None, None
+        ]  # values are rotated by nothing
+        self.rope = lambda pos: torch.cat(
+            (
+                scaled[pos].expand(-1, -1, H, -1),
+                rope[pos].expand(-1, -1, K, -1),
+                still.expand(len(pos), 2, K, rope.shape[-1]),
+            ),
+            2,
+        ).unbind(1)  # 2 x (B, H + 2K, E)
         self.layers = packed(model, model.dtype)
         self.head = linear([model.head or model.embed], torch.float32)
 
@@ -77,55 +108,75 @@ class Decoder:
             self.shared.fit(self.Sp)
         free = sorted(set(range(self.prompts)) - set(self.slot_of.values()))
         while wanted:
-            some = wanted[:max(1, 4096 // len(prompts[wanted[0]]))]
-            slots, free, wanted = free[:len(some)], free[len(some):], wanted[len(some):]
+            some = wanted[: max(1, 4096 // len(prompts[wanted[0]]))]
+            slots, free, wanted = free[: len(some)], free[len(some) :], wanted[len(some) :]
             self.prefill([prompts[i] for i in some], torch.tensor(slots, device=self.model.device))
             self.slot_of.update(zip(some, slots))
         self.arrange(prompt_of)
-        at, new = torch.tensor(seats, device=self.model.device), np.zeros((len(seats), self.new), np.float32)
+        at, new = (
+            torch.tensor(seats, device=self.model.device),
+            np.zeros((len(seats), self.new), np.float32),
+        )
         for row, u in zip(new, uniforms):
-            row[:len(u)] = u
+            row[: len(u)] = u
         self.uniforms[at] = torch.from_numpy(new).to(at.device)
-        self.count[at], self.length[at] = 1, torch.tensor([len(prompts[i]) for i in prompt_of[seats]], device=at.device)
+        self.count[at], self.length[at] = (
+            1,
+            torch.tensor([len(prompts[i]) for i in prompt_of[seats]], device=at.device),
+        )
         token, logprob = self.draw(self.hidden[self.slot[at]], self.uniforms[at, 0])
         self.token[at] = token
         return torch.stack((token.double(), logprob.double())).cpu().numpy()
 
     def prefill(self, prompts, slots):
         """Read some prompts into the given slots (p,) of the shared cache."""
-        lengths = torch.tensor([len(p) for p in prompts], device=slots.device)                # (p,)
+        lengths = torch.tensor([len(p) for p in prompts], device=slots.device)  # (p,)
         T = max(len(p) for p in prompts)
-        ids = torch.tensor([p + [0] * (T - len(p)) for p in prompts], device=slots.device)    # (p, T)
+        ids = torch.tensor([p + [0] * (T - len(p)) for p in prompts], device=slots.device)  # (p, T)
         cache = self.model.new_cache(len(prompts), T)
-        hidden = self.model(ids, pos=torch.arange(T, device=slots.device).expand(len(prompts), T), cache=cache)           # (p, T, D)
+        hidden = self.model(
+            ids, pos=torch.arange(T, device=slots.device).expand(len(prompts), T), cache=cache
+        )  # (p, T, D)
         self.shared.put(slots, cache)
-        self.hidden[slots] = hidden[torch.arange(len(prompts), device=slots.device), lengths - 1]      # (p, D)
+        self.hidden[slots] = hidden[
+            torch.arange(len(prompts), device=slots.device), lengths - 1
+        ]  # (p, D)
 
     def arrange(self, prompt_of):
         """Lay the rows out by prompt, for attention to the prompts: P prompts with M places each. `cells` says which (row, head) is at (prompt,
         head, place), `back` which of these a (row, head) is at. Free seats and empty places read what they do not need."""
-        slot = np.array([self.slot_of.get(i, 0) for i in prompt_of.tolist()])                 # (B,)
+        slot = np.array([self.slot_of.get(i, 0) for i in prompt_of.tolist()])  # (B,)
         place, live = np.zeros_like(slot), np.flatnonzero(prompt_of >= 0)
         for s in set(slot[live]):
             mine = live[slot[live] == s]
             place[mine] = np.arange(len(mine))
         self.B, self.P, self.M = len(slot), max(self.slot_of.values()) + 1, int(place.max()) + 1
         if not self.exact:
-            self.P, self.M = min(self.prompts, 1 << (self.P - 1).bit_length()), min(self.rows, 1 << (self.M - 1).bit_length())
+            self.P, self.M = (
+                min(self.prompts, 1 << (self.P - 1).bit_length()),
+                min(self.rows, 1 << (self.M - 1).bit_length()),
+            )
         head = np.arange(self.model.cfg.n_kv_head)
         cells = np.zeros((self.P, len(head), self.M), np.int64)
         cells[slot[live], :, place[live]] = live[:, None] * len(head) + head
-        back = (slot[:, None] * len(head) + head) * self.M + place[:, None]                   # (B, K)
-        for mine, new in ((self.slot, slot), (self.cells, cells.ravel()), (self.back, back.ravel())):
-            mine[:len(new)] = torch.from_numpy(new).to(mine.device)
+        back = (slot[:, None] * len(head) + head) * self.M + place[:, None]  # (B, K)
+        for mine, new in (
+            (self.slot, slot),
+            (self.cells, cells.ravel()),
+            (self.back, back.ravel()),
+        ):
+            mine[: len(new)] = torch.from_numpy(new).to(mine.device)
 
     def move(self, kept, prompt_of):
         """Move the rows of the seats `kept` to the first seats, their prompts to the first slots, and go on with as many seats as prompt_of has."""
-        kept, prompts = torch.tensor(kept, device=self.model.device), [i for i in self.slot_of if i in prompt_of]
+        kept, prompts = (
+            torch.tensor(kept, device=self.model.device),
+            [i for i in self.slot_of if i in prompt_of],
+        )
         slots = torch.tensor([self.slot_of[i] for i in prompts], device=self.model.device)
         for which, some in ((kept, self.of_rows()), (slots, (*self.shared.k, *self.shared.v))):
             for x in some:
-                x[:len(which)] = x[which]
+                x[: len(which)] = x[which]
         self.slot_of = {i: s for s, i in enumerate(prompts)}
         self.arrange(prompt_of)
 
@@ -137,7 +188,10 @@ class Decoder:
         order, outside = np.arange(self.rows), [s for s in seats if s >= len(seats)]
         inside = sorted(set(range(len(seats))) - set(seats))
         order[inside], order[outside] = outside, inside
-        to, now = (torch.tensor(x, dtype=torch.int64, device=self.model.device) for x in (inside + outside, outside + inside))
+        to, now = (
+            torch.tensor(x, dtype=torch.int64, device=self.model.device)
+            for x in (inside + outside, outside + inside)
+        )
         for x in self.of_rows() if outside else ():
             x[to] = x[now]
         return order
@@ -152,7 +206,9 @@ class Decoder:
         self.reserve(most)
         shape = self.B, self.P, self.M, self.Sp, self.own.slots if self.exact else self.round(most)
         self.steps[shape] += 1
-        if self.pool is None or self.steps[shape] < 3:                                   # on a GPU the first two warm up what a graph cannot record
+        if (
+            self.pool is None or self.steps[shape] < 3
+        ):  # on a GPU the first two warm up what a graph cannot record
             self.step(*shape)
         else:
             if shape not in self.graphs:
@@ -160,65 +216,100 @@ class Decoder:
                 with torch.cuda.graph(self.graphs[shape], pool=self.pool):
                     self.step(*shape)
             self.graphs[shape].replay()
-        return self.said[:, :self.B].cpu().numpy()
+        return self.said[:, : self.B].cpu().numpy()
 
     def step(self, B, P, M, Sp, Sn):
         """The decode step. Static shapes; reads and writes the buffers in place."""
         cfg, device = self.model.cfg, self.model.device
         H, K, E = cfg.n_head, cfg.n_kv_head, cfg.d_model // cfg.n_head
         row, length, count = torch.arange(B, device=device), self.length[:B], self.count[:B]
-        at = (count - 1).clamp(max=Sn - 1)                                               # (B,) where the token goes; ended rows may be further
+        at = (count - 1).clamp(max=Sn - 1)  # (B,) where the token goes; ended rows may be further
         cos, sin = self.rope((length + count - 1).clamp(max=cfg.max_len - 1))
 
-        def by_prompt(y):                                                                # (B, K, G, S) -> (P, K, M * G, S)
-            return y.reshape(B * K, -1).index_select(0, self.cells[:P * K * M]).view(P, K, M * (H // K), -1)
+        def by_prompt(y):  # (B, K, G, S) -> (P, K, M * G, S)
+            return (
+                y.reshape(B * K, -1)
+                .index_select(0, self.cells[: P * K * M])
+                .view(P, K, M * (H // K), -1)
+            )
 
-        def by_row(y):                                                                   # (P, K, M * G, S) -> (B, K, G, S)
-            return y.view(P * K * M, -1).index_select(0, self.back[:B * K]).view(B, K, H // K, -1)
+        def by_row(y):  # (P, K, M * G, S) -> (B, K, G, S)
+            return y.view(P * K * M, -1).index_select(0, self.back[: B * K]).view(B, K, H // K, -1)
 
-        seen = torch.cat((torch.arange(Sp, device=device) < length[:, None], torch.arange(Sn, device=device) <= at[:, None]), 1)
-        bias = torch.zeros(seen.shape, dtype=self.model.dtype, device=device).masked_fill_(~seen, -torch.inf)[:, None, None]     # (B, 1, 1, Sp + Sn)
-        x = self.model.embed(self.token[:B]).to(torch.promote_types(self.model.dtype, torch.float32))     # (B, D)
+        seen = torch.cat(
+            (
+                torch.arange(Sp, device=device) < length[:, None],
+                torch.arange(Sn, device=device) <= at[:, None],
+            ),
+            1,
+        )
+        bias = torch.zeros(seen.shape, dtype=self.model.dtype, device=device).masked_fill_(
+            ~seen, -torch.inf
+        )[:, None, None]  # (B, 1, 1, Sp + Sn)
+        x = self.model.embed(self.token[:B]).to(
+            torch.promote_types(self.model.dtype, torch.float32)
+        )  # (B, D)
         for layer, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self.layers):
             h = qkv(norm(x)).view(B, H + 2 * K, E)
             h = (h.float() * cos).addcmul_(h.roll(E // 2, -1), sin).to(self.model.dtype)
             q = h[:, :H].view(B, K, H // K, E)
             ck, cv = self.own.k[layer][:B], self.own.v[layer][:B]
-            ck[row, :, at], cv[row, :, at] = h[:, H:H + K], h[:, H + K:]
-            pk, pv = self.shared.k[layer][:P, :, :Sp], self.shared.v[layer][:P, :, :Sp]  # (P, K, Sp, E)
-            far = by_row(by_prompt(q) @ pk.mT)                                           # (B, K, G, Sp)
-            p = (torch.cat((far, q @ ck[:, :, :Sn].mT), -1) + bias).softmax(-1)          # (B, K, G, Sp + Sn)
-            y = by_row(by_prompt(p[..., :Sp]) @ pv) + p[..., Sp:] @ cv[:, :, :Sn]        # (B, K, G, E)
+            ck[row, :, at], cv[row, :, at] = h[:, H : H + K], h[:, H + K :]
+            pk, pv = (
+                self.shared.k[layer][:P, :, :Sp],
+                self.shared.v[layer][:P, :, :Sp],
+            )  # (P, K, Sp, E)
+            far = by_row(by_prompt(q) @ pk.mT)  # (B, K, G, Sp)
+            p = (torch.cat((far, q @ ck[:, :, :Sn].mT), -1) + bias).softmax(
+                -1
+            )  # (B, K, G, Sp + Sn)
+            y = by_row(by_prompt(p[..., :Sp]) @ pv) + p[..., Sp:] @ cv[:, :, :Sn]  # (B, K, G, E)
             x = x + out(y.view(B, H * E))
             gate, up = gate_up(mlp_norm(x)).chunk(2, -1)
             x = x + down(F.silu(gate) * up)
-        token, logprob = self.draw(self.model.norm(x), self.uniforms[:B].gather(1, count.clamp(max=self.new - 1)[:, None])[:, 0])
+        token, logprob = self.draw(
+            self.model.norm(x),
+            self.uniforms[:B].gather(1, count.clamp(max=self.new - 1)[:, None])[:, 0],
+        )
         self.said[0, :B], self.said[1, :B] = token, logprob
         self.token[:B] = token
         count += 1
 
     def draw(self, hidden, uniforms):
         """A token a row and its log-probability. hidden (N, D), uniforms (N,). On the CPU some rows at a time, which its cache holds."""
-        logits = self.head(hidden.float())                                               # (N, V)
+        logits = self.head(hidden.float())  # (N, V)
         if len(self.forbid):
             logits.index_fill_(1, self.forbid, -torch.inf)
         some = max(1, 2**20 // logits.shape[1]) if self.exact else len(logits)
-        parts = [pick(l, u, self.temperature, self.top_p, self.ends) for l, u in zip(logits.split(some), uniforms.split(some))]
-        return tuple(torch.cat(p) for p in zip(*parts))                                  # (N,), (N,)
+        parts = [
+            pick(l, u, self.temperature, self.top_p, self.ends)
+            for l, u in zip(logits.split(some), uniforms.split(some))
+        ]
+        return tuple(torch.cat(p) for p in zip(*parts))  # (N,), (N,)
 
 
 def packed(model, dtype):
     """The blocks' weights as `linear` has them: a list of (norm, qkv, out, mlp_norm, gate_up, down)."""
-    return [(b.attn_norm, linear([b.q, b.k, b.v], dtype), linear([b.o], dtype),
-             b.mlp_norm, linear([b.gate, b.up], dtype), linear([b.down], dtype)) for b in model.blocks]
+    return [
+        (
+            b.attn_norm,
+            linear([b.q, b.k, b.v], dtype),
+            linear([b.o], dtype),
+            b.mlp_norm,
+            linear([b.gate, b.up], dtype),
+            linear([b.down], dtype),
+        )
+        for b in model.blocks
+    ]
 
 
 @dataclasses.dataclass
 class Reader:
     """A model that reads given tokens, on caches that rows share, in as few and as full batches as memory allows."""
+
     model: object
-    layers: list                              # as from `packed`
-    head: object                              # (V, D) float32
+    layers: list  # as from `packed`
+    head: object  # (V, D) float32
 
     def read(self, tokens, start, seen=(), keep=None, most=4096):
         """Forward lists of tokens, each the continuation of a row of some caches. Yields (which (n,), offsets (n,), hidden (M, D)) a batch: the
@@ -232,38 +323,76 @@ class Reader:
         sizes = np.array([len(x) for x in tokens])
         for which in batches(sizes, most):
             part = lambda x: torch.as_tensor(np.asarray(x)[which], device=self.model.device)
-            hidden = self.forward([tokens[i] for i in which], part(start), [(cache, part(rows), part(n)) for cache, rows, n in seen],
-                                  keep and (keep[0], part(keep[1]), part(keep[2])))
+            hidden = self.forward(
+                [tokens[i] for i in which],
+                part(start),
+                [(cache, part(rows), part(n)) for cache, rows, n in seen],
+                keep and (keep[0], part(keep[1]), part(keep[2])),
+            )
             yield which, np.cumsum(sizes[which]) - sizes[which], hidden
 
     def forward(self, tokens, start, seen, keep):
         """A batch of `read` -> (M, D), the states of tokens[0], tokens[1], ... end to end."""
         model, cfg, device = self.model, self.model.cfg, self.model.device
         N, T, H, K = len(tokens), max(map(len, tokens)), cfg.n_head, cfg.n_kv_head
-        row = torch.from_numpy(np.repeat(np.arange(N), [len(x) for x in tokens])).to(device)                       # (M,) each token's row
-        nth = torch.from_numpy(np.concatenate([np.arange(len(x)) for x in tokens])).to(device)                     # (M,) and place in it
-        pos, cell = start[row] + nth, row * T + nth                                                                # (M,), (M,)
-        rope = model.cos[pos][None, :, None], model.sin[pos][None, :, None]                                        # (1, M, 1, E/2)
+        row = torch.from_numpy(np.repeat(np.arange(N), [len(x) for x in tokens])).to(
+            device
+        )  # (M,) each token's row
+        nth = torch.from_numpy(np.concatenate([np.arange(len(x)) for x in tokens])).to(
+            device
+        )  # (M,) and place in it
+        pos, cell = start[row] + nth, row * T + nth  # (M,), (M,)
+        rope = model.cos[pos][None, :, None], model.sin[pos][None, :, None]  # (1, M, 1, E/2)
         ids = torch.from_numpy(np.concatenate(tokens)).to(device)
-        x = model.embed(ids).to(torch.promote_types(model.dtype, torch.float32))                                   # (M, D)
+        x = model.embed(ids).to(torch.promote_types(model.dtype, torch.float32))  # (M, D)
         reach = [int(n.max()) for *_, n in seen]
-        masks = [(torch.arange(s, device=device) < n[:, None])[:, None].expand(N, T, s) for s, (*_, n) in zip(reach, seen)]
-        mask = torch.cat([*masks, torch.ones(T, T, dtype=torch.bool, device=device).tril().expand(N, T, T)], -1)   # (N, T, S)
-        bias = torch.zeros(mask.shape, dtype=model.dtype, device=device).masked_fill_(~mask, -torch.inf)[:, None]  # (N, 1, T, S)
+        masks = [
+            (torch.arange(s, device=device) < n[:, None])[:, None].expand(N, T, s)
+            for s, (*_, n) in zip(reach, seen)
+        ]
+        mask = torch.cat(
+            [*masks, torch.ones(T, T, dtype=torch.bool, device=device).tril().expand(N, T, T)], -1
+        )  # (N, T, S)
+        bias = torch.zeros(mask.shape, dtype=model.dtype, device=device).masked_fill_(
+            ~mask, -torch.inf
+        )[:, None]  # (N, 1, T, S)
         for layer, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self.layers):
-            q, k, v = qkv(norm(x)).view(1, len(x), H + 2 * K, -1).split((H, K, K), 2)                              # (1, M, heads, E)
-            q, k, v = rotate(q, rope)[0], rotate(k, rope)[0], v[0]                                                 # (M, heads, E)
+            q, k, v = (
+                qkv(norm(x)).view(1, len(x), H + 2 * K, -1).split((H, K, K), 2)
+            )  # (1, M, heads, E)
+            q, k, v = rotate(q, rope)[0], rotate(k, rope)[0], v[0]  # (M, heads, E)
             if keep:
                 cache, rows, slots = keep
-                cache.k[layer][rows[row], :, slots[row] + nth], cache.v[layer][rows[row], :, slots[row] + nth] = k, v
-            q, k, v = (y.new_zeros(N * T, *y.shape[1:]).index_copy_(0, cell, y).view(N, T, *y.shape[1:]).transpose(1, 2) for y in (q, k, v))
-            k = torch.cat([c.k[layer][:, :, :s].index_select(0, rows) for s, (c, rows, _) in zip(reach, seen)] + [k], 2)  # (N, K, S, E)
-            v = torch.cat([c.v[layer][:, :, :s].index_select(0, rows) for s, (c, rows, _) in zip(reach, seen)] + [v], 2)
-            y = attend(*(x.transpose(1, 2) for x in (q, k, v)), bias).reshape(N * T, -1).index_select(0, cell)                     # (M, H*E)
+                (
+                    cache.k[layer][rows[row], :, slots[row] + nth],
+                    cache.v[layer][rows[row], :, slots[row] + nth],
+                ) = k, v
+            q, k, v = (
+                y.new_zeros(N * T, *y.shape[1:])
+                .index_copy_(0, cell, y)
+                .view(N, T, *y.shape[1:])
+                .transpose(1, 2)
+                for y in (q, k, v)
+            )
+            k = torch.cat(
+                [c.k[layer][:, :, :s].index_select(0, rows) for s, (c, rows, _) in zip(reach, seen)]
+                + [k],
+                2,
+            )  # (N, K, S, E)
+            v = torch.cat(
+                [c.v[layer][:, :, :s].index_select(0, rows) for s, (c, rows, _) in zip(reach, seen)]
+                + [v],
+                2,
+            )
+            y = (
+                attend(*(x.transpose(1, 2) for x in (q, k, v)), bias)
+                .reshape(N * T, -1)
+                .index_select(0, cell)
+            )  # (M, H*E)
             x = x + out(y)
             gate, up = gate_up(mlp_norm(x)).chunk(2, -1)
             x = x + down(F.silu(gate) * up)
-        return model.norm(x)                                                                                       # (M, D)
+        return model.norm(x)  # (M, D)
 
 
 def batches(sizes, most):
@@ -275,7 +404,15 @@ def batches(sizes, most):
     while begin < len(order):
         longest = sizes[order[begin]]
         end = begin + max(1, most // longest)
-        end = min(end, begin + int(np.searchsorted(-sizes[order[begin:]], -min(longest - 16, 3 * longest // 4), side="right")))
+        end = min(
+            end,
+            begin
+            + int(
+                np.searchsorted(
+                    -sizes[order[begin:]], -min(longest - 16, 3 * longest // 4), side="right"
+                )
+            ),
+        )
         yield order[begin:end]
         begin = end
 
@@ -284,9 +421,20 @@ def linear(modules, dtype):
     """x -> x W^T + b for the stacked weights of some modules, in a dtype; on the CPU in the layout of its matrix product."""
     with torch.no_grad():
         w = torch.cat([m.weight for m in modules]).to(dtype)
-        b = None if getattr(modules[0], "bias", None) is None else torch.cat([m.bias for m in modules]).to(dtype)
-    if w.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not (
-            torch.ops.mkldnn._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else w.numel() >= 2**20):
+        b = (
+            None
+            if getattr(modules[0], "bias", None) is None
+            else torch.cat([m.bias for m in modules]).to(dtype)
+        )
+    if (
+        w.device.type != "cpu"
+        or not torch.backends.mkldnn.is_available()
+        or not (
+            torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            if dtype == torch.bfloat16
+            else w.numel() >= 2**20
+        )
+    ):
         return lambda x: F.linear(x, w, b)
     packed = torch.ops.mkldnn._reorder_linear_weight(w)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, b, "none", [], "")
@@ -298,21 +446,35 @@ def pick(logits, uniforms, temperature, top_p, ends=()):
 
     Example: pick(log [.5, .5, 0], [.7], 1, 1) -> [1], [log .5]
     """
-    probs = logits.softmax(-1)                                                            # (N, V)
+    probs = logits.softmax(-1)  # (N, V)
     if temperature == 0:
-        token = logits.argmax(-1, keepdim=True)                                           # (N, 1)
+        token = logits.argmax(-1, keepdim=True)  # (N, 1)
     else:
-        cut, names = probs if temperature == 1 else (logits / temperature).softmax(-1), None                # (N, V)
-        if top_p < 1:                                # the smallest set of likeliest tokens that holds top_p
-            few = None if cut.is_cuda else cut.topk(min(256, cut.shape[1]))               # on the CPU sorting them all is slow
-            cut, names = few if few and (few.values.sum(-1) > top_p).all() else cut.sort(-1, True)                  # (N, V or less)
+        cut, names = (
+            probs if temperature == 1 else (logits / temperature).softmax(-1),
+            None,
+        )  # (N, V)
+        if top_p < 1:  # the smallest set of likeliest tokens that holds top_p
+            few = (
+                None if cut.is_cuda else cut.topk(min(256, cut.shape[1]))
+            )  # on the CPU sorting them all is slow
+            cut, names = (
+                few if few and (few.values.sum(-1) > top_p).all() else cut.sort(-1, True)
+            )  # (N, V or less)
             cut = cut.masked_fill(cut.cumsum(-1) - cut >= top_p, 0)
-        cdf = cut.cumsum(-1)                                                              # (N, V)
-        u = torch.as_tensor(uniforms, dtype=cdf.dtype, device=cdf.device).clamp(max=1 - 2**-24)[:, None] * cdf[:, -1:]
-        token = torch.searchsorted(cdf, u, right=True).clamp_(max=cdf.shape[-1] - 1)      # (N, 1): the first with cdf > u
+        cdf = cut.cumsum(-1)  # (N, V)
+        u = (
+            torch.as_tensor(uniforms, dtype=cdf.dtype, device=cdf.device).clamp(max=1 - 2**-24)[
+                :, None
+            ]
+            * cdf[:, -1:]
+        )
+        token = torch.searchsorted(cdf, u, right=True).clamp_(
+            max=cdf.shape[-1] - 1
+        )  # (N, 1): the first with cdf > u
         if names is not None:
             token = names.gather(-1, token)
-    chosen = probs.gather(-1, token)[:, 0]                                                # (N,)
+    chosen = probs.gather(-1, token)[:, 0]  # (N,)
     if len(ends):
         chosen = torch.where((token == ends).any(1), probs.index_select(1, ends).sum(-1), chosen)
-    return token[:, 0], chosen.log()                                                      # (N,), (N,)
+    return token[:, 0], chosen.log()  # (N,), (N,)

@@ -14,6 +14,7 @@ Departures from the paper
 
 Shapes: N tokens, D width, V vocabulary, L lines, G rollouts, K samples.
 """
+
 import functools
 import math
 
@@ -22,8 +23,10 @@ import torch
 
 # ---------------------------------------------------------------- log-probabilities of tokens
 
-COMPILE = None               # torch.compile for what is elementwise: True, False, or None: on a GPU only. What it gains on a CPU: speed/logprobs.py
-KEEP = 2**29                 # bytes of logits, at most, that are kept for the way back; the others are computed anew there
+COMPILE = None  # torch.compile for what is elementwise: True, False, or None: on a GPU only. What it gains on a CPU: speed/logprobs.py
+KEEP = (
+    2**29
+)  # bytes of logits, at most, that are kept for the way back; the others are computed anew there
 
 
 def token_logprobs(hidden, weight, targets, sets=(), chunk=None, entropy=False):
@@ -36,20 +39,30 @@ def token_logprobs(hidden, weight, targets, sets=(), chunk=None, entropy=False):
     N times V. An id outside the vocabulary gives nan.
     """
     flat = [i for ids in sets for i in ids]
-    lse, picked, negentropy = Softmax.apply(hidden, weight, targets, flat, () if entropy else None, chunk, torch.is_grad_enabled())
-    logit, *of_sets = picked.split([1] + [len(ids) for ids in sets], 1)                   # (N, 1), (N, ids) each
-    out = [logit[:, 0] - lse]                                                             # log p(target)
-    out += [logits.logsumexp(1) - lse for logits in of_sets]                              # log p(any token of the set)
+    lse, picked, negentropy = Softmax.apply(
+        hidden, weight, targets, flat, () if entropy else None, chunk, torch.is_grad_enabled()
+    )
+    logit, *of_sets = picked.split([1] + [len(ids) for ids in sets], 1)  # (N, 1), (N, ids) each
+    out = [logit[:, 0] - lse]  # log p(target)
+    out += [logits.logsumexp(1) - lse for logits in of_sets]  # log p(any token of the set)
     if entropy:
         out.append(-negentropy.detach())
-    return torch.stack(out)                                                               # (1 + sets + entropy, N)
+    return torch.stack(out)  # (1 + sets + entropy, N)
 
 
 def token_kl(hidden, weight, other, other_weight, chunk=None):
     """KL(q || p) of the next-token distributions at N states, in nats: (N,). hidden, other (N, D), weights (V, D) of q and of p. The
     gradient goes to q. Types and memory are as in token_logprobs."""
     none = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
-    return Softmax.apply(hidden, weight, none, [], (other.detach(), other_weight.detach()), chunk, torch.is_grad_enabled())[2]
+    return Softmax.apply(
+        hidden,
+        weight,
+        none,
+        [],
+        (other.detach(), other_weight.detach()),
+        chunk,
+        torch.is_grad_enabled(),
+    )[2]
 
 
 class Softmax(torch.autograd.Function):
@@ -69,20 +82,35 @@ class Softmax(torch.autograd.Function):
         if torch.is_autocast_enabled(device.type) and ctx.dtype != torch.float64:
             ctx.dtype = torch.get_autocast_dtype(device.type)
         ctx.ids, ctx.against, ctx.kept = ids, against, {}
-        ctx.block = (chunk, chunk) if chunk else (8192, 8192) if device.type == "cuda" else (2048, 1024)
+        ctx.block = (
+            (chunk, chunk) if chunk else (8192, 8192) if device.type == "cuda" else (2048, 1024)
+        )
         room = KEEP if grad and any(ctx.needs_input_grad) else 0
-        lse = torch.full(hidden.shape[:1], -math.inf, dtype=torch.promote_types(ctx.dtype, torch.float32), device=device)
-        other, S, picked = lse.clone(), torch.zeros_like(lse), lse.new_full((len(lse), 1 + len(ids)), math.nan)
+        lse = torch.full(
+            hidden.shape[:1],
+            -math.inf,
+            dtype=torch.promote_types(ctx.dtype, torch.float32),
+            device=device,
+        )
+        other, S, picked = (
+            lse.clone(),
+            torch.zeros_like(lse),
+            lse.new_full((len(lse), 1 + len(ids)), math.nan),
+        )
         for cols in cuts(len(weight), ctx.block[1]):
             some, at_some = columns_of(ids, cols, device)
             for rows in cuts(len(hidden), ctx.block[0]):
-                x, y = Softmax.logits(ctx, hidden, weight, rows, cols)                    # (n, C)
+                x, y = Softmax.logits(ctx, hidden, weight, rows, cols)  # (n, C)
                 if room >= x.nbytes:
                     room, ctx.kept[rows.start, cols.start] = room - x.nbytes, x
                 at, inside = column_of(targets[rows], cols)
-                picked[rows, 0] = torch.where(inside, x.gather(1, at[:, None])[:, 0], picked[rows, 0])
+                picked[rows, 0] = torch.where(
+                    inside, x.gather(1, at[:, None])[:, 0], picked[rows, 0]
+                )
                 picked[rows, some] = x[:, at_some].to(lse.dtype)
-                lse[rows], other[rows], S[rows] = fused(add_block, device)(lse[rows], other[rows], S[rows], x, y, against is not None)
+                lse[rows], other[rows], S[rows] = fused(add_block, device)(
+                    lse[rows], other[rows], S[rows], x, y, against is not None
+                )
         ctx.save_for_backward(hidden, weight, targets, lse, other, S)
         ctx.set_materialize_grads(False)
         return lse, picked, S
@@ -93,13 +121,27 @@ class Softmax(torch.autograd.Function):
         hidden, weight, targets, lse, other, S = ctx.saved_tensors
         device, (need_h, need_w) = hidden.device, ctx.needs_input_grad[:2]
         d_lse = torch.zeros_like(lse) if d_lse is None else d_lse
-        d_hidden, d_weight = torch.zeros_like(hidden, dtype=lse.dtype), torch.empty_like(weight) if need_w else None
+        d_hidden, d_weight = (
+            torch.zeros_like(hidden, dtype=lse.dtype),
+            torch.empty_like(weight) if need_w else None,
+        )
         for cols in cuts(len(weight), ctx.block[1]):
-            w, d_w = weight[cols].to(ctx.dtype), torch.zeros_like(weight[cols], dtype=lse.dtype)                 # (C, D)
+            w, d_w = (
+                weight[cols].to(ctx.dtype),
+                torch.zeros_like(weight[cols], dtype=lse.dtype),
+            )  # (C, D)
             some, at_some = columns_of(ctx.ids, cols, device)
             for rows in cuts(len(hidden), ctx.block[0]):
-                x, y = Softmax.logits(ctx, hidden, weight, rows, cols)                    # (n, C)
-                d = fused(block_gradient, device)(lse[rows], other[rows], S[rows], d_lse[rows], None if d_S is None else d_S[rows], x, y)
+                x, y = Softmax.logits(ctx, hidden, weight, rows, cols)  # (n, C)
+                d = fused(block_gradient, device)(
+                    lse[rows],
+                    other[rows],
+                    S[rows],
+                    d_lse[rows],
+                    None if d_S is None else d_S[rows],
+                    x,
+                    y,
+                )
                 if d_picked is not None:
                     at, inside = column_of(targets[rows], cols)
                     d.scatter_add_(1, at[:, None], (d_picked[rows, 0] * inside)[:, None])
@@ -118,7 +160,9 @@ class Softmax(torch.autograd.Function):
         """A block of x, and of the logits of p', if there is one: (n, C)."""
         product = lambda h, w: h[rows].to(ctx.dtype) @ w[cols].to(ctx.dtype).T
         x = ctx.kept.pop((rows.start, cols.start), None)
-        return product(hidden, weight) if x is None else x, product(*ctx.against) if ctx.against else None
+        return product(hidden, weight) if x is None else x, product(
+            *ctx.against
+        ) if ctx.against else None
 
 
 def cuts(n, size):
@@ -142,7 +186,7 @@ def columns_of(ids, cols, device):
 def add_block(lse, other, S, x, y, want_S):
     """lse, that of p', and S of the columns so far, (n,) each -> the same with a block of further columns. x, y (n, C): logits of p and p'."""
     logp, lse, old, new = join(lse, x)
-    if want_S:                                                                            # S = sum over both parts of P (S given the part + log P - log P')
+    if want_S:  # S = sum over both parts of P (S given the part + log P - log P')
         logq, other, old_q, new_q = (0, other, 0, 0) if y is None else join(other, y)
         so_far = torch.where(old == -math.inf, 0, old.exp() * (S + old - old_q))
         S = so_far + new.exp() * ((logp.exp() * (logp - logq)).sum(-1) + new - new_q)
@@ -153,17 +197,23 @@ def join(lse, x):
     """-> log p given the block (n, C); lse of all columns; log P of those before, and of the block: (n,) each."""
     x = x.to(lse.dtype)
     logp = x.log_softmax(-1)
-    here = x[:, 0] - logp[:, 0]                                                           # lse of the block; on the CPU logsumexp takes twice as long
+    here = x[:, 0] - logp[:, 0]  # lse of the block; on the CPU logsumexp takes twice as long
     both = torch.logaddexp(lse, here)
     return logp, both, lse - both, here - both
 
 
 def block_gradient(lse, other, S, d_lse, d_S, x, y):
     """The gradient with respect to a block of logits, but for what is picked: (n, C)."""
-    logp = x.to(lse.dtype).sub_(lse[:, None])                                             # (n, C); x is not needed again
+    logp = x.to(lse.dtype).sub_(lse[:, None])  # (n, C); x is not needed again
     if d_S is None:
-        return logp.mul_(1 / math.log(2)).exp2_().mul_(d_lse[:, None])                    # on the CPU exp takes twice as long
-    return logp.exp() * (d_lse[:, None] + d_S[:, None] * (logp - (0 if y is None else y.to(lse.dtype) - other[:, None]) - S[:, None]))
+        return (
+            logp.mul_(1 / math.log(2)).exp2_().mul_(d_lse[:, None])
+        )  # on the CPU exp takes twice as long
+    return logp.exp() * (
+        d_lse[:, None]
+        + d_S[:, None]
+        * (logp - (0 if y is None else y.to(lse.dtype) - other[:, None]) - S[:, None])
+    )
 
 
 compiled = functools.cache(functools.partial(torch.compile, dynamic=True))
@@ -171,7 +221,9 @@ compiled = functools.cache(functools.partial(torch.compile, dynamic=True))
 
 def fused(function, device):
     """The function as one kernel, where COMPILE says so; one version serves all sizes."""
-    return compiled(function) if (device.type == "cuda" if COMPILE is None else COMPILE) else function
+    return (
+        compiled(function) if (device.type == "cuda" if COMPILE is None else COMPILE) else function
+    )
 
 
 def log1mexp(x):
@@ -182,9 +234,15 @@ def log1mexp(x):
 
 # ---------------------------------------------------------------- prior, KL, bound
 
+
 def log_prior(think, alpha, log_z):
     """log p(z_t): log alpha for <act>, log(1 - alpha) - log|Z| for any thought. think (...) bool -> (...) float."""
-    act = torch.full(think.shape, math.log(alpha) if alpha > 0 else -math.inf, dtype=torch.float64, device=think.device)
+    act = torch.full(
+        think.shape,
+        math.log(alpha) if alpha > 0 else -math.inf,
+        dtype=torch.float64,
+        device=think.device,
+    )
     thought = (math.log1p(-alpha) if alpha < 1 else -math.inf) - log_z
     return torch.where(think, torch.full_like(act, thought), act)
 
@@ -192,7 +250,12 @@ def log_prior(think, alpha, log_z):
 def kl_exact(q_act, entropy, alpha, log_z):
     """Prop. 5.1. q_act (...) the probability of <act>; entropy (...) in nats of q over thoughts given <think>; log_z = log|Z|."""
     xlogy = torch.special.xlogy
-    bern = xlogy(q_act, q_act) - xlogy(q_act, alpha) + xlogy(1 - q_act, 1 - q_act) - xlogy(1 - q_act, 1 - alpha)
+    bern = (
+        xlogy(q_act, q_act)
+        - xlogy(q_act, alpha)
+        + xlogy(1 - q_act, 1 - q_act)
+        - xlogy(1 - q_act, 1 - alpha)
+    )
     return bern + (1 - q_act) * (log_z - entropy)
 
 

@@ -13,6 +13,7 @@ Suites: see benchmarks.py (`python benchmarks.py --list`); intervals are 95% boo
 The bound is estimated with the model as its own q: thoughts are sampled as it would think, and the same model scores the expert's lines.
 Its difference to `elbo_no_think`, the same model's log-likelihood when nothing is ever thought, is what thinking is worth to it.
 """
+
 import contextlib
 import copy
 import json
@@ -52,48 +53,115 @@ def open_model(cfg, checkpoint=""):
         tok = hf.open_tokenizer(path)
         model = load_model(checkpoint)[0] if checkpoint else hf.open_model(path)
     elif checkpoint:
-        model, path = load_model(checkpoint)[0], os.path.join(os.path.dirname(checkpoint), "tokenizer.txt")
+        model, path = (
+            load_model(checkpoint)[0],
+            os.path.join(os.path.dirname(checkpoint), "tokenizer.txt"),
+        )
         if not os.path.exists(path):
-            raise UserError(f"{checkpoint}: no tokenizer.txt beside it; expected a model of the built-in domain (of another: its --preset, such as smollm2)")
+            raise UserError(
+                f"{checkpoint}: no tokenizer.txt beside it; expected a model of the built-in domain (of another: its --preset, such as smollm2)"
+            )
         tok = load_tokenizer(path)
     else:
-        raise UserError("--preset tiny has no weights of its own: give --checkpoint, such as runs/tiny-0/ra3.pt")
+        raise UserError(
+            "--preset tiny has no weights of its own: give --checkpoint, such as runs/tiny-0/ra3.pt"
+        )
     if model.cfg.vocab_size < tok.vocab_size:
-        raise UserError(f"{checkpoint}: its vocabulary has {model.cfg.vocab_size} ids, the tokenizer of --preset {cfg.preset} {tok.vocab_size}; "
-                        "give the preset that the checkpoint was made with")
+        raise UserError(
+            f"{checkpoint}: its vocabulary has {model.cfg.vocab_size} ids, the tokenizer of --preset {cfg.preset} {tok.vocab_size}; "
+            "give the preset that the checkpoint was made with"
+        )
     return model.to(device_of(cfg)), tok
 
 
 def for_rollouts(model, cfg):
     """The model that samples and scores: itself, or a bfloat16 copy; whole on every rank."""
     model = parallel.whole(model)
-    return copy.deepcopy(model).bfloat16() if cfg.rollout_bf16 and model.dtype != torch.bfloat16 else model
+    return (
+        copy.deepcopy(model).bfloat16()
+        if cfg.rollout_bf16 and model.dtype != torch.bfloat16
+        else model
+    )
 
 
-def solve(model, tok, tasks, n, temperature, max_new, seed, numbers=None, sanitise=False, desc="sampling", forbid=(), progress=True):
+def solve(
+    model,
+    tok,
+    tasks,
+    n,
+    temperature,
+    max_new,
+    seed,
+    numbers=None,
+    sanitise=False,
+    desc="sampling",
+    forbid=(),
+    progress=True,
+):
     """Sample n programs a task and run their tests -> list of {task_id, completion, verdict, seconds}, n a task, in order.
     numbers: one int a task (default its index), which with the seed fixes its samples; forbid: token ids that are never written. Ranks share the tasks
     out, and all get all rows."""
-    prompts = [tok.start(task.prompt) for task in tasks]         # ids, and what begins the completion
+    prompts = [tok.start(task.prompt) for task in tasks]  # ids, and what begins the completion
     for task, (prompt, _) in zip(tasks, prompts):
         if len(prompt) >= model.cfg.max_len:
-            raise UserError(f"{task.name}: its prompt has {len(prompt)} tokens; the model's max_len is {model.cfg.max_len}")
+            raise UserError(
+                f"{task.name}: its prompt has {len(prompt)} tokens; the model's max_len is {model.cfg.max_len}"
+            )
     stops = tasks[0].stops if tasks else ()
     numbers = list(range(len(tasks))) if numbers is None else numbers
     tasks, prompts, numbers = parallel.mine(tasks), parallel.mine(prompts), parallel.mine(numbers)
-    done = generate(model, [ids for ids, _ in prompts], max_new, tok.eos, temperature, seed=seed, seeds=numbers, n=n, stop=list(stops), decode=tok.decode,
-                    progress=progress, desc=desc, batch=128, forbid=forbid)
-    return grade_completions(tasks, [[cut(head + tok.decode(completion.ids), task.stops) for completion in completions]
-                                     for task, (_, head), completions in zip(tasks, prompts, done)], sanitise, progress)
+    done = generate(
+        model,
+        [ids for ids, _ in prompts],
+        max_new,
+        tok.eos,
+        temperature,
+        seed=seed,
+        seeds=numbers,
+        n=n,
+        stop=list(stops),
+        decode=tok.decode,
+        progress=progress,
+        desc=desc,
+        batch=128,
+        forbid=forbid,
+    )
+    return grade_completions(
+        tasks,
+        [
+            [cut(head + tok.decode(completion.ids), task.stops) for completion in completions]
+            for task, (_, head), completions in zip(tasks, prompts, done)
+        ],
+        sanitise,
+        progress,
+    )
 
 
 def grade_completions(tasks, completions, sanitise=False, progress=True):
     """Run the tests of a rank's own tasks and completions, a list of texts a task -> the rows of all ranks, as `solve` returns them."""
     pairs = [(task, text) for task, texts in zip(tasks, completions) for text in texts]
-    results = grade([job_of(*pair, clean=sanitise) for pair in pairs], progress=progress, desc="grading", workers=parallel.workers())
-    rows = iter([{"task_id": task.name, "completion": text, "verdict": result.verdict, "seconds": round(result.seconds, 3)}
-                 for (task, text), result in zip(pairs, results)])
-    return [row for of_task in parallel.gather([[next(rows) for _ in texts] for texts in completions]) for row in of_task]
+    results = grade(
+        [job_of(*pair, clean=sanitise) for pair in pairs],
+        progress=progress,
+        desc="grading",
+        workers=parallel.workers(),
+    )
+    rows = iter(
+        [
+            {
+                "task_id": task.name,
+                "completion": text,
+                "verdict": result.verdict,
+                "seconds": round(result.seconds, 3),
+            }
+            for (task, text), result in zip(pairs, results)
+        ]
+    )
+    return [
+        row
+        for of_task in parallel.gather([[next(rows) for _ in texts] for texts in completions])
+        for row in of_task
+    ]
 
 
 def read_completions(path, tasks):
@@ -105,13 +173,19 @@ def read_completions(path, tasks):
                 row = json.loads(text)
                 found.setdefault(row["task_id"], []).append(row["completion"] + "")
     except OSError as e:
-        raise UserError(f"--completions {path}: cannot be read ({e.strerror}); give a .jsonl of task_id and completion, as --samples-out writes it") from None
+        raise UserError(
+            f"--completions {path}: cannot be read ({e.strerror}); give a .jsonl of task_id and completion, as --samples-out writes it"
+        ) from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"--completions {path}: line {line} is no object with task_id and completion; give a .jsonl as --samples-out writes it") from None
+        raise UserError(
+            f"--completions {path}: line {line} is no object with task_id and completion; give a .jsonl as --samples-out writes it"
+        ) from None
     found = {task.name: found[task.name] for task in tasks if task.name in found}
     if len({len(texts) for texts in found.values()}) != 1:
-        raise UserError(f"--completions {path}: expected equally many completions for each problem of the suite that it holds; there are "
-                        + (", ".join(map(str, sorted({len(x) for x in found.values()}))) or "none at all"))
+        raise UserError(
+            f"--completions {path}: expected equally many completions for each problem of the suite that it holds; there are "
+            + (", ".join(map(str, sorted({len(x) for x in found.values()}))) or "none at all")
+        )
     return found
 
 
@@ -125,22 +199,40 @@ def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc=
                 made = json.load(f)
         except (OSError, ValueError):
             made = {}
-        other = [f"{k}={made.get(k)!r} and not {v!r}" for k, v in settings.items() if made.get(k) != v]
+        other = [
+            f"{k}={made.get(k)!r} and not {v!r}" for k, v in settings.items() if made.get(k) != v
+        ]
         if other:
-            raise UserError(f"{path}: made with {', '.join(other)}; leave out --resume to start over, or give another --samples-out")
+            raise UserError(
+                f"{path}: made with {', '.join(other)}; leave out --resume to start over, or give another --samples-out"
+            )
         with open(path) as f:
             for line in f:
-                with contextlib.suppress(ValueError):        # the last line may be cut
+                with contextlib.suppress(ValueError):  # the last line may be cut
                     rows.append(json.loads(line))
-        whole = len(rows) // n                               # tasks that are done
-        rows = rows[:whole * n]
-        if [row.get("task_id") for row in rows] != [task.name for task in tasks[:whole] for _ in range(n)]:
-            raise UserError(f"{path}: its rows are not those of this suite; leave out --resume to start over, or give another --samples-out")
+        whole = len(rows) // n  # tasks that are done
+        rows = rows[: whole * n]
+        if [row.get("task_id") for row in rows] != [
+            task.name for task in tasks[:whole] for _ in range(n)
+        ]:
+            raise UserError(
+                f"{path}: its rows are not those of this suite; leave out --resume to start over, or give another --samples-out"
+            )
     write_samples(path, rows, settings)
     for start in range(len(rows) // n, len(tasks), at_once):
-        some = tasks[start:start + at_once]
-        new = solve(model, tok, some, n, cfg.temperature, cfg.max_new, cfg.seed, list(range(start, start + len(some))), sanitise,
-                    f"{desc} {start}-{start + len(some)} of {len(tasks)}")
+        some = tasks[start : start + at_once]
+        new = solve(
+            model,
+            tok,
+            some,
+            n,
+            cfg.temperature,
+            cfg.max_new,
+            cfg.seed,
+            list(range(start, start + len(some))),
+            sanitise,
+            f"{desc} {start}-{start + len(some)} of {len(tasks)}",
+        )
         if parallel.rank() == 0:
             with open(path, "a") as f:
                 f.writelines(json.dumps(row) + "\n" for row in new)
@@ -163,7 +255,9 @@ def write_samples(path, rows, settings):
             json.dump(settings, f)
         os.replace(path + ".part", path)
     except OSError as e:
-        raise UserError(f"--samples-out {path}: cannot be written ({e.strerror}); give another path") from None
+        raise UserError(
+            f"--samples-out {path}: cannot be written ({e.strerror}); give another path"
+        ) from None
 
 
 def rates(rows, n, k):
@@ -187,78 +281,176 @@ def interval(rows, n, k, draws=10_000):
 def rollouts_of(model, tok, snippets, G, cfg, seed, desc):
     """G rollouts of a model over each snippet, with itself as q, in float32 and with a progress bar -> Rollouts. At c = inf it never thinks."""
     model = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
-    return rollouts(model, model, tok, snippets, G, cfg.think_max, seed, list(range(len(snippets))), max(1, 128 // G), desc, horizon=cfg.horizon,
-                    rate=0.0 if cfg.c == math.inf else None)
+    return rollouts(
+        model,
+        model,
+        tok,
+        snippets,
+        G,
+        cfg.think_max,
+        seed,
+        list(range(len(snippets))),
+        max(1, 128 // G),
+        desc,
+        horizon=cfg.horizon,
+        rate=0.0 if cfg.c == math.inf else None,
+    )
 
 
 def bound(model, tok, snippets, cfg, hard=None):
     """The bound of a model on held-out snippets, with itself as q -> dict of floats (names defined in the README).
     hard: for each snippet the indices of its hard lines, if known."""
     rolls = rollouts_of(model, tok, snippets, cfg.elbo_samples, cfg, (cfg.seed, 77), "bound")
-    return summary(rolls, 0.0 if cfg.c == math.inf else cfg.c, hard)         # inf times no thoughts is not a number
+    return summary(
+        rolls, 0.0 if cfg.c == math.inf else cfg.c, hard
+    )  # inf times no thoughts is not a number
 
 
 def path_of(cfg, args, suite, several):
     """Where the rows of a suite go: sampled, greedy and graded ones, and those of several models or suites, to files of their own."""
+
     def stem(path, ending):
         return os.path.basename(path).removesuffix(ending)
 
-    suite = stem(suite, ".jsonl")                            # which may be a file
+    suite = stem(suite, ".jsonl")  # which may be a file
     if args.samples_out:
         start, ending = os.path.splitext(args.samples_out)
         return f"{start}-{suite}{ending}" if several else args.samples_out
     given = args.completions or args.checkpoint
-    words = [stem(args.completions, ".jsonl"), "graded"] if args.completions else ["samples" if cfg.temperature else "greedy", stem(args.checkpoint, ".pt")]
-    return os.path.join(args.out or (os.path.dirname(given) if given else cfg.out), "-".join(word for word in [*words, suite] if word) + ".jsonl")
+    words = (
+        [stem(args.completions, ".jsonl"), "graded"]
+        if args.completions
+        else ["samples" if cfg.temperature else "greedy", stem(args.checkpoint, ".pt")]
+    )
+    return os.path.join(
+        args.out or (os.path.dirname(given) if given else cfg.out),
+        "-".join(word for word in [*words, suite] if word) + ".jsonl",
+    )
 
 
 def main(argv):
-    cfg, args = parse(argv, {
-        "--suite": dict(default="humaneval", metavar="NAME[,NAME...]", help="domain, or suites of `python benchmarks.py --list` (default humaneval)"),
-        "--checkpoint": dict(default="", metavar="FILE", help="model to evaluate; default: the preset's model as loaded"),
-        "--out": dict(default="", metavar="FOLDER", help="folder of what is written (default: that of --completions or of the checkpoint, else runs/PRESET-SEED)"),
-        "--samples-out": dict(default="", metavar="FILE", help="completions and verdicts; the suite's name is added where there are several (default: in --out "
-                              "samples-MODEL-SUITE.jsonl, at temperature 0 greedy-MODEL-SUITE.jsonl, of --completions FILE-graded-SUITE.jsonl)"),
-        "--completions": dict(default="", metavar="FILE", help="grade these with the suite's tests instead of sampling: a .jsonl of task_id and completion, as "
-                              "--samples-out writes it; problems that it does not hold are left out (humaneval's tests for samples of humaneval+, or with --sanitise)"),
-        "--sanitise": dict(action="store_true", help="as EvalPlus: of the program, keep what the entry point needs of the longest part that parses"),
-        "--limit": dict(type=int, default=0, metavar="N", help="the first N problems of each suite only; 0: all"),
-    }, __doc__.split("\n")[0])
+    cfg, args = parse(
+        argv,
+        {
+            "--suite": dict(
+                default="humaneval",
+                metavar="NAME[,NAME...]",
+                help="domain, or suites of `python benchmarks.py --list` (default humaneval)",
+            ),
+            "--checkpoint": dict(
+                default="",
+                metavar="FILE",
+                help="model to evaluate; default: the preset's model as loaded",
+            ),
+            "--out": dict(
+                default="",
+                metavar="FOLDER",
+                help="folder of what is written (default: that of --completions or of the checkpoint, else runs/PRESET-SEED)",
+            ),
+            "--samples-out": dict(
+                default="",
+                metavar="FILE",
+                help="completions and verdicts; the suite's name is added where there are several (default: in --out "
+                "samples-MODEL-SUITE.jsonl, at temperature 0 greedy-MODEL-SUITE.jsonl, of --completions FILE-graded-SUITE.jsonl)",
+            ),
+            "--completions": dict(
+                default="",
+                metavar="FILE",
+                help="grade these with the suite's tests instead of sampling: a .jsonl of task_id and completion, as "
+                "--samples-out writes it; problems that it does not hold are left out (humaneval's tests for samples of humaneval+, or with --sanitise)",
+            ),
+            "--sanitise": dict(
+                action="store_true",
+                help="as EvalPlus: of the program, keep what the entry point needs of the longest part that parses",
+            ),
+            "--limit": dict(
+                type=int,
+                default=0,
+                metavar="N",
+                help="the first N problems of each suite only; 0: all",
+            ),
+        },
+        __doc__.split("\n")[0],
+    )
     parallel.settle(cfg)
     set_threads(cfg)
     names = [name for name in args.suite.split(",") if name]
     if not names or args.limit < 0:
-        raise UserError(f"--suite {args.suite} --limit {args.limit}: expected at least one name, and a limit that is not negative")
-    suites = {name: (domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split) if name == "domain" else benchmarks.load(name, cfg.data_dir)) for name in names}
+        raise UserError(
+            f"--suite {args.suite} --limit {args.limit}: expected at least one name, and a limit that is not negative"
+        )
+    suites = {
+        name: (
+            domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
+            if name == "domain"
+            else benchmarks.load(name, cfg.data_dir)
+        )
+        for name in names
+    }
     if not args.completions:
         model, tok = open_model(cfg, args.checkpoint)
         model = for_rollouts(model, cfg)
-    n = 1 if cfg.temperature == 0 else cfg.samples               # greedy samples are all the same
+    n = 1 if cfg.temperature == 0 else cfg.samples  # greedy samples are all the same
     for name, tasks in suites.items():
-        tasks = tasks[:args.limit or None]
+        tasks = tasks[: args.limit or None]
         path = path_of(cfg, args, name, len(suites) > 1)
         if args.completions:
-            given, made = read_completions(args.completions, tasks), {"completions": args.completions}
+            given, made = (
+                read_completions(args.completions, tasks),
+                {"completions": args.completions},
+            )
             if os.path.realpath(path) == os.path.realpath(args.completions):
-                raise UserError(f"--samples-out {path}: this is what --completions reads; give another path")
-            tasks, n = [task for task in tasks if task.name in given], len(next(iter(given.values())))
+                raise UserError(
+                    f"--samples-out {path}: this is what --completions reads; give another path"
+                )
+            tasks, n = (
+                [task for task in tasks if task.name in given],
+                len(next(iter(given.values()))),
+            )
             settings = dict(suite=name, **made, samples=n, sanitise=args.sanitise)
-            write_samples(path, [], settings)                # before the work: can it be written?
-            rows = grade_completions(parallel.mine(tasks), parallel.mine([given[task.name] for task in tasks]), args.sanitise)
+            write_samples(path, [], settings)  # before the work: can it be written?
+            rows = grade_completions(
+                parallel.mine(tasks),
+                parallel.mine([given[task.name] for task in tasks]),
+                args.sanitise,
+            )
             write_samples(path, rows, settings)
         else:
             made = {"temperature": cfg.temperature}
-            settings = dict(suite=name, checkpoint=args.checkpoint, preset=cfg.preset, samples=n, **made, max_new=cfg.max_new, seed=cfg.seed,
-                            bf16=cfg.rollout_bf16, sanitise=args.sanitise)
+            settings = dict(
+                suite=name,
+                checkpoint=args.checkpoint,
+                preset=cfg.preset,
+                samples=n,
+                **made,
+                max_new=cfg.max_new,
+                seed=cfg.seed,
+                bf16=cfg.rollout_bf16,
+                sanitise=args.sanitise,
+            )
             rows = solve_suite(model, tok, tasks, n, cfg, path, settings, args.sanitise, name)
         said = {}
         for k in (1, 5, 10):
             if k <= n:
                 said[f"pass@{k}"] = round(score(rows, n, (k,))[f"pass@{k}"], 4)
                 said[f"pass@{k} 95%"] = [round(x, 4) for x in interval(rows, n, k)]
-        verdicts = {v: sum(r["verdict"] == v for r in rows) for v in sorted({r["verdict"] for r in rows})}
-        print(json.dumps({"suite": name, "problems": len(tasks), "samples": n, **made, **said, "verdicts": verdicts,
-                          "file": path}), flush=True)
+        verdicts = {
+            v: sum(r["verdict"] == v for r in rows) for v in sorted({r["verdict"] for r in rows})
+        }
+        print(
+            json.dumps(
+                {
+                    "suite": name,
+                    "problems": len(tasks),
+                    "samples": n,
+                    **made,
+                    **said,
+                    "verdicts": verdicts,
+                    "file": path,
+                }
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 A function is dedented and keeps its decorators, signature and docstring, which are what a model is given; its comments go, unless they are asked for. Nothing
 that can be wrong with an item is an error: it is counted, under the names of COUNTED.
 """
+
 import ast
 import hashlib
 import inspect
@@ -15,7 +16,16 @@ from tqdm import tqdm
 from sources import BAD, chunks, python2, read, sources
 
 DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
-DROPPED = ("rewritten", "duplicate", "contaminated", "no_docstring", "too_long", "too_short", "no_line", "near_duplicate")
+DROPPED = (
+    "rewritten",
+    "duplicate",
+    "contaminated",
+    "no_docstring",
+    "too_long",
+    "too_short",
+    "no_line",
+    "near_duplicate",
+)
 COUNTED = ("items", *BAD, "found", *DROPPED, "kept", "tokens")
 
 
@@ -44,7 +54,10 @@ def strip_comments(text):
 def meaning(node):
     """What a function or a module does, as text that is blind to the indentation of its docstrings."""
     for sub in ast.walk(node):
-        if isinstance(sub, DEFS + (ast.ClassDef,)) and ast.get_docstring(sub, clean=False) is not None:
+        if (
+            isinstance(sub, DEFS + (ast.ClassDef,))
+            and ast.get_docstring(sub, clean=False) is not None
+        ):
             sub.body[0].value.value = inspect.cleandoc(sub.body[0].value.value)
     return ast.dump(node)
 
@@ -64,9 +77,12 @@ def functions(source, unit="definitions", keep_comments=False):
                 yield from visit(node.body, f"{prefix}{node.name}.")
             elif isinstance(node, DEFS) and (prefix or unit != "methods"):
                 begin = min(n.lineno for n in [node] + node.decorator_list) - 1
-                text = lines[begin:node.end_lineno]
-                margin = text[0][:len(text[0]) - len(text[0].lstrip())]
-                yield prefix + node.name, *plain("\n".join(line.removeprefix(margin) for line in text), node)
+                text = lines[begin : node.end_lineno]
+                margin = text[0][: len(text[0]) - len(text[0].lstrip())]
+                yield (
+                    prefix + node.name,
+                    *plain("\n".join(line.removeprefix(margin) for line in text), node),
+                )
 
     def plain(text, node):
         try:
@@ -80,11 +96,11 @@ def functions(source, unit="definitions", keep_comments=False):
     def header(text, node):
         rows = text.split("\n")
         if ast.get_docstring(node, clean=False) is not None:
-            return len("\n".join(rows[:node.body[0].end_lineno]))
+            return len("\n".join(rows[: node.body[0].end_lineno]))
         if isinstance(node, ast.Module):
-            return 0                                         # then the first statement is what is given (data.snippet)
+            return 0  # then the first statement is what is given (data.snippet)
         first = min(n.lineno for n in [node.body[0]] + getattr(node.body[0], "decorator_list", []))
-        return len("\n".join(rows[:max(first - 1, node.lineno)]).rstrip())
+        return len("\n".join(rows[: max(first - 1, node.lineno)]).rstrip())
 
     tree = syntax_tree(source)
     if unit != "files":
@@ -118,8 +134,15 @@ def units(item, counts, unit="definitions", keep_comments=False):
 def distinct(spec, counts, column="text", progress=True):
     """Functions in `spec`, each text once -> yields a list of (name, text, prompt_chars) an item. counts: a dict of COUNTED, kept up to date."""
     seen, found = set(), sources(spec, column)
-    with tqdm(total=sum(size for one in found for _, _, size in one.files), desc="reading", unit="B", unit_scale=True, disable=not progress, delay=2,
-              leave=False) as bar:
+    with tqdm(
+        total=sum(size for one in found for _, _, size in one.files),
+        desc="reading",
+        unit="B",
+        unit_scale=True,
+        disable=not progress,
+        delay=2,
+        leave=False,
+    ) as bar:
         for one in found:
             for size, some in chunks(one, column):
                 for item in some:

@@ -46,6 +46,7 @@ After an iteration of NTP it is a draw with NTP, also with 3.6 times the tokens 
 
 Shapes: B snippets, M lines that are tried, K proposals at each, L lines, T tokens, D width, N rows.
 """
+
 import dataclasses
 import json
 import math
@@ -60,23 +61,28 @@ from elbo import log1mexp, token_logprobs
 from sample import generate
 
 RATES = np.array([0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
-CONTENT, END, OPEN = range(3)                 # what is scored: a token; the end of a thought; the first token of a line, given that no comment begins
+CONTENT, END, OPEN = range(
+    3
+)  # what is scored: a token; the end of a thought; the first token of a line, given that no comment begins
 
 
 @dataclasses.dataclass
 class Proposals:
     """K thoughts for each of M lines, and all that weighs them. Log-probabilities in nats, float64."""
-    snip: list               # (M,) index of the snippet
-    line: list               # (M,) index of the line
-    thoughts: list           # (M, K) token ids, the `#` included; the first K_h are in hindsight, the rest the model's own
-    act: np.ndarray          # (M,) log p(<act> | s_t)
-    think: np.ndarray        # (M,) log p(first token of a thought | s_t)
-    logp: np.ndarray         # (M, K) log p(z | s_t)
-    logq: np.ndarray         # (M, K) log q_h(z | s_t, a_t); nan if nothing is proposed in hindsight
-    logm: np.ndarray         # (M, K) log of the mixture that proposed
-    base: np.ndarray         # (M, 2) log pi(a_t | s_t) of the line, and of `reach` lines from it on, without a thought
-    given: np.ndarray        # (M, K, 2) the same after the thought
-    lines: list              # B arrays (L,): log pi of each line without thoughts
+
+    snip: list  # (M,) index of the snippet
+    line: list  # (M,) index of the line
+    thoughts: list  # (M, K) token ids, the `#` included; the first K_h are in hindsight, the rest the model's own
+    act: np.ndarray  # (M,) log p(<act> | s_t)
+    think: np.ndarray  # (M,) log p(first token of a thought | s_t)
+    logp: np.ndarray  # (M, K) log p(z | s_t)
+    logq: np.ndarray  # (M, K) log q_h(z | s_t, a_t); nan if nothing is proposed in hindsight
+    logm: np.ndarray  # (M, K) log of the mixture that proposed
+    base: (
+        np.ndarray
+    )  # (M, 2) log pi(a_t | s_t) of the line, and of `reach` lines from it on, without a thought
+    given: np.ndarray  # (M, K, 2) the same after the thought
+    lines: list  # B arrays (L,): log pi of each line without thoughts
     forward_tokens: int
 
 
@@ -88,18 +94,22 @@ def hindsight_context(tok, snip, t):
 
 def first_token(tok, snip, t):
     """The token with which a comment before line t begins. Example: four blanks -> ` #`"""
-    blank = tok.decode(snip.ids[snip.first[t]:snip.first[t] + 4]).startswith(" ")           # the last one of the indentation
+    blank = tok.decode(snip.ids[snip.first[t] : snip.first[t] + 4]).startswith(
+        " "
+    )  # the last one of the indentation
     return mark(tok, tok.decode(snip.sep[t])[1:] + " " * blank)[0]
 
 
 def forward(model, cache, rows):
     """Forward ids[start:] of each row on its cache, which holds ids[:start]. rows: [(ids, start)] -> hidden (N, T, D)."""
     T, reach = max(len(ids) - start for ids, start in rows), max(len(ids) for ids, _ in rows) + 1
-    cache.reserve(reach)                                                   # the last slot takes what padding writes
-    ids = torch.zeros(len(rows), T, dtype=torch.int64)                     # (N, T)
+    cache.reserve(reach)  # the last slot takes what padding writes
+    ids = torch.zeros(len(rows), T, dtype=torch.int64)  # (N, T)
     for n, (row, start) in enumerate(rows):
-        ids[n, :len(row) - start] = torch.tensor(row[start:])
-    pos = (torch.tensor([s for _, s in rows])[:, None] + torch.arange(T)).clamp(max=reach - 1)               # (N, T)
+        ids[n, : len(row) - start] = torch.tensor(row[start:])
+    pos = (torch.tensor([s for _, s in rows])[:, None] + torch.arange(T)).clamp(
+        max=reach - 1
+    )  # (N, T)
     return model(ids.to(model.device), pos=pos.to(model.device), cache=cache, reach=reach)
 
 
@@ -112,14 +122,24 @@ def score(model, tok, cache, jobs, at_once=64):
     parts = 1 + max(part for *_, wanted in jobs for _, _, part in wanted)
     out, tokens = torch.zeros(len(jobs) * parts, dtype=torch.float64), 0
     order = sorted(range(len(jobs)), key=lambda n: (len(jobs[n][1]) - jobs[n][2], len(jobs[n][1])))
-    for some in (order[i:i + at_once] for i in range(0, len(order), at_once)):
+    for some in (order[i : i + at_once] for i in range(0, len(order), at_once)):
         rows = [(jobs[n][1], jobs[n][2]) for n in some]
-        hidden = forward(model, cache.select(torch.tensor([jobs[n][0] for n in some], device=model.device)), rows)      # (n, T, D)
-        at = [(i, j - 1 - start, ids[j] if j < len(ids) else 0, kind, n * parts + part)
-              for i, n in enumerate(some) for _, ids, start, wanted in [jobs[n]] for j, kind, part in wanted]
-        row, j, target, kind, to = torch.tensor(at, device=model.device).T                                              # (wanted,) each
-        logp, begin, end = token_logprobs(hidden[row, j], model.head_weight, target, [tok.thought_ids, tok.stop_ids])   # (wanted,) each
-        logp = torch.where(kind == END, end, torch.where(kind == OPEN, logp - log1mexp(begin), logp))
+        hidden = forward(
+            model, cache.select(torch.tensor([jobs[n][0] for n in some], device=model.device)), rows
+        )  # (n, T, D)
+        at = [
+            (i, j - 1 - start, ids[j] if j < len(ids) else 0, kind, n * parts + part)
+            for i, n in enumerate(some)
+            for _, ids, start, wanted in [jobs[n]]
+            for j, kind, part in wanted
+        ]
+        row, j, target, kind, to = torch.tensor(at, device=model.device).T  # (wanted,) each
+        logp, begin, end = token_logprobs(
+            hidden[row, j], model.head_weight, target, [tok.thought_ids, tok.stop_ids]
+        )  # (wanted,) each
+        logp = torch.where(
+            kind == END, end, torch.where(kind == OPEN, logp - log1mexp(begin), logp)
+        )
         out.index_add_(0, to.cpu(), logp.double().cpu())
         tokens += sum(len(ids) - start for ids, start in rows)
     return out.view(-1, parts).numpy(), tokens
@@ -128,16 +148,34 @@ def score(model, tok, cache, jobs, at_once=64):
 def thought_wanted(tok, first, z, think_max):
     """What to score of a thought z whose `#` is at `first`: its other tokens, and its end where a stop token ends it."""
     n = len(z)
-    return [(first + k, CONTENT, 0) for k in range(1, n)] + [(first + n, END, 0)] * (not ends_itself(tok, z, think_max))
+    return [(first + k, CONTENT, 0) for k in range(1, n)] + [(first + n, END, 0)] * (
+        not ends_itself(tok, z, think_max)
+    )
 
 
 def lines_wanted(firsts, end, part):
     """What to score of lines that begin at `firsts` and run to `end`; part(t) of the t-th."""
-    return [(j, OPEN if j == a else CONTENT, part(t)) for t, (a, b) in enumerate(zip(firsts, firsts[1:] + [end])) for j in range(a, b)]
+    return [
+        (j, OPEN if j == a else CONTENT, part(t))
+        for t, (a, b) in enumerate(zip(firsts, firsts[1:] + [end]))
+        for j in range(a, b)
+    ]
 
 
 @torch.inference_mode()
-def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0, seed=(0,), numbers=None, thoughts=None):
+def propose(
+    model,
+    tok,
+    snippets,
+    lines,
+    n_hindsight,
+    n_own,
+    think_max,
+    reach=0,
+    seed=(0,),
+    numbers=None,
+    thoughts=None,
+):
     """Thoughts for some lines of each snippet, with their densities and what they do -> Proposals.
 
     lines     for each snippet, from its (L,) log-probabilities without thoughts, the indices of those to try: a function (snippet, logp) -> list.
@@ -148,32 +186,55 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
     slots = max(len(s.ids) for s in snippets) + think_max + 64
     numbers = range(len(snippets)) if numbers is None else numbers
     cache = model.new_cache(len(snippets), slots)
-    hidden = forward(model, cache, [(s.ids, 0) for s in snippets])                          # (B, T, D)
-    at = [(b, j - 1, s.ids[j], j in s.first) for b, s in enumerate(snippets) for j in range(s.first[0], len(s.ids))]
-    b, j, target, opens = torch.tensor(at, device=model.device).T                           # (code tokens,) each
+    hidden = forward(model, cache, [(s.ids, 0) for s in snippets])  # (B, T, D)
+    at = [
+        (b, j - 1, s.ids[j], j in s.first)
+        for b, s in enumerate(snippets)
+        for j in range(s.first[0], len(s.ids))
+    ]
+    b, j, target, opens = torch.tensor(at, device=model.device).T  # (code tokens,) each
     logp, begin = token_logprobs(hidden[b, j], model.head_weight, target, [tok.thought_ids])
     act = torch.where(opens > 0, log1mexp(begin), 0.0)
-    logp, act, tokens = (logp - act).double().cpu().numpy(), act.double().cpu().numpy(), sum(len(s.ids) for s in snippets)
-    base, acts = [], []                                                                     # B arrays (L,)
+    logp, act, tokens = (
+        (logp - act).double().cpu().numpy(),
+        act.double().cpu().numpy(),
+        sum(len(s.ids) for s in snippets),
+    )
+    base, acts = [], []  # B arrays (L,)
     for n, s in enumerate(snippets):
         mine, starts = np.flatnonzero(b.cpu().numpy() == n), np.array(s.first) - s.first[0]
         base.append(np.add.reduceat(logp[mine], starts))
         acts.append(act[mine][starts])
     tried = [(b, t) for b, logp in enumerate(base) for t in lines(b, logp)]
     heads = [first_token(tok, snippets[b], t) for b, t in tried]
-    state = hidden[[b for b, _ in tried], [snippets[b].first[t] - 1 for b, t in tried]]     # (M, D)
-    think = token_logprobs(state, model.head_weight, torch.tensor(heads, device=model.device))[0].double().cpu().numpy()        # (M,)
+    state = hidden[[b for b, _ in tried], [snippets[b].first[t] - 1 for b, t in tried]]  # (M, D)
+    think = (
+        token_logprobs(state, model.head_weight, torch.tensor(heads, device=model.device))[0]
+        .double()
+        .cpu()
+        .numpy()
+    )  # (M,)
 
     # draw
     after = [hindsight_context(tok, snippets[b], t) for b, t in tried]
-    before = [snippets[b].ids[:snippets[b].first[t]] + [h] for (b, t), h in zip(tried, heads)]
+    before = [snippets[b].ids[: snippets[b].first[t]] + [h] for (b, t), h in zip(tried, heads)]
     if thoughts is None:
         thoughts = [[] for _ in tried]
         for kind, (contexts, n) in enumerate(((after, n_hindsight), (before, n_own))):
             if n and think_max > 1:
                 mix = int(np.random.default_rng([*seed, kind]).integers(2**31))
-                done = generate(model, contexts, think_max - 1, tok.eos, seed=mix, seeds=[int(numbers[b]) * 1000 + t for b, t in tried], n=n,
-                                batch=128, stop=["\n", "\r"], decode=tok.decode)
+                done = generate(
+                    model,
+                    contexts,
+                    think_max - 1,
+                    tok.eos,
+                    seed=mix,
+                    seeds=[int(numbers[b]) * 1000 + t for b, t in tried],
+                    n=n,
+                    batch=128,
+                    stop=["\n", "\r"],
+                    decode=tok.decode,
+                )
                 tokens += sum(map(len, contexts)) + sum(len(d.ids) for some in done for d in some)
             for m, mine in enumerate(thoughts):
                 some = [d.ids for d in done[m]] if n and think_max > 1 else [[]] * n
@@ -188,27 +249,49 @@ def propose(model, tok, snippets, lines, n_hindsight, n_own, think_max, reach=0,
         shared = next((i for i, (x, y) in enumerate(zip(after[m], s.ids)) if x != y), len(after[m]))
         for z in thoughts[m]:
             new = inserted(tok, z, s.sep[t])
-            ids = s.ids[:s.first[t]] + new + s.ids[s.first[t]:end]
-            wanted = lines_wanted([f + len(new) for f in s.first[t:upto]], len(ids), lambda i: 1 if i == 0 else 2)
-            jobs.append((b, ids, s.first[t], thought_wanted(tok, s.first[t], z, think_max) + wanted))
-            hind.append((b, after[m] + z[1:], min(shared, len(after[m]) - 1), thought_wanted(tok, len(after[m]) - 1, z, think_max)))
+            ids = s.ids[: s.first[t]] + new + s.ids[s.first[t] : end]
+            wanted = lines_wanted(
+                [f + len(new) for f in s.first[t:upto]], len(ids), lambda i: 1 if i == 0 else 2
+            )
+            jobs.append(
+                (b, ids, s.first[t], thought_wanted(tok, s.first[t], z, think_max) + wanted)
+            )
+            hind.append(
+                (
+                    b,
+                    after[m] + z[1:],
+                    min(shared, len(after[m]) - 1),
+                    thought_wanted(tok, len(after[m]) - 1, z, think_max),
+                )
+            )
     sums, more = score(model, tok, cache, jobs)
-    sums = np.pad(sums, ((0, 0), (0, 3 - sums.shape[1]))).reshape(len(tried), -1, 3)                        # (M, K, 3)
-    content, tokens = sums[..., 0], tokens + more                                           # log p(z | s_t, its first token)
-    logq = np.full_like(content, np.nan)                                                    # (M, K)
+    sums = np.pad(sums, ((0, 0), (0, 3 - sums.shape[1]))).reshape(len(tried), -1, 3)  # (M, K, 3)
+    content, tokens = sums[..., 0], tokens + more  # log p(z | s_t, its first token)
+    logq = np.full_like(content, np.nan)  # (M, K)
     if n_hindsight:
-        some = [(job, i) for i, job in enumerate(hind) if job[3]]                           # think_max = 1: nothing is drawn
+        some = [(job, i) for i, job in enumerate(hind) if job[3]]  # think_max = 1: nothing is drawn
         logq[:] = 0.0
         if some:
             said, more = score(model, tok, cache, [job for job, _ in some])
             logq.reshape(-1)[[i for _, i in some]] = said[:, 0]
             tokens += more
     share = [math.log(n / (n_hindsight + n_own)) if n else -math.inf for n in (n_hindsight, n_own)]
-    logm = np.logaddexp(share[0] + np.nan_to_num(logq), share[1] + content)                 # (M, K)
+    logm = np.logaddexp(share[0] + np.nan_to_num(logq), share[1] + content)  # (M, K)
     upto = [t + reach if reach else None for _, t in tried]
-    return Proposals([b for b, _ in tried], [t for _, t in tried], thoughts, np.array([acts[b][t] for b, t in tried]), think,
-                     think[:, None] + content, logq, logm, np.array([(base[b][t], base[b][t:u].sum()) for (b, t), u in zip(tried, upto)]),
-                     np.stack((sums[..., 1], sums[..., 1] + sums[..., 2]), -1), base, tokens)
+    return Proposals(
+        [b for b, _ in tried],
+        [t for _, t in tried],
+        thoughts,
+        np.array([acts[b][t] for b, t in tried]),
+        think,
+        think[:, None] + content,
+        logq,
+        logm,
+        np.array([(base[b][t], base[b][t:u].sum()) for (b, t), u in zip(tried, upto)]),
+        np.stack((sums[..., 1], sums[..., 1] + sums[..., 2]), -1),
+        base,
+        tokens,
+    )
 
 
 def log_weights(found, which="exact", c=0.0, floor=0.0, part=1):
@@ -217,29 +300,52 @@ def log_weights(found, which="exact", c=0.0, floor=0.0, part=1):
     K, base, given = found.logp.shape[1], found.base[:, part], found.given[..., part]
     if which != "exact":
         return np.concatenate((base[:, None], given - c), 1)
-    rate = np.exp(found.think)                                                              # (M,)
+    rate = np.exp(found.think)  # (M,)
     lifted = np.clip(rate, floor, None)
     act = np.where(rate < floor, np.log1p(-np.minimum(lifted, 1 - 1e-12)), found.act)
-    return np.concatenate(((act + base)[:, None], given + found.logp - found.logm + (np.log(lifted) - found.think)[:, None] - math.log(K)), 1)
+    return np.concatenate(
+        (
+            (act + base)[:, None],
+            given + found.logp - found.logm + (np.log(lifted) - found.think)[:, None] - math.log(K),
+        ),
+        1,
+    )
 
 
 def least_likely(share):
     """The lines to try: that share of a snippet's lines, rounded up, those with the lowest log-probability."""
-    return lambda b, logp: sorted(np.argsort(logp, kind="stable")[:math.ceil(share * len(logp))].tolist())
+    return lambda b, logp: sorted(
+        np.argsort(logp, kind="stable")[: math.ceil(share * len(logp))].tolist()
+    )
 
 
 def choose(model, tok, snippets, cfg, which, seed, numbers):
     """One latent for every line of each snippet, drawn by weight -> (B dicts line -> ids, tokens forwarded). Lines not tried are <act>."""
     if which == "act":
         return [{} for _ in snippets], 0
-    found = propose(model, tok, snippets, least_likely(cfg.tried), cfg.proposals - cfg.own, cfg.own, cfg.think_max, cfg.reach, seed, numbers)
-    weight = log_weights(found, which, cfg.c, cfg.floor)                                    # (M, 1 + K)
+    found = propose(
+        model,
+        tok,
+        snippets,
+        least_likely(cfg.tried),
+        cfg.proposals - cfg.own,
+        cfg.own,
+        cfg.think_max,
+        cfg.reach,
+        seed,
+        numbers,
+    )
+    weight = log_weights(found, which, cfg.c, cfg.floor)  # (M, 1 + K)
     for m, (b, t) in enumerate(zip(found.snip, found.line)):
         for k, z in enumerate(found.thoughts[m]):
             if not canonical(tok, infuse(tok, snippets[b], {t: z})[0]):
                 weight[m, 1 + k] = -np.inf
-        if which != "best":                                  # Gumbel: argmax of log weight + noise is a draw in proportion to the weights
-            weight[m] += np.random.default_rng([*seed, 2, numbers[b], t]).gumbel(size=weight.shape[1])
+        if (
+            which != "best"
+        ):  # Gumbel: argmax of log weight + noise is a draw in proportion to the weights
+            weight[m] += np.random.default_rng([*seed, 2, numbers[b], t]).gumbel(
+                size=weight.shape[1]
+            )
     chosen = [{} for _ in snippets]
     for m, k in enumerate(weight.argmax(1)):
         if k:
@@ -249,7 +355,10 @@ def choose(model, tok, snippets, cfg, which, seed, numbers):
 
 # ---------------------------------------------------------------- the judge
 
-def judge(model, tok, snippets, cfg, K=8, per=3, at_once=16, n_hindsight=0, shuffle=False, desc="judge"):
+
+def judge(
+    model, tok, snippets, cfg, K=8, per=3, at_once=16, n_hindsight=0, shuffle=False, desc="judge"
+):
     """What K thoughts at some lines of held-out snippets are worth to a model -> (figures by snippet, thoughts).
 
     per: lines of a snippet, drawn once for all models; 0: all. n_hindsight: of the K so many in hindsight, the rest the model's own. shuffle: each thought
@@ -272,42 +381,97 @@ def judge(model, tok, snippets, cfg, K=8, per=3, at_once=16, n_hindsight=0, shuf
     thoughts: [(gain on the line, gain on the rest, P(<think>), snippet, line, ids)].
     """
     rows, kept = [], []
-    for start in tqdm(range(0, len(snippets), at_once), desc=desc, unit="batch", delay=2, leave=False, mininterval=10):
-        part = snippets[start:start + at_once]
-        drawn = [np.random.default_rng([cfg.seed, 79, start + b]).permutation(len(s.first))[:per or None] for b, s in enumerate(part)]
-        found = propose(model, tok, part, lambda b, logp: sorted(drawn[b].tolist()), n_hindsight, K - n_hindsight, cfg.think_max,
-                        seed=(cfg.seed, 79), numbers=range(start, start + len(part)))
+    for start in tqdm(
+        range(0, len(snippets), at_once),
+        desc=desc,
+        unit="batch",
+        delay=2,
+        leave=False,
+        mininterval=10,
+    ):
+        part = snippets[start : start + at_once]
+        drawn = [
+            np.random.default_rng([cfg.seed, 79, start + b]).permutation(len(s.first))[
+                : per or None
+            ]
+            for b, s in enumerate(part)
+        ]
+        found = propose(
+            model,
+            tok,
+            part,
+            lambda b, logp: sorted(drawn[b].tolist()),
+            n_hindsight,
+            K - n_hindsight,
+            cfg.think_max,
+            seed=(cfg.seed, 79),
+            numbers=range(start, start + len(part)),
+        )
         if shuffle:
             rng, of = np.random.default_rng([cfg.seed, 80, start]), np.repeat(found.snip, K)
             pool = [z[1:] for some in found.thoughts for z in some]
-            other = [[[z[0]] + pool[rng.choice(np.flatnonzero(of != b))] for z in some] for b, some in zip(found.snip, found.thoughts)]
-            found = propose(model, tok, part, lambda b, logp: sorted(drawn[b].tolist()), n_hindsight, K - n_hindsight, cfg.think_max,
-                            thoughts=other)
-        gain = found.given - found.base[:, None]                                            # (M, K, 2)
-        line, rest = (np.logaddexp.reduce(log_weights(found, part=p), axis=1) for p in (0, 1))            # (M,)
-        think = -np.expm1(found.act)                                                        # (M,)
-        each = {"lines": np.ones(len(line)), "never": found.base[:, 0], "bound": line, "think": think, "line": gain[..., 0].mean(1),
-                "rest": gain[..., 1].mean(1), "wanted": think * gain[..., 1].mean(1), "above_line": (gain[..., 0] > cfg.c).mean(1),
-                "above": (gain[..., 1] > cfg.c).mean(1), "best_line": gain[..., 0].max(1), "best": gain[..., 1].max(1),
-                "forced": np.logaddexp.reduce(gain[..., 0], axis=1) - math.log(K),
-                "forced_rest": np.logaddexp.reduce(gain[..., 1], axis=1) - math.log(K), "rest_bound": rest - found.base[:, 1],
-                "price": (found.logp - found.logq).mean(1)}
+            other = [
+                [[z[0]] + pool[rng.choice(np.flatnonzero(of != b))] for z in some]
+                for b, some in zip(found.snip, found.thoughts)
+            ]
+            found = propose(
+                model,
+                tok,
+                part,
+                lambda b, logp: sorted(drawn[b].tolist()),
+                n_hindsight,
+                K - n_hindsight,
+                cfg.think_max,
+                thoughts=other,
+            )
+        gain = found.given - found.base[:, None]  # (M, K, 2)
+        line, rest = (
+            np.logaddexp.reduce(log_weights(found, part=p), axis=1) for p in (0, 1)
+        )  # (M,)
+        think = -np.expm1(found.act)  # (M,)
+        each = {
+            "lines": np.ones(len(line)),
+            "never": found.base[:, 0],
+            "bound": line,
+            "think": think,
+            "line": gain[..., 0].mean(1),
+            "rest": gain[..., 1].mean(1),
+            "wanted": think * gain[..., 1].mean(1),
+            "above_line": (gain[..., 0] > cfg.c).mean(1),
+            "above": (gain[..., 1] > cfg.c).mean(1),
+            "best_line": gain[..., 0].max(1),
+            "best": gain[..., 1].max(1),
+            "forced": np.logaddexp.reduce(gain[..., 0], axis=1) - math.log(K),
+            "forced_rest": np.logaddexp.reduce(gain[..., 1], axis=1) - math.log(K),
+            "rest_bound": rest - found.base[:, 1],
+            "price": (found.logp - found.logq).mean(1),
+        }
         for name, p in (("lifted", 0), ("lifted_rest", 1)):
-            each[name] = np.log1p(RATES * (np.exp(gain[..., p]).mean(1) - 1)[:, None])      # (M, rates)
+            each[name] = np.log1p(RATES * (np.exp(gain[..., p]).mean(1) - 1)[:, None])  # (M, rates)
         sums = {k: np.zeros((len(part), *x.shape[1:])) for k, x in each.items()}
         for k, x in each.items():
             np.add.at(sums[k], found.snip, x)
-        rows.append(sums
-                    | {"code": np.array([x.sum() for x in found.lines]), "tokens": np.array([len(s.ids) - s.first[0] for s in part])})
-        kept += [(*gain[m, k], think[m], start + b, t, z) for m, (b, t) in enumerate(zip(found.snip, found.line))
-                 for k, z in enumerate(found.thoughts[m])]
+        rows.append(
+            sums
+            | {
+                "code": np.array([x.sum() for x in found.lines]),
+                "tokens": np.array([len(s.ids) - s.first[0] for s in part]),
+            }
+        )
+        kept += [
+            (*gain[m, k], think[m], start + b, t, z)
+            for m, (b, t) in enumerate(zip(found.snip, found.line))
+            for k, z in enumerate(found.thoughts[m])
+        ]
     return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}, kept
 
 
 def ratio(x, n):
     """sum x / sum n over snippets and its standard error (delta method). x, n (B,)."""
     r = x.sum() / n.sum()
-    return float(r), float(np.sqrt(((x - r * n) ** 2).sum() * len(x) / max(1, len(x) - 1)) / n.sum())
+    return float(r), float(
+        np.sqrt(((x - r * n) ** 2).sum() * len(x) / max(1, len(x) - 1)) / n.sum()
+    )
 
 
 def best_rate(lifted):
@@ -320,17 +484,54 @@ def best_rate(lifted):
 def table(judged, against="ntp"):
     """Lines of text: a row a model, mean ± standard error over snippets. judged: {name: figures}."""
     other = judged.get(against)
-    heads = ["", "CE of code", "P(think)", "gain, line", "gain, rest", "where it would think", "above c", "best of K, line", "rest", "forced, line", "rest",
-             "bound - never, line", "rest", "at a rate that suits, line", "rest"] + [f"bound - {against}'s never, line"] * (other is not None) + ["log p - log q_h"]
+    heads = (
+        [
+            "",
+            "CE of code",
+            "P(think)",
+            "gain, line",
+            "gain, rest",
+            "where it would think",
+            "above c",
+            "best of K, line",
+            "rest",
+            "forced, line",
+            "rest",
+            "bound - never, line",
+            "rest",
+            "at a rate that suits, line",
+            "rest",
+        ]
+        + [f"bound - {against}'s never, line"] * (other is not None)
+        + ["log p - log q_h"]
+    )
     rows = [heads]
     for name, f in judged.items():
         n = f["lines"]
         say = lambda x, n=n: "{:+.3f} ± {:.3f}".format(*ratio(x, n))
-        rows.append([name, "{:.4f} ± {:.4f}".format(*ratio(-f["code"], f["tokens"])), "{:.3f}".format(ratio(f["think"], n)[0]),
-                     say(f["line"]), say(f["rest"]), say(f["wanted"], f["think"]), "{:.2f}".format(ratio(f["above"], n)[0]),
-                     say(f["best_line"]), say(f["best"]), say(f["forced"]), say(f["forced_rest"]), say(f["bound"] - f["never"]), say(f["rest_bound"]),
-                     *("{} (r = {:g}, {:g})".format(say(x), *r) for x, r in (best_rate(f["lifted"]), best_rate(f["lifted_rest"])))]
-                    + ([say(f["bound"] - other["never"])] if other is not None else []) + [say(f["price"]) if np.isfinite(f["price"]).all() else "-"])
+        rows.append(
+            [
+                name,
+                "{:.4f} ± {:.4f}".format(*ratio(-f["code"], f["tokens"])),
+                "{:.3f}".format(ratio(f["think"], n)[0]),
+                say(f["line"]),
+                say(f["rest"]),
+                say(f["wanted"], f["think"]),
+                "{:.2f}".format(ratio(f["above"], n)[0]),
+                say(f["best_line"]),
+                say(f["best"]),
+                say(f["forced"]),
+                say(f["forced_rest"]),
+                say(f["bound"] - f["never"]),
+                say(f["rest_bound"]),
+                *(
+                    "{} (r = {:g}, {:g})".format(say(x), *r)
+                    for x, r in (best_rate(f["lifted"]), best_rate(f["lifted_rest"]))
+                ),
+            ]
+            + ([say(f["bound"] - other["never"])] if other is not None else [])
+            + [say(f["price"]) if np.isfinite(f["price"]).all() else "-"]
+        )
     width = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.rjust(w) for cell, w in zip(row, width)) for row in rows]
 
@@ -339,40 +540,93 @@ def main(argv):
     from evaluate import for_rollouts
     from model import set_threads
     from runs import Run
-    cfg, args = parse(argv, {
-        "--against": dict(default="ntp", metavar="NAME", help="one of --models: the bounds are compared with its likelihood without thoughts (default ntp)"),
-        "--limit": dict(type=int, default=0, metavar="N", help="the first N held-out snippets only; 0: all"),
-        "--thoughts-a-line": dict(type=int, default=8, metavar="K", help="thoughts at each of these lines (default 8)"),
-        "--shown": dict(type=int, default=0, metavar="N", help="print the N thoughts with the largest gain on their line, one a line, in their context"),
-        "--per": dict(type=int, default=3, metavar="N", help="lines of a snippet at which it is made to think, the same for all models; 0: all (default 3)"),
-        "--in-hindsight": dict(action="store_true", help="judge thoughts proposed in hindsight instead of the model's own"),
-        "--shuffle": dict(action="store_true", help="a control: give each line thoughts that were written for other snippets"),
-        "--soften": dict(type=float, default=1.0, metavar="T", help="another: divide all logits by T, which mends an overconfident model without thoughts"),
-        "--json": dict(default="", metavar="FILE", help="write the figures by snippet"),
-    }, __doc__.split("\n")[0])
+
+    cfg, args = parse(
+        argv,
+        {
+            "--against": dict(
+                default="ntp",
+                metavar="NAME",
+                help="one of --models: the bounds are compared with its likelihood without thoughts (default ntp)",
+            ),
+            "--limit": dict(
+                type=int, default=0, metavar="N", help="the first N held-out snippets only; 0: all"
+            ),
+            "--thoughts-a-line": dict(
+                type=int, default=8, metavar="K", help="thoughts at each of these lines (default 8)"
+            ),
+            "--shown": dict(
+                type=int,
+                default=0,
+                metavar="N",
+                help="print the N thoughts with the largest gain on their line, one a line, in their context",
+            ),
+            "--per": dict(
+                type=int,
+                default=3,
+                metavar="N",
+                help="lines of a snippet at which it is made to think, the same for all models; 0: all (default 3)",
+            ),
+            "--in-hindsight": dict(
+                action="store_true",
+                help="judge thoughts proposed in hindsight instead of the model's own",
+            ),
+            "--shuffle": dict(
+                action="store_true",
+                help="a control: give each line thoughts that were written for other snippets",
+            ),
+            "--soften": dict(
+                type=float,
+                default=1.0,
+                metavar="T",
+                help="another: divide all logits by T, which mends an overconfident model without thoughts",
+            ),
+            "--json": dict(default="", metavar="FILE", help="write the figures by snippet"),
+        },
+        __doc__.split("\n")[0],
+    )
     if min(args.limit, args.per, args.shown) < 0 or args.thoughts_a_line < 1 or args.soften <= 0:
-        raise UserError(f"--limit {args.limit} --per {args.per} --shown {args.shown} --thoughts-a-line {args.thoughts_a_line} --soften {args.soften}: expected at "
-                        "least 0, 0, 0 and 1, and a temperature above 0")
+        raise UserError(
+            f"--limit {args.limit} --per {args.per} --shown {args.shown} --thoughts-a-line {args.thoughts_a_line} --soften {args.soften}: expected at "
+            "least 0, 0, 0 and 1, and a temperature above 0"
+        )
     check_output("--json", args.json)
     set_threads(cfg)
     run = Run(cfg)
-    held, judged, names = run.heldout[:args.limit or None], {}, cfg.models.split(",")
+    held, judged, names = run.heldout[: args.limit or None], {}, cfg.models.split(",")
     for name in names:
-        run.about(name)                                      # is it there?
+        run.about(name)  # is it there?
     for name in names:
         model = run.load(name)[0]
-        model.norm.weight.data /= args.soften                # the head is linear
+        model.norm.weight.data /= args.soften  # the head is linear
         model = for_rollouts(model, cfg)
-        judged[name], kept = judge(model, run.tok, held, cfg, args.thoughts_a_line, args.per,
-                                   n_hindsight=args.thoughts_a_line * args.in_hindsight, shuffle=args.shuffle, desc=name)
-        best = {x[3:5]: x for x in sorted(kept, key=lambda x: x[0])}                          # one a line
-        for line, rest, think, b, t, z in sorted(best.values(), key=lambda x: -x[0])[:args.shown]:
+        judged[name], kept = judge(
+            model,
+            run.tok,
+            held,
+            cfg,
+            args.thoughts_a_line,
+            args.per,
+            n_hindsight=args.thoughts_a_line * args.in_hindsight,
+            shuffle=args.shuffle,
+            desc=name,
+        )
+        best = {x[3:5]: x for x in sorted(kept, key=lambda x: x[0])}  # one a line
+        for line, rest, think, b, t, z in sorted(best.values(), key=lambda x: -x[0])[: args.shown]:
             s = held[b]
-            before, end = run.tok.decode(s.ids[:s.first[t]]), s.first[t + 1] if t + 1 < len(s.first) else len(s.ids)
-            text = before + run.tok.decode(inserted(run.tok, z, s.sep[t]) + s.ids[s.first[t]:end])
-            print(f"\n--- {name}: {s.name}, {line:+.2f} nats on the line, {rest:+.2f} on all from it on; P(think) {think:.3f}\n{text.rstrip()}")
+            before, end = (
+                run.tok.decode(s.ids[: s.first[t]]),
+                s.first[t + 1] if t + 1 < len(s.first) else len(s.ids),
+            )
+            text = before + run.tok.decode(inserted(run.tok, z, s.sep[t]) + s.ids[s.first[t] : end])
+            print(
+                f"\n--- {name}: {s.name}, {line:+.2f} nats on the line, {rest:+.2f} on all from it on; P(think) {think:.3f}\n{text.rstrip()}"
+            )
         if args.json:
-            said = {name: {k: v.tolist() for k, v in figures.items()} for name, figures in judged.items()}
+            said = {
+                name: {k: v.tolist() for k, v in figures.items()}
+                for name, figures in judged.items()
+            }
             write_output(args.json, "--json", json.dumps(said).encode())
     print("\n".join(table(judged, args.against)))
 

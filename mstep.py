@@ -18,6 +18,7 @@ file of the run's folder. A step reads its own and no other; of all, 36 bytes a 
 
 Shapes: T tokens of a packed row, M predicted tokens.
 """
+
 import array
 import collections
 import functools
@@ -40,6 +41,7 @@ from rollouts import rollout
 
 # ---------------------------------------------------------------- infusion
 
+
 def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, stats, iteration=0):
     """Sample thoughts for expert snippets and write them in -> yields (ids, kinds) of each, in order. stats: a Counter of thoughts, lines, tokens, ...
 
@@ -50,27 +52,46 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, stats, iteration=0):
     numbers: one int a snippet, seeds its draws with `seed`, a tuple of ints. Ranks share the snippets out, and all get all documents.
     """
     never = cfg.c == float("inf")
-    n = {"best-of-n": cfg.group, "reinforce": cfg.resample, "hindsight": cfg.proposals}.get(cfg.estep, 1)
+    n = {"best-of-n": cfg.group, "reinforce": cfg.resample, "hindsight": cfg.proposals}.get(
+        cfg.estep, 1
+    )
     at_once = max(1, 256 // n) * parallel.world()
-    for start in tqdm(range(0, len(snippets), at_once), desc="infuse", unit="batch", delay=2, leave=False):
-        part, of_part = (list(parallel.mine(x[start:start + at_once])) for x in (snippets, numbers))
+    for start in tqdm(
+        range(0, len(snippets), at_once), desc="infuse", unit="batch", delay=2, leave=False
+    ):
+        part, of_part = (
+            list(parallel.mine(x[start : start + at_once])) for x in (snippets, numbers)
+        )
         if never or not part:
             chosen = [{}] * len(part)
         elif cfg.estep == "hindsight":
             chosen, tokens = choose(pi, tok, part, cfg, selection_of(cfg, iteration), seed, of_part)
             stats["forward_tokens"] += tokens
         else:
-            rolls = rollout(q, pi, tok, part, n, cfg.think_max, seed, horizon=cfg.horizon, need="rewards" if n > 1 else "latents",
-                            rate=cfg.rate if cfg.estep == "random" else None, numbers=of_part)
+            rolls = rollout(
+                q,
+                pi,
+                tok,
+                part,
+                n,
+                cfg.think_max,
+                seed,
+                horizon=cfg.horizon,
+                need="rewards" if n > 1 else "latents",
+                rate=cfg.rate if cfg.estep == "random" else None,
+                numbers=of_part,
+            )
             stats["forward_tokens"] += rolls.forward_tokens
-            reward = rolls.reward(cfg.c).reshape(-1, n)      # (B, n)
+            reward = rolls.reward(cfg.c).reshape(-1, n)  # (B, n)
             if cfg.estep == "best-of-n":
                 best = reward.argmax(1)
-            else:                                            # Gumbel: argmax of reward + noise is a draw from softmax(reward)
+            else:  # Gumbel: argmax of reward + noise is a draw from softmax(reward)
                 noise = [np.random.default_rng([*seed, i]).gumbel(size=n) for i in of_part]
                 best = (reward + np.array(noise)).argmax(1)
             chosen = [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
-        yield from parallel.gather([write(tok, snip, thoughts, cfg.block, stats) for snip, thoughts in zip(part, chosen)])
+        yield from parallel.gather(
+            [write(tok, snip, thoughts, cfg.block, stats) for snip, thoughts in zip(part, chosen)]
+        )
     total = sum(parallel.everyone(stats), collections.Counter())
     stats.clear()
     stats.update(total)
@@ -78,13 +99,16 @@ def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, stats, iteration=0):
 
 def write(tok, snip, thoughts, block, stats):
     """One snippet with its thoughts -> (ids, kinds); counts in stats what had to be left out."""
+
     def fine(some):
         return not some or canonical(tok, infuse(tok, snip, some)[0])
 
     kept = dict(thoughts)
     if not fine(kept):
         kept = {t: z for t, z in kept.items() if fine({t: z})}
-        kept = kept if fine(kept) else {}                    # thoughts that are fine alone and not together: does not happen by construction
+        kept = (
+            kept if fine(kept) else {}
+        )  # thoughts that are fine alone and not together: does not happen by construction
     stats["not_canonical"] += len(thoughts) - len(kept)
     while len(infuse(tok, snip, kept)[0]) > block:
         kept.popitem()
@@ -96,6 +120,7 @@ def write(tok, snip, thoughts, block, stats):
 
 
 # ---------------------------------------------------------------- documents, read as they are needed
+
 
 class Code:
     """Snippets, a list or a corpus.Corpus, as documents without thoughts: len, lengths (n,) in tokens, and code[i] -> (ids, kinds)."""
@@ -117,16 +142,18 @@ class Written:
         try:
             self.words = np.memmap(path, np.uint32, "r")
         except (OSError, ValueError):
-            raise UserError(f"{path}: expected the documents of an unfinished M-step, found none; leave out --resume to start over") from None
+            raise UserError(
+                f"{path}: expected the documents of an unfinished M-step, found none; leave out --resume to start over"
+            ) from None
         n = int(self.words[-1])
-        self.lengths = np.array(self.words[-1 - n:-1])                        # (n,)
-        self.ends = self.lengths.cumsum(dtype=np.int64)                       # (n,)
+        self.lengths = np.array(self.words[-1 - n : -1])  # (n,)
+        self.ends = self.lengths.cumsum(dtype=np.int64)  # (n,)
 
     def __len__(self):
         return len(self.lengths)
 
     def __getitem__(self, i):
-        words = self.words[self.ends[i] - self.lengths[i]:self.ends[i]]
+        words = self.words[self.ends[i] - self.lengths[i] : self.ends[i]]
         return (words >> 2).tolist(), (words & 3).tolist()
 
 
@@ -154,10 +181,12 @@ def step_documents(lengths, size, seed):
     lengths = np.asarray(lengths, np.int64)
     total = int(lengths.sum())
 
-    @functools.lru_cache(maxsize=1)                          # most steps are in the epoch of the step before
+    @functools.lru_cache(maxsize=1)  # most steps are in the epoch of the step before
     def epoch(n):
         order = np.random.default_rng([*seed, n]).permutation(len(lengths))
-        return order, n * total + lengths[order].cumsum() - lengths[order]    # where each document begins
+        return order, n * total + lengths[order].cumsum() - lengths[
+            order
+        ]  # where each document begins
 
     def of_step(step):
         begin, chosen = step * size, []
@@ -165,19 +194,23 @@ def step_documents(lengths, size, seed):
             order, at = epoch(n)
             chosen += order[slice(*np.searchsorted(at, (begin, begin + size)))].tolist()
         return chosen
+
     return of_step
 
 
 # ---------------------------------------------------------------- next-token training
+
 
 def ntp_loss(model, ids, pos, doc, kind):
     """-log p of each predicted token of packed rows -> (loss (M,) with gradient, kind (M,)). ids, pos, doc, kind (1, T), as from `one_row`.
 
     A token is predicted from the earlier tokens of its own document; the first of a document is not, nor is padding, nor what is given. The end-of-text token is.
     """
-    inside = predicted(doc, kind)                                         # (1, T-1)
-    hidden = model(ids, pos, doc)[:, :-1][inside]                                                       # (M, D)
-    return -token_logprobs(hidden, model.head_weight, ids[:, 1:][inside])[0], kind[:, 1:][inside]       # (M,): J
+    inside = predicted(doc, kind)  # (1, T-1)
+    hidden = model(ids, pos, doc)[:, :-1][inside]  # (M, D)
+    return -token_logprobs(hidden, model.head_weight, ids[:, 1:][inside])[0], kind[:, 1:][
+        inside
+    ]  # (M,): J
 
 
 def predicted(doc, kind):
@@ -192,7 +225,9 @@ def micro_batches(docs, kinds, most):
     """
     order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))
     n = min(len(docs), -(-sum(map(len, docs)) // most))
-    while n < len(docs) and sum(len(docs[i]) for i in order[::n]) > most:                    # the first part is the largest
+    while (
+        n < len(docs) and sum(len(docs[i]) for i in order[::n]) > most
+    ):  # the first part is the largest
         n += 1
     return [([docs[i] for i in order[k::n]], [kinds[i] for i in order[k::n]]) for k in range(n)]
 
@@ -206,7 +241,10 @@ def adamw(model, lr, weight_decay):
     """AdamW with decay on matrices only; for bfloat16 weights that of optim.py."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     if model.dtype == torch.bfloat16:
         return RoundedAdamW(groups, lr)
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
@@ -231,21 +269,35 @@ def ntp_step(model, opt, docs, kinds, lr, cfg):
     cfg.micro_tokens tokens. With several ranks each takes its share of the documents, which all give whole."""
     for group in opt.param_groups:
         group["lr"] = lr
-    predict = torch.tensor([k for kind in kinds for k in kind[1:] if k > PROMPT])                       # (M,)
-    n = [len(predict), int((predict != THOUGHT).sum()), int((predict == THOUGHT).sum())]                # predicted tokens; of code; of thoughts
-    order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))                                       # so that shares are alike
+    predict = torch.tensor([k for kind in kinds for k in kind[1:] if k > PROMPT])  # (M,)
+    n = [
+        len(predict),
+        int((predict != THOUGHT).sum()),
+        int((predict == THOUGHT).sum()),
+    ]  # predicted tokens; of code; of thoughts
+    order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))  # so that shares are alike
     share = [parallel.mine([xs[i] for i in order]) for xs in (docs, kinds)]
     sums, cuda = torch.zeros(3, device=model.device), model.device.type == "cuda"
     for some in parallel.turns(model, micro_batches(*share, cfg.micro_tokens)):
-        row = [x.to(model.device, non_blocking=True) for x in one_row(*some, multiple=256 if cuda else 1)]
+        row = [
+            x.to(model.device, non_blocking=True)
+            for x in one_row(*some, multiple=256 if cuda else 1)
+        ]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
             loss, kind = ntp_loss(model, *row)
         parallel.backward(loss.sum() / n[0])
         loss, thought = loss.detach(), kind == THOUGHT
-        sums += torch.stack([loss.sum(), loss[~thought].sum(), loss[thought].sum()])                    # (3,)
+        sums += torch.stack([loss.sum(), loss[~thought].sum(), loss[thought].sum()])  # (3,)
     norm = parallel.clip(model, cfg.grad_clip)
     opt.step()
     opt.zero_grad(set_to_none=True)
     said = (torch.stack(parallel.everyone(sums.cpu())).sum(0) / torch.tensor(n)).tolist()
-    return {"loss": said[0], "ce_code": said[1], "ce_thought": said[2] if n[2] else None, "grad_norm": norm.item(), "lr": lr,
-            "tokens": sum(map(len, docs)), "graphs": graphs()}
+    return {
+        "loss": said[0],
+        "ce_code": said[1],
+        "ce_thought": said[2] if n[2] else None,
+        "grad_norm": norm.item(),
+        "lr": lr,
+        "tokens": sum(map(len, docs)),
+        "graphs": graphs(),
+    }

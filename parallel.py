@@ -19,6 +19,7 @@ gradients is then the gradient, and one process and several differ by rounding o
 
 Without torchrun there is one rank, and nothing here does anything.
 """
+
 import contextlib
 import datetime
 import functools
@@ -45,6 +46,7 @@ def world():
 
 # ---------------------------------------------------------------- the processes
 
+
 @contextlib.contextmanager
 def ranks():
     """Around the whole program, with nothing after it: join the ranks that torchrun started. Only rank 0 is heard; of ranks that fail, the first.
@@ -55,18 +57,27 @@ def ranks():
     store, me, count = next(dist.rendezvous("env://"))
     if me:
         sys.stdout = sys.stderr = open(os.devnull, "w")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=me, world_size=count,
-                            timeout=datetime.timedelta(hours=2))                     # one rank may wait so long for another's programs
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=store,
+        rank=me,
+        world_size=count,
+        timeout=datetime.timedelta(hours=2),
+    )  # one rank may wait so long for another's programs
     try:
         yield
         dist.barrier()
         dist.destroy_process_group()
         sys.stdout.flush()
-        os._exit(0)                                          # torch's threads have been seen to abort a process that ends in the ordinary way
+        os._exit(
+            0
+        )  # torch's threads have been seen to abort a process that ends in the ordinary way
     except SystemExit:
         raise
     except BaseException:
-        if store.add("failed", 1) > 1:                       # another one is saying why; torchrun ends all once one has ended
+        if (
+            store.add("failed", 1) > 1
+        ):  # another one is saying why; torchrun ends all once one has ended
             time.sleep(3)
             os._exit(1)
         sys.stderr = sys.__stderr__
@@ -77,15 +88,19 @@ def settle(cfg):
     """Put this rank's GPU and its share of the cores into the settings. Raises UserError."""
     if world() == 1:
         return
-    here = int(os.environ["LOCAL_WORLD_SIZE"])               # ranks of this machine
+    here = int(os.environ["LOCAL_WORLD_SIZE"])  # ranks of this machine
     if cfg.device in ("auto", "cuda") and torch.cuda.is_available():
         if torch.cuda.device_count() < here:
-            raise UserError(f"--device {cfg.device}: {here} ranks, and {torch.cuda.device_count()} GPUs here; start as many ranks as there are GPUs, or "
-                            "give --device cpu")
+            raise UserError(
+                f"--device {cfg.device}: {here} ranks, and {torch.cuda.device_count()} GPUs here; start as many ranks as there are GPUs, or "
+                "give --device cpu"
+            )
         cfg.device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(cfg.device)
     elif cfg.device not in ("auto", "cuda", "cpu"):
-        raise UserError(f"--device {cfg.device}: every rank takes a GPU of its own; expected auto, cuda or cpu")
+        raise UserError(
+            f"--device {cfg.device}: every rank takes a GPU of its own; expected auto, cuda or cpu"
+        )
     cfg.threads = cfg.threads or workers()
 
 
@@ -96,26 +111,29 @@ def workers():
 
 def alone(write):
     """Decorator: rank 0 calls it, the others wait, before and after. Its result is None."""
+
     @functools.wraps(write)
     def by_one(*args, **keywords):
         everyone(None)
         if rank() == 0:
             write(*args, **keywords)
         everyone(None)
+
     return by_one
 
 
 # ---------------------------------------------------------------- shares of the work
 
+
 def mine(xs):
     """This rank's share of a list or of a tensor's rows. Example, rank 1 of 3: [a, b, c, d, e] -> [b, e]"""
-    return xs[rank()::world()]
+    return xs[rank() :: world()]
 
 
 def block(xs):
     """The same, of neighbours. Example, rank 1 of 3: [a, b, c, d, e] -> [c, d]"""
     bounds = [len(xs) * r // world() for r in (rank(), rank() + 1)]
-    return xs[bounds[0]:bounds[1]]
+    return xs[bounds[0] : bounds[1]]
 
 
 def everyone(x):
@@ -132,11 +150,12 @@ def gather(xs):
     parts = everyone(xs)
     whole = [None] * sum(map(len, parts))
     for r, part in enumerate(parts):
-        whole[r::len(parts)] = part
+        whole[r :: len(parts)] = part
     return whole
 
 
 # ---------------------------------------------------------------- the model
+
 
 class Replicated(DistributedDataParallel):
     """DistributedDataParallel that has what its model has: cfg, head_weight, ..."""
@@ -154,10 +173,13 @@ def spread(model, shard=False):
         return model
     if not shard:
         model = Replicated(model, gradient_as_bucket_view=True)
-        model.broadcast_buffers = False                      # the rotary tables never change; as an argument its name depends on torch's version
+        model.broadcast_buffers = False  # the rotary tables never change; as an argument its name depends on torch's version
         return model
-    from torch.distributed.device_mesh import init_device_mesh          # here and below: loading them takes a second
+    from torch.distributed.device_mesh import (
+        init_device_mesh,
+    )  # here and below: loading them takes a second
     from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(model.device.type, (world(),))
     for part in (*model.blocks, model):
         fully_shard(part, mesh=mesh)
@@ -172,9 +194,11 @@ def is_shared(x):
 def whole(model):
     """A Transformer of this rank alone with the weights of one that was spread; all ranks must ask for it."""
     if any(is_shared(p) for p in model.parameters()):
-        with torch.device("meta"):                           # nothing is allocated or drawn
+        with torch.device("meta"):  # nothing is allocated or drawn
             one = Transformer(model.cfg)
-        one.load_state_dict({name: w.full_tensor() for name, w in model.state_dict().items()}, assign=True)
+        one.load_state_dict(
+            {name: w.full_tensor() for name, w in model.state_dict().items()}, assign=True
+        )
         one.cos, one.sin = model.cos, model.sin
         return one
     return model.module if isinstance(model, Replicated) else model
@@ -182,6 +206,7 @@ def whole(model):
 
 def state(x):
     """The state_dict of a model or an optimizer as one process would have it; all ranks must ask for it. Of what is shared out only rank 0 gets values."""
+
     def full(value):
         if isinstance(value, dict):
             return {key: full(v) for key, v in value.items()}
@@ -189,6 +214,7 @@ def state(x):
             value = value.full_tensor()
             return None if rank() else value.cpu()
         return value
+
     return full((x.module if isinstance(x, Replicated) else x).state_dict())
 
 
@@ -199,23 +225,42 @@ def restore(opt, saved):
     def cut(value, p):
         if is_shared(p) and value.shape == p.shape:
             from torch.distributed.tensor import distribute_tensor
-            return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
+
+            return distribute_tensor(
+                value.to(p.device), p.device_mesh, p.placements, src_data_rank=None
+            )
         return value
-    opt.load_state_dict({**saved, "state": {i: {key: cut(v, params[i]) for key, v in of.items()} for i, of in saved["state"].items()}})
+
+    opt.load_state_dict(
+        {
+            **saved,
+            "state": {
+                i: {key: cut(v, params[i]) for key, v in of.items()}
+                for i, of in saved["state"].items()
+            },
+        }
+    )
 
 
 # ---------------------------------------------------------------- gradients
+
 
 def turns(model, parts):
     """Go through this rank's micro-batches; after the last, the gradients are those of all ranks' losses together. Each needs one forward of the spread
     model and one `backward` of its loss, or, without gradients, one forward."""
     most = max(everyone(len(parts)))
     for k in range(most):
-        with model.no_sync() if isinstance(model, Replicated) and k + 1 < most else contextlib.nullcontext():
+        with (
+            model.no_sync()
+            if isinstance(model, Replicated) and k + 1 < most
+            else contextlib.nullcontext()
+        ):
             if k < len(parts):
                 yield parts[k]
-            else:                                            # a loss of 0 that every parameter takes part in
-                hidden = model(torch.zeros(1, 1, dtype=torch.int64, device=model.device))          # (1, 1, D)
+            else:  # a loss of 0 that every parameter takes part in
+                hidden = model(
+                    torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+                )  # (1, 1, D)
                 loss = 0 * (hidden @ model.head_weight[:1].T).sum()
                 if loss.requires_grad:
                     backward(loss)

@@ -31,6 +31,7 @@ Departures from GRPO
 
 Shapes: N completions, B groups, G of each, M their tokens together, T tokens of a padded row, D width.
 """
+
 import copy
 import dataclasses
 import time
@@ -56,28 +57,34 @@ from sample import generate
 from sandbox import Grader
 from tasks import domain_tasks, parts
 
-RLVR, COIN, SHUFFLE = 5, 6, 7                            # second word of every seed, after the run's own
-TRAINING = {"leetcode": "leetcode-train", "leetcode-train": "leetcode-train", "mbpp-train": "mbpp-train"}      # suites whose tests may be rewards
+RLVR, COIN, SHUFFLE = 5, 6, 7  # second word of every seed, after the run's own
+TRAINING = {
+    "leetcode": "leetcode-train",
+    "leetcode-train": "leetcode-train",
+    "mbpp-train": "mbpp-train",
+}  # suites whose tests may be rewards
 
 
 @dataclasses.dataclass
 class Sample:
     """One completion."""
+
     task: object
-    prompt: list             # token ids
-    ids: list                # token ids, EOS or stop sequence included
-    logprobs: list           # as recorded by the sampler
-    finished: bool           # not by length
-    group: int               # number of its problem in the order of drawing
-    text: str                # what is graded
-    run: object              # Future of its Result
+    prompt: list  # token ids
+    ids: list  # token ids, EOS or stop sequence included
+    logprobs: list  # as recorded by the sampler
+    finished: bool  # not by length
+    group: int  # number of its problem in the order of drawing
+    text: str  # what is graded
+    run: object  # Future of its Result
     reward: float = 0.0
     verdict: str = ""
     advantage: float = 0.0
-    seconds: float = 0.0     # that its program ran
+    seconds: float = 0.0  # that its program ran
 
 
 # ---------------------------------------------------------------- problems
+
 
 def problems(cfg, tok, max_len):
     """(training problems, held-out problems, counts to print). Raises UserError."""
@@ -91,26 +98,41 @@ def problems(cfg, tok, max_len):
             if cfg.decontaminate:
                 check = checker(cfg.data_dir)
                 check.forget_phrases([task.prompt + task.solution for task in found])
-                found = [task for task in found if not check(task.entry_point, task.prompt + task.solution)]
+                found = [
+                    task
+                    for task in found
+                    if not check(task.entry_point, task.prompt + task.solution)
+                ]
                 tqdm.write(f"{name}: {check.line()}")
-            if not cfg.eval_suite:                       # by checksum: a problem is on one side in every run
+            if not cfg.eval_suite:  # by checksum: a problem is on one side in every run
                 aside = [zlib.crc32(task.prompt.encode()) % 10 == 0 for task in found]
-                held += [task for task, a in zip(found, aside) if a][:cfg.eval_tasks]
+                held += [task for task, a in zip(found, aside) if a][: cfg.eval_tasks]
                 found = [task for task, a in zip(found, aside) if not a]
         else:
-            raise UserError(f"--suite {name}: expected domain, leetcode, mbpp-train or a .jsonl file"
-                            + ("; that one is there to be evaluated on" if name in benchmarks.SUITES else ""))
+            raise UserError(
+                f"--suite {name}: expected domain, leetcode, mbpp-train or a .jsonl file"
+                + ("; that one is there to be evaluated on" if name in benchmarks.SUITES else "")
+            )
         counts[name] = len(found)
         train += found
     for name in (n for n in cfg.eval_suite.split(",") if n):
-        found = domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split) if name == "domain" else benchmarks.load(name, cfg.data_dir)
-        held += found[:cfg.eval_tasks]
+        found = (
+            domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
+            if name == "domain"
+            else benchmarks.load(name, cfg.data_dir)
+        )
+        held += found[: cfg.eval_tasks]
     room = max_len - cfg.max_new
-    kept = [[task for task in some if task.prompt and len(tok.start(task.prompt)[0]) <= room] for some in (train, held)]
+    kept = [
+        [task for task in some if task.prompt and len(tok.start(task.prompt)[0]) <= room]
+        for some in (train, held)
+    ]
     counts["too long"] = len(train) - len(kept[0])
     if not kept[0]:
-        raise UserError(f"--suite {cfg.suite}: no problem is left of {len(train)}, with prompts of at most {room} tokens; give other problems or a smaller "
-                        "--max-new")
+        raise UserError(
+            f"--suite {cfg.suite}: no problem is left of {len(train)}, with prompts of at most {room} tokens; give other problems or a smaller "
+            "--max-new"
+        )
     return *kept, counts
 
 
@@ -123,26 +145,53 @@ def drawn(n, seed, first, count):
 
 # ---------------------------------------------------------------- sampling and rewards
 
+
 def collect(model, tok, tasks, cfg, first, grader):
     """Sample G completions for each task and grade them meanwhile -> list of Samples, a group's next to each other, and seconds waited for the grader
     after the last one was written. first: the number of the first task in the order of drawing, which with the seed fixes its draws. Ranks share the
     tasks out, and all get all samples (but not their runs)."""
     own = set(parallel.mine(range(len(tasks))))
-    samples, given = {}, [tok.start(task.prompt) for task in tasks]          # prompts, and what begins their completions
-    bar = tqdm(total=len(own) * cfg.completions, desc="sampling", unit="sample", delay=5, leave=False)
-    for stops in dict.fromkeys(task.stops for task in tasks):                # suites differ in what ends a completion
+    samples, given = (
+        {},
+        [tok.start(task.prompt) for task in tasks],
+    )  # prompts, and what begins their completions
+    bar = tqdm(
+        total=len(own) * cfg.completions, desc="sampling", unit="sample", delay=5, leave=False
+    )
+    for stops in dict.fromkeys(
+        task.stops for task in tasks
+    ):  # suites differ in what ends a completion
         mine = [i for i, task in enumerate(tasks) if task.stops == stops and i in own]
 
         def on_done(k, j, done):
             i = mine[k]
             text = cut(given[i][1] + tok.decode(done.ids), stops)
-            samples[i, j] = Sample(tasks[i], given[i][0], done.ids, done.logprobs, done.finished, first + i, text,
-                                   grader.submit(training_job(tasks[i], text, cfg)))
+            samples[i, j] = Sample(
+                tasks[i],
+                given[i][0],
+                done.ids,
+                done.logprobs,
+                done.finished,
+                first + i,
+                text,
+                grader.submit(training_job(tasks[i], text, cfg)),
+            )
             bar.update()
 
-        generate(model, [given[i][0] for i in mine], cfg.max_new, tok.eos, seed=int(np.random.SeedSequence([cfg.seed, RLVR]).generate_state(1)[0]),
-                 seeds=[first + i for i in mine], n=cfg.completions, batch=cfg.prompts * cfg.completions, stop=list(stops), decode=tok.decode,
-                 forbid=() if cfg.thoughts else tok.thought_ids, on_done=on_done)
+        generate(
+            model,
+            [given[i][0] for i in mine],
+            cfg.max_new,
+            tok.eos,
+            seed=int(np.random.SeedSequence([cfg.seed, RLVR]).generate_state(1)[0]),
+            seeds=[first + i for i in mine],
+            n=cfg.completions,
+            batch=cfg.prompts * cfg.completions,
+            stop=list(stops),
+            decode=tok.decode,
+            forbid=() if cfg.thoughts else tok.thought_ids,
+            on_done=on_done,
+        )
     bar.close()
     began = time.time()
     samples = [samples[key] for key in sorted(samples)]
@@ -152,7 +201,11 @@ def collect(model, tok, tasks, cfg, first, grader):
     waited, G = time.time() - began, cfg.completions
     if parallel.world() > 1:
         samples = [dataclasses.replace(s, run=None) for s in samples]
-    return [s for group in parallel.gather([samples[i:i + G] for i in range(0, len(samples), G)]) for s in group], waited
+    return [
+        s
+        for group in parallel.gather([samples[i : i + G] for i in range(0, len(samples), G)])
+        for s in group
+    ], waited
 
 
 def training_job(task, text, cfg):
@@ -164,18 +217,25 @@ def rewards(samples, cfg, grader):
     for k, s in enumerate(samples):
         s.reward = float(s.verdict == "passed")
         if cfg.reward == "random":
-            s.reward = float(np.random.default_rng([cfg.seed, COIN, s.group, k % cfg.completions]).random() < 0.5)
+            s.reward = float(
+                np.random.default_rng([cfg.seed, COIN, s.group, k % cfg.completions]).random() < 0.5
+            )
     if cfg.reward == "tests":
-        failed = [(s, [grader.submit(training_job(part, s.text, cfg)) for part in parts(s.task)])
-                  for s in samples if s.verdict not in ("passed", "syntax_error")]
+        failed = [
+            (s, [grader.submit(training_job(part, s.text, cfg)) for part in parts(s.task)])
+            for s in samples
+            if s.verdict not in ("passed", "syntax_error")
+        ]
         for s, runs in failed:
             passed = sum(run.result().verdict == "passed" for run in runs)
-            s.reward = min(passed, len(runs) - 1) / len(runs)            # all of them alone, but not together: too slow, say
+            s.reward = min(passed, len(runs) - 1) / len(
+                runs
+            )  # all of them alone, but not together: too slow, say
 
 
 def advantages(R, std=True):
     """A of each completion from the rewards R (B, G) -> (B, G).   Example: [[1, 0, 0, 0]] -> [[1.73, -.58, -.58, -.58]], std=False: [[.75, -.25, ...]]"""
-    A = np.where(signal(R)[:, None], R - R.mean(1, keepdims=True), 0.0)                    # advantage
+    A = np.where(signal(R)[:, None], R - R.mean(1, keepdims=True), 0.0)  # advantage
     return A / (R.std(1, keepdims=True) + 1e-6) if std else A
 
 
@@ -194,31 +254,51 @@ def token_weights(lengths, norm, max_new):
 
 # ---------------------------------------------------------------- the update
 
+
 def batches(samples, most):
     """Micro-batches of this rank's share: lists of indices, the completions of a prompt together, the prompt counted once."""
     mine = parallel.block(range(len(samples)))
-    return [[mine[i] for i in part] for part in tree_parts([samples[i].prompt + samples[i].ids for i in mine], most)]
+    return [
+        [mine[i] for i in part]
+        for part in tree_parts([samples[i].prompt + samples[i].ids for i in mine], most)
+    ]
 
 
 def hidden_of(model, samples, amp):
     """The states that predict the tokens of the completions, one completion after the other: (M, D), and how many tokens were read for them."""
-    at = np.array([(n, t) for n, s in enumerate(samples) for t in range(len(s.prompt), len(s.prompt) + len(s.ids))])
-    states, node = hidden_before(model, [s.prompt + s.ids for s in samples], at, amp)                                 # (T, D), (M,)
+    at = np.array(
+        [
+            (n, t)
+            for n, s in enumerate(samples)
+            for t in range(len(s.prompt), len(s.prompt) + len(s.ids))
+        ]
+    )
+    states, node = hidden_before(
+        model, [s.prompt + s.ids for s in samples], at, amp
+    )  # (T, D), (M,)
     return states[node], len(states)
 
 
 def scored(model, hidden, samples, forbid):
     """log pi of every token of the completions (given that it is none of `forbid`), and the entropy of pi there: (M,), (M,). hidden (M, D)."""
     targets = torch.tensor([i for s in samples for i in s.ids], device=model.device)
-    with torch.autocast(model.device.type, enabled=False):                                 # logits in float32, as the sampler's are
-        logp, *mass, entropy = token_logprobs(hidden.float(), model.head_weight.float(), targets, [forbid] if forbid else [], entropy=True)
+    with torch.autocast(
+        model.device.type, enabled=False
+    ):  # logits in float32, as the sampler's are
+        logp, *mass, entropy = token_logprobs(
+            hidden.float(),
+            model.head_weight.float(),
+            targets,
+            [forbid] if forbid else [],
+            entropy=True,
+        )
     return (logp - log1mexp(mass[0]) if forbid else logp), entropy.detach()
 
 
 def surrogate(logp, old, A, low, high):
     """min(rho A, clip(rho) A) of every token, and which were clipped from below and above: three of (M,).   logp, old, A (M,)"""
     rho = (logp - old).exp()
-    value = torch.minimum(rho * A, rho.clamp(1 - low, 1 + high) * A)                       # objective
+    value = torch.minimum(rho * A, rho.clamp(1 - low, 1 + high) * A)  # objective
     return value, (rho < 1 - low) & (A < 0), (rho > 1 + high) & (A > 0)
 
 
@@ -226,26 +306,45 @@ def micro_loss(model, start, some, w, old, cfg, forbid, measured):
     """-J of a micro-batch with its gradient to come, and sums over its tokens. w: w_i / Z of each sample; old: log pi_old of their tokens (M,), or
     None where pi is pi_old; measured: samples whose KL is taken."""
     lengths = torch.tensor([len(s.ids) for s in some], device=model.device)
-    each = lambda xs: torch.tensor(xs, dtype=torch.float32, device=model.device).repeat_interleave(lengths)
-    w, A, recorded = each(w), each([s.advantage for s in some]), torch.tensor([x for s in some for x in s.logprobs], device=model.device)   # (M,)
-    hidden, read = hidden_of(model, some, cfg.bf16)                                             # (M, D)
-    logp, entropy = scored(model, hidden, some, forbid)                                   # (M,), (M,)
+    each = lambda xs: torch.tensor(xs, dtype=torch.float32, device=model.device).repeat_interleave(
+        lengths
+    )
+    w, A, recorded = (
+        each(w),
+        each([s.advantage for s in some]),
+        torch.tensor([x for s in some for x in s.logprobs], device=model.device),
+    )  # (M,)
+    hidden, read = hidden_of(model, some, cfg.bf16)  # (M, D)
+    logp, entropy = scored(model, hidden, some, forbid)  # (M,), (M,)
     old = logp.detach() if old is None else old
-    value, below, above = surrogate(logp, old, A, cfg.clip_low, cfg.clip_high)                      # (M,)
-    loss = -(w * value).sum()                                                                       # objective
+    value, below, above = surrogate(logp, old, A, cfg.clip_low, cfg.clip_high)  # (M,)
+    loss = -(w * value).sum()  # objective
     gap = (old - recorded).abs()
-    sums = {"entropy": entropy.sum(), "clip_low": below.sum(), "clip_high": above.sum(), "logp_gap": gap.sum(), "logp_gap_max": gap.max(),
-            "ratio_off": ((old - recorded).expm1().abs() > 0.1).sum(),
-            "tokens": lengths.sum(), "kl_tokens": 0, "kl_start": 0.0, "trained": read, "scored": 0}
+    sums = {
+        "entropy": entropy.sum(),
+        "clip_low": below.sum(),
+        "clip_high": above.sum(),
+        "logp_gap": gap.sum(),
+        "logp_gap_max": gap.max(),
+        "ratio_off": ((old - recorded).expm1().abs() > 0.1).sum(),
+        "tokens": lengths.sum(),
+        "kl_tokens": 0,
+        "kl_start": 0.0,
+        "trained": read,
+        "scored": 0,
+    }
     theirs = [s for s in some if id(s) in measured]
     if theirs:
-        chosen = each([id(s) in measured for s in some]) > 0                                        # (M,)
+        chosen = each([id(s) in measured for s in some]) > 0  # (M,)
         with torch.no_grad():
             other, read = hidden_of(start, theirs, cfg.bf16)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16), torch.set_grad_enabled(cfg.rl_kl > 0):
+        with (
+            torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16),
+            torch.set_grad_enabled(cfg.rl_kl > 0),
+        ):
             kl = token_kl(hidden[chosen], model.head_weight, other, start.head_weight)
         if cfg.rl_kl:
-            loss = loss + cfg.rl_kl * (w[chosen] * kl).sum()                                        # objective
+            loss = loss + cfg.rl_kl * (w[chosen] * kl).sum()  # objective
         sums.update(kl_tokens=len(kl), kl_start=kl.detach().sum(), scored=read)
     return loss, {key: float(x) for key, x in sums.items()}
 
@@ -255,28 +354,68 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
     With rl_kl = 0 the KL is only measured, on one completion a group. Without any signal nothing is done, and nothing measured. With several ranks
     each takes its share of a minibatch, and all give all samples."""
     samples = [s for s in samples if s.finished or not cfg.mask_overlong]
-    total = dict.fromkeys(("entropy", "clip_low", "clip_high", "logp_gap", "ratio_off", "logp_gap_max", "tokens", "kl_tokens", "kl_start", "trained",
-                           "scored"), 0.0)
+    total = dict.fromkeys(
+        (
+            "entropy",
+            "clip_low",
+            "clip_high",
+            "logp_gap",
+            "ratio_off",
+            "logp_gap_max",
+            "tokens",
+            "kl_tokens",
+            "kl_start",
+            "trained",
+            "scored",
+        ),
+        0.0,
+    )
     losses, norms = [], []
     if any(s.advantage for s in samples):
         groups = list(dict.fromkeys(s.group for s in samples))
-        parts_of = np.array_split(np.random.default_rng(seed).permutation(groups), min(cfg.minibatches, len(groups)))
+        parts_of = np.array_split(
+            np.random.default_rng(seed).permutation(groups), min(cfg.minibatches, len(groups))
+        )
         minis = [[s for s in samples if s.group in set(some)] for some in parts_of]
-        plan = [[[mini[i] for i in at] for at in batches(mini, cfg.micro_tokens)] for mini in minis]                  # minibatch -> micro-batch -> samples
-        measured = {id(s) for s in samples} if cfg.rl_kl else {id(s) for s in {s.group: s for s in samples}.values()}
+        plan = [
+            [[mini[i] for i in at] for at in batches(mini, cfg.micro_tokens)] for mini in minis
+        ]  # minibatch -> micro-batch -> samples
+        measured = (
+            {id(s) for s in samples}
+            if cfg.rl_kl
+            else {id(s) for s in {s.group: s for s in samples}.values()}
+        )
         old = {}
         if cfg.epochs * len(minis) > 1:
             with torch.no_grad():
-                for m, k, some in ((m, k, some) for m, mini in enumerate(plan) for k, some in enumerate(parallel.turns(model, mini))):
+                for m, k, some in (
+                    (m, k, some)
+                    for m, mini in enumerate(plan)
+                    for k, some in enumerate(parallel.turns(model, mini))
+                ):
                     hidden, read = hidden_of(model, some, cfg.bf16)
                     old[m, k] = scored(model, hidden, some, forbid)[0]
                     total["scored"] += read
         for epoch in range(cfg.epochs):
             for m, mini in enumerate(plan):
-                w = dict(zip(map(id, minis[m]), token_weights([len(s.ids) for s in minis[m]], cfg.rl_norm, cfg.max_new)))
+                w = dict(
+                    zip(
+                        map(id, minis[m]),
+                        token_weights([len(s.ids) for s in minis[m]], cfg.rl_norm, cfg.max_new),
+                    )
+                )
                 losses.append(0.0)
                 for k, some in enumerate(parallel.turns(model, mini)):
-                    loss, sums = micro_loss(model, start, some, [w[id(s)] for s in some], old.get((m, k)), cfg, forbid, measured)
+                    loss, sums = micro_loss(
+                        model,
+                        start,
+                        some,
+                        [w[id(s)] for s in some],
+                        old.get((m, k)),
+                        cfg,
+                        forbid,
+                        measured,
+                    )
                     parallel.backward(loss)
                     losses[-1] += loss.item()
                     for key, x in sums.items():
@@ -285,13 +424,24 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
                 opt.step()
                 opt.zero_grad(set_to_none=True)
     of_ranks = parallel.everyone((total, losses))
-    total = {key: (max if key == "logp_gap_max" else sum)(sums[key] for sums, _ in of_ranks) for key in total}
+    total = {
+        key: (max if key == "logp_gap_max" else sum)(sums[key] for sums, _ in of_ranks)
+        for key in total
+    }
     losses = [sum(shares) for shares in zip(*(shares for _, shares in of_ranks))]
-    mean = lambda key, by="tokens": total[key] / total[by] if total[by] else None                  # None: nothing was measured
-    return {"loss": float(np.mean(losses)) if losses else None, "grad_norm": float(np.mean(norms)) if norms else None, "updates": len(norms),
-            **{key: mean(key) for key in ("entropy", "clip_low", "clip_high", "logp_gap", "ratio_off")},
-            "logp_gap_max": total["logp_gap_max"] if norms else None,
-            "kl_start": mean("kl_start", "kl_tokens"), "trained": int(total["trained"]), "scored": int(total["scored"])}
+    mean = lambda key, by="tokens": (
+        total[key] / total[by] if total[by] else None
+    )  # None: nothing was measured
+    return {
+        "loss": float(np.mean(losses)) if losses else None,
+        "grad_norm": float(np.mean(norms)) if norms else None,
+        "updates": len(norms),
+        **{key: mean(key) for key in ("entropy", "clip_low", "clip_high", "logp_gap", "ratio_off")},
+        "logp_gap_max": total["logp_gap_max"] if norms else None,
+        "kl_start": mean("kl_start", "kl_tokens"),
+        "trained": int(total["trained"]),
+        "scored": int(total["scored"]),
+    }
 
 
 def thought_share(tok, ids):
@@ -306,21 +456,40 @@ def thought_share(tok, ids):
 
 # ---------------------------------------------------------------- the stage
 
+
 def held_out(model, tok, tasks, cfg):
     """Pass rate of a model on held-out problems, eval_samples programs each, and what these look like."""
     model, rows = for_rollouts(model, cfg), []
     for stops in dict.fromkeys(task.stops for task in tasks):
         mine = [task for task in tasks if task.stops == stops]
-        rows += solve(model, tok, mine, cfg.eval_samples, cfg.temperature, cfg.max_new, cfg.seed, progress=False,
-                      forbid=() if cfg.thoughts else tok.thought_ids)
-    verdicts = {v: sum(row["verdict"] == v for row in rows) for v in sorted({row["verdict"] for row in rows})}
-    return {"pass@1": score(rows, cfg.eval_samples, (1,))["pass@1"], "comments": float(np.mean([row["completion"].count("#") for row in rows])),
-            "verdicts": verdicts}
+        rows += solve(
+            model,
+            tok,
+            mine,
+            cfg.eval_samples,
+            cfg.temperature,
+            cfg.max_new,
+            cfg.seed,
+            progress=False,
+            forbid=() if cfg.thoughts else tok.thought_ids,
+        )
+    verdicts = {
+        v: sum(row["verdict"] == v for row in rows)
+        for v in sorted({row["verdict"] for row in rows})
+    }
+    return {
+        "pass@1": score(rows, cfg.eval_samples, (1,))["pass@1"],
+        "comments": float(np.mean([row["completion"].count("#") for row in rows])),
+        "verdicts": verdicts,
+    }
 
 
 def show(s):
     """A completion with what it got, its thoughts marked."""
-    marked = "\n".join(("> " if line.lstrip().startswith("#") else "  ") + line for line in (s.task.prompt + s.text).split("\n"))
+    marked = "\n".join(
+        ("> " if line.lstrip().startswith("#") else "  ") + line
+        for line in (s.task.prompt + s.text).split("\n")
+    )
     return f"--- {s.task.name}: {s.verdict}, reward {s.reward:g}, advantage {s.advantage:+.2f}, {len(s.ids)} tokens\n{marked}"
 
 
@@ -331,13 +500,22 @@ def rollouts(model, tok, train, cfg, first, grader):
         wanted = cfg.prompts - len(kept) // cfg.completions
         if not wanted:
             break
-        tasks = [train[i] for i in drawn(len(train), cfg.seed, first + len(everything) // cfg.completions, wanted)]
-        new, wait = collect(model, tok, tasks, cfg, first + len(everything) // cfg.completions, grader)
-        R = np.array([s.reward for s in new]).reshape(-1, cfg.completions)                         # (B, G)
+        tasks = [
+            train[i]
+            for i in drawn(len(train), cfg.seed, first + len(everything) // cfg.completions, wanted)
+        ]
+        new, wait = collect(
+            model, tok, tasks, cfg, first + len(everything) // cfg.completions, grader
+        )
+        R = np.array([s.reward for s in new]).reshape(-1, cfg.completions)  # (B, G)
         for s, A in zip(new, advantages(R, cfg.rl_std).flatten()):
             s.advantage = float(A)
         everything += new
-        kept += new if cfg.rounds == 1 else [s for s, keep in zip(new, np.repeat(signal(R), cfg.completions)) if keep]
+        kept += (
+            new
+            if cfg.rounds == 1
+            else [s for s, keep in zip(new, np.repeat(signal(R), cfg.completions)) if keep]
+        )
         waited += wait
     return kept, everything, waited
 
@@ -349,10 +527,20 @@ def rlvr(run, name):
     model = copy.deepcopy(start)
     start.requires_grad_(False)
     train, held, counts = run.problems or problems(cfg, tok, start.cfg.max_len)
-    tqdm.write(f"{name}: from {cfg.init}; problems: " + ", ".join(f"{k} {n}" for k, n in counts.items() if n) + f"; {len(held)} held out")
+    tqdm.write(
+        f"{name}: from {cfg.init}; problems: "
+        + ", ".join(f"{k} {n}" for k, n in counts.items() if n)
+        + f"; {len(held)} held out"
+    )
     forbid, work = () if cfg.thoughts else tuple(tok.thought_ids), work_size(model)
-    at = dict(step=0, drawn=0, sampled_tokens=0, seconds=0.0, cpu_s=0.0,                            # where the run stands
-              flops=0.0 if cfg.init == "base" else extra["flops"])                                  # of all that came after pre-training
+    at = dict(
+        step=0,
+        drawn=0,
+        sampled_tokens=0,
+        seconds=0.0,
+        cpu_s=0.0,  # where the run stands
+        flops=0.0 if cfg.init == "base" else extra["flops"],
+    )  # of all that came after pre-training
     state = run.restore(name)
     model, opt = mstep.trained(model, cfg, lambda m: mstep.adamw(m, cfg.rl_lr, 0.0), state)
     if state:
@@ -362,8 +550,10 @@ def rlvr(run, name):
         if cfg.eval_every and held:
             said = held_out(model, tok, held, cfg)
             run.log(name, phase="rlvr-heldout", **at, **said)
-            tqdm.write(f"{name}: after {at['step']} steps, {at['sampled_tokens']:,} tokens, {at['seconds']:.0f} s: "
-                       f"held-out pass rate {said['pass@1']:.3f}")
+            tqdm.write(
+                f"{name}: after {at['step']} steps, {at['sampled_tokens']:,} tokens, {at['seconds']:.0f} s: "
+                f"held-out pass rate {said['pass@1']:.3f}"
+            )
 
     if not at["step"]:
         curve()
@@ -371,26 +561,53 @@ def rlvr(run, name):
     with Grader(parallel.workers()) as grader:
         for step in bar:
             began, cpu = time.time(), time.process_time()
-            samples, everything, waited = rollouts(for_rollouts(model, cfg), tok, train, cfg, at["drawn"], grader)       # sample, reward, advantage
+            samples, everything, waited = rollouts(
+                for_rollouts(model, cfg), tok, train, cfg, at["drawn"], grader
+            )  # sample, reward, advantage
             sampled = time.time()
             for group in opt.param_groups:
                 group["lr"] = cfg.rl_lr * min(1.0, (step + 1) / max(1, cfg.rl_warmup))
-            m = update(model, start, opt, samples, cfg, (cfg.seed, SHUFFLE, step), forbid)                               # objective
+            m = update(
+                model, start, opt, samples, cfg, (cfg.seed, SHUFFLE, step), forbid
+            )  # objective
             now, new = time.time(), sum(len(s.ids) for s in everything)
-            R = np.array([s.reward for s in everything]).reshape(-1, cfg.completions)                                    # (groups, G)
-            prompts = sum(len(s.prompt) for s in everything) // cfg.completions                                          # tokens, each once
-            at.update(step=step + 1, drawn=at["drawn"] + len(R), sampled_tokens=at["sampled_tokens"] + new, seconds=at["seconds"] + now - began,
-                      cpu_s=at["cpu_s"] + sum(parallel.everyone(time.process_time() - cpu)),
-                      flops=at["flops"] + work * (2 * (prompts + new + m["scored"]) + 6 * m["trained"]))
+            R = np.array([s.reward for s in everything]).reshape(-1, cfg.completions)  # (groups, G)
+            prompts = sum(len(s.prompt) for s in everything) // cfg.completions  # tokens, each once
+            at.update(
+                step=step + 1,
+                drawn=at["drawn"] + len(R),
+                sampled_tokens=at["sampled_tokens"] + new,
+                seconds=at["seconds"] + now - began,
+                cpu_s=at["cpu_s"] + sum(parallel.everyone(time.process_time() - cpu)),
+                flops=at["flops"] + work * (2 * (prompts + new + m["scored"]) + 6 * m["trained"]),
+            )
             verdicts = [s.verdict for s in everything]
-            run.log(name, phase="rlvr", **at, reward=float(R.mean()), pass_rate=float(np.mean([v == "passed" for v in verdicts])),
-                    no_signal=float(1 - signal(R).mean()), length=new / len(everything), unfinished=float(np.mean([not s.finished for s in everything])),
-                    thought_tokens=float(np.mean([thought_share(tok, s.ids) for s in everything])), lr=opt.param_groups[0]["lr"],
-                    sample_s=sampled - began - waited, grade_wait_s=waited, grade_s=sum(s.seconds for s in everything),
-                    update_s=now - sampled, sample_tokens_per_s=new / max(1e-9, sampled - began - waited),
-                    train_tokens_per_s=m["trained"] / max(1e-9, now - sampled), verdicts={v: verdicts.count(v) for v in sorted(set(verdicts))}, **m)
-            bar.set_postfix(reward=f"{R.mean():.3f}", no_signal=f"{1 - signal(R).mean():.2f}", length=f"{new / len(everything):.0f}",
-                            tok_s=f"{new / max(1e-9, now - began):.0f}")
+            run.log(
+                name,
+                phase="rlvr",
+                **at,
+                reward=float(R.mean()),
+                pass_rate=float(np.mean([v == "passed" for v in verdicts])),
+                no_signal=float(1 - signal(R).mean()),
+                length=new / len(everything),
+                unfinished=float(np.mean([not s.finished for s in everything])),
+                thought_tokens=float(np.mean([thought_share(tok, s.ids) for s in everything])),
+                lr=opt.param_groups[0]["lr"],
+                sample_s=sampled - began - waited,
+                grade_wait_s=waited,
+                grade_s=sum(s.seconds for s in everything),
+                update_s=now - sampled,
+                sample_tokens_per_s=new / max(1e-9, sampled - began - waited),
+                train_tokens_per_s=m["trained"] / max(1e-9, now - sampled),
+                verdicts={v: verdicts.count(v) for v in sorted(set(verdicts))},
+                **m,
+            )
+            bar.set_postfix(
+                reward=f"{R.mean():.3f}",
+                no_signal=f"{1 - signal(R).mean():.2f}",
+                length=f"{new / len(everything):.0f}",
+                tok_s=f"{new / max(1e-9, now - began):.0f}",
+            )
             if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
                 best = sorted(everything, key=lambda s: (-s.reward, -s.advantage))
                 tqdm.write(show(best[0]) + "\n" + show(best[-1]))
@@ -398,4 +615,10 @@ def rlvr(run, name):
                 curve()
             if (step + 1) % cfg.save_every == 0 and step + 1 < cfg.rl_steps:
                 run.save_state(name, weights=parallel.state(model), opt=parallel.state(opt), **at)
-    run.save(name, parallel.whole(model), flops=at["flops"], settings=run.settings, rl_seconds=at["seconds"])
+    run.save(
+        name,
+        parallel.whole(model),
+        flops=at["flops"],
+        settings=run.settings,
+        rl_seconds=at["seconds"],
+    )

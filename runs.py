@@ -3,6 +3,7 @@
 NAME.pt is a finished model, NAME.state an unfinished stage: weights, optimizer and position; NAME.docs, beside it, is what its M-step trains on. There is
 no state of random generators to keep, because every batch and every draw is a function of (seed, stage, iteration, step). Both are written whole or not at all.
 """
+
 import dataclasses
 import json
 import os
@@ -31,12 +32,14 @@ class Run:
 
     def __init__(self, cfg, stage="em"):
         self.cfg, self.out, self.device = cfg, cfg.out, device_of(cfg)
-        self.settings = rlvr_settings(cfg) if stage == "rlvr" else stage_settings(cfg)              # what decides an unfinished stage
+        self.settings = (
+            rlvr_settings(cfg) if stage == "rlvr" else stage_settings(cfg)
+        )  # what decides an unfinished stage
         self.started = time.time()
         if os.path.exists(self.out) and not os.path.isdir(self.out):
             raise UserError(f"--out {self.out}: expected a folder, found a file; give another path")
         self.hard = self.expert_hard = self.contamination = self.problems = None
-        self.most = 0                                        # tokens of the longest snippet with its thoughts
+        self.most = 0  # tokens of the longest snippet with its thoughts
         self.tok = self.tokenizer()
         if stage != "rlvr":
             self.prepare()
@@ -47,7 +50,7 @@ class Run:
         try:
             os.makedirs(self.out, exist_ok=True)
             for name in os.listdir(self.out):
-                if name.endswith(".part"):                   # half a file of a killed run
+                if name.endswith(".part"):  # half a file of a killed run
                     os.remove(self.path(name))
             with open(self.path("settings.json"), "w") as f:
                 json.dump(dataclasses.asdict(self.cfg), f, indent=1)
@@ -55,7 +58,9 @@ class Run:
                 with open(self.path("contamination.json"), "w") as f:
                     json.dump(self.contamination, f, indent=1)
         except OSError as e:
-            raise UserError(f"--out {self.out}: cannot be written ({e.strerror}); give another path") from None
+            raise UserError(
+                f"--out {self.out}: cannot be written ({e.strerror}); give another path"
+            ) from None
 
     def path(self, name):
         return os.path.join(self.out, name)
@@ -66,36 +71,63 @@ class Run:
         if os.path.exists(self.path("tokenizer.txt")):
             return tokenizer.load_tokenizer(self.path("tokenizer.txt"))
         rng = random.Random("tokenizer")
-        return tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(2000)], self.cfg.vocab_size)
+        return tokenizer.train_tokenizer(
+            ["".join(tasks.base_text(rng)) for _ in range(2000)], self.cfg.vocab_size
+        )
 
     def prepare(self):
         """Expert and held-out snippets. Nothing is written in the run's folder."""
         cfg = self.cfg
         if cfg.data == "domain":
+
             def cut(split, n):
                 found = [tasks.expert_task(cfg.seed, i, split) for i in range(n)]
-                return found, [data.snippet(self.tok, t.prompt + t.solution, len(t.prompt), t.name) for t in found]
+                return found, [
+                    data.snippet(self.tok, t.prompt + t.solution, len(t.prompt), t.name)
+                    for t in found
+                ]
+
             self.expert_tasks, self.expert = cut("train", cfg.n_expert)
             held, self.heldout = cut(cfg.eval_split, cfg.n_heldout)
-            self.hard, self.expert_hard = [t.hard for t in held], [t.hard for t in self.expert_tasks]
+            self.hard, self.expert_hard = (
+                [t.hard for t in held],
+                [t.hard for t in self.expert_tasks],
+            )
         else:
             whole = prepared(cfg, self.tok)
             self.contamination = whole.contamination()
-            tqdm.write(line(self.contamination) if cfg.decontaminate else f"corpus {cfg.data}: not checked against any benchmark (--decontaminate false)",
-                       file=sys.stderr)
+            tqdm.write(
+                line(self.contamination)
+                if cfg.decontaminate
+                else f"corpus {cfg.data}: not checked against any benchmark (--decontaminate false)",
+                file=sys.stderr,
+            )
             self.expert, self.heldout = split(whole, cfg.seed, cfg.n_expert, cfg.n_heldout)
             if not len(self.expert) or not len(self.heldout):
-                raise UserError(f"--data {cfg.data}: {len(whole)} usable functions, of which {len(self.heldout)} fall to the held-out tenth; "
-                                "expected at least one on either side; give more code")
-            print(f"corpus {cfg.data}: {len(self.expert)} snippets to train on, {len(self.heldout)} held out; "
-                  + ", ".join(f"{k} {v}" for k, v in whole.manifest["counts"].items() if v))
-        tokens, lines, seps = (np.concatenate(both) for both in zip(sizes(self.expert), sizes(self.heldout)))
-        longest, self.most = int(tokens[:len(self.expert)].max()), int((tokens + lines * cfg.think_max + seps).max()) + 1
+                raise UserError(
+                    f"--data {cfg.data}: {len(whole)} usable functions, of which {len(self.heldout)} fall to the held-out tenth; "
+                    "expected at least one on either side; give more code"
+                )
+            print(
+                f"corpus {cfg.data}: {len(self.expert)} snippets to train on, {len(self.heldout)} held out; "
+                + ", ".join(f"{k} {v}" for k, v in whole.manifest["counts"].items() if v)
+            )
+        tokens, lines, seps = (
+            np.concatenate(both) for both in zip(sizes(self.expert), sizes(self.heldout))
+        )
+        longest, self.most = (
+            int(tokens[: len(self.expert)].max()),
+            int((tokens + lines * cfg.think_max + seps).max()) + 1,
+        )
         if longest > cfg.block:
-            raise UserError(f"--block {cfg.block}: the longest snippet has {longest} tokens, and none is cut; expected at least that")
+            raise UserError(
+                f"--block {cfg.block}: the longest snippet has {longest} tokens, and none is cut; expected at least that"
+            )
         if self.most > cfg.max_len:
-            raise UserError(f"--max-len {cfg.max_len}: a snippet may grow to {self.most} tokens with its thoughts; expected at least that, or a "
-                            "smaller --think-max or --max-tokens")
+            raise UserError(
+                f"--max-len {cfg.max_len}: a snippet may grow to {self.most} tokens with its thoughts; expected at least that, or a "
+                "smaller --think-max or --max-tokens"
+            )
 
     # ------------------------------------------------------------ checkpoints and metrics
 
@@ -105,7 +137,9 @@ class Run:
     def load(self, name, like=None):
         """(model, extra) of the run's folder. Raises UserError if it is missing, or of another shape than `like`."""
         if not os.path.exists(self.path(f"{name}.pt")):
-            raise UserError(f"{self.path(name + '.pt')}: no such model; run the stage that makes it first, or give --out")
+            raise UserError(
+                f"{self.path(name + '.pt')}: no such model; run the stage that makes it first, or give --out"
+            )
         model, extra = load_model(self.path(f"{name}.pt"), like)
         return model.to(self.device, getattr(torch, self.cfg.weights)), extra
 
@@ -128,11 +162,19 @@ class Run:
     def unfinished(self, name, **how):
         """The state of an unfinished stage, or None: what was saved last, if --resume is given. Raises UserError if its settings were others."""
         path = self.path(f"{name}.state")
-        state = torch.load(path, map_location="cpu", weights_only=True, **how) if self.cfg.resume and os.path.exists(path) else None
+        state = (
+            torch.load(path, map_location="cpu", weights_only=True, **how)
+            if self.cfg.resume and os.path.exists(path)
+            else None
+        )
         if state and state["settings"] != self.settings:
-            other = [f"{k}={v!r}" for k, v in state["settings"].items() if v != getattr(self.cfg, k)]
-            raise UserError(f"{path}: the unfinished run was made with {', '.join(other)}; give the same settings with --resume, or leave "
-                            "it out to start over")
+            other = [
+                f"{k}={v!r}" for k, v in state["settings"].items() if v != getattr(self.cfg, k)
+            ]
+            raise UserError(
+                f"{path}: the unfinished run was made with {', '.join(other)}; give the same settings with --resume, or leave "
+                "it out to start over"
+            )
         return state
 
     def restore(self, name):
@@ -155,7 +197,7 @@ class Run:
                 try:
                     mine = json.loads(row)["model"] == name
                 except (ValueError, KeyError):
-                    continue                                 # half a line of a killed run
+                    continue  # half a line of a killed run
                 seen += mine
                 if not mine or seen <= n:
                     kept.append(row)
@@ -171,34 +213,107 @@ class Run:
 
     @parallel.alone
     def save_state(self, name, **state):
-        write_whole({**state, "settings": self.settings, "lines": self.lines}, self.path(f"{name}.state"))
+        write_whole(
+            {**state, "settings": self.settings, "lines": self.lines}, self.path(f"{name}.state")
+        )
 
 
 def prepared(cfg, tok):
     """The corpus.Corpus of the settings; of several ranks the first makes it, and the others open it."""
-    given = (cfg.data, tok, cfg.max_tokens, cfg.min_lines, cfg.unit, cfg.docstrings, cfg.keep_comments, cfg.near_duplicate, cfg.text_column,
-             checker(cfg.data_dir) if cfg.decontaminate else None, cfg.cache)
+    given = (
+        cfg.data,
+        tok,
+        cfg.max_tokens,
+        cfg.min_lines,
+        cfg.unit,
+        cfg.docstrings,
+        cfg.keep_comments,
+        cfg.near_duplicate,
+        cfg.text_column,
+        checker(cfg.data_dir) if cfg.decontaminate else None,
+        cfg.cache,
+    )
     if parallel.world() > 1:
         parallel.alone(prepare)(*given)
     return prepare(*given)
 
 
-RLVR_FIELDS = ("init", "suite", "eval_suite", "n_rl", "rl_steps", "prompts", "completions", "rl_lr", "rl_warmup", "epochs", "minibatches", "micro_tokens",
-               "clip_low", "clip_high", "rl_norm", "rl_std", "rl_kl", "mask_overlong", "rounds", "reward", "reward_time", "thoughts", "eval_every", "eval_samples")
+RLVR_FIELDS = (
+    "init",
+    "suite",
+    "eval_suite",
+    "n_rl",
+    "rl_steps",
+    "prompts",
+    "completions",
+    "rl_lr",
+    "rl_warmup",
+    "epochs",
+    "minibatches",
+    "micro_tokens",
+    "clip_low",
+    "clip_high",
+    "rl_norm",
+    "rl_std",
+    "rl_kl",
+    "mask_overlong",
+    "rounds",
+    "reward",
+    "reward_time",
+    "thoughts",
+    "eval_every",
+    "eval_samples",
+)
 
 
 def rlvr_settings(cfg):
     """All settings that decide what RLVR computes, besides the model that it starts from."""
-    return {k: getattr(cfg, k) for k in RLVR_FIELDS + ("preset", "model", "weights", "seed", "max_new", "temperature", "bf16", "rollout_bf16", "grad_clip", "decontaminate",
-                                                       "data_dir", "eval_tasks", "eval_split")}
+    return {
+        k: getattr(cfg, k)
+        for k in RLVR_FIELDS
+        + (
+            "preset",
+            "model",
+            "weights",
+            "seed",
+            "max_new",
+            "temperature",
+            "bf16",
+            "rollout_bf16",
+            "grad_clip",
+            "decontaminate",
+            "data_dir",
+            "eval_tasks",
+            "eval_split",
+        )
+    }
 
 
 def stage_settings(cfg):
     """All settings that decide what another stage computes."""
-    free = {"resume", "out", "cache", "save_every", "threads", "shard", "device", "models", "compile", "checkpoint", "eval_tasks", "eval_split",
-            "samples", "temperature", "max_new", "elbo_samples", *RLVR_FIELDS}
+    free = {
+        "resume",
+        "out",
+        "cache",
+        "save_every",
+        "threads",
+        "shard",
+        "device",
+        "models",
+        "compile",
+        "checkpoint",
+        "eval_tasks",
+        "eval_split",
+        "samples",
+        "temperature",
+        "max_new",
+        "elbo_samples",
+        *RLVR_FIELDS,
+    }
     return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in free}
 
 
 def steps_bar(desc, start, steps):
-    return tqdm(range(start, steps), desc=desc, initial=start, total=steps, unit="step", mininterval=0.5)
+    return tqdm(
+        range(start, steps), desc=desc, initial=start, total=steps, unit="step", mininterval=0.5
+    )

@@ -14,6 +14,7 @@ Drawing needs the whole distribution, so the log-probability of a drawn token is
 
 Shapes: B seats, N rows that get a token, V vocabulary.
 """
+
 import dataclasses
 import sys
 
@@ -27,14 +28,30 @@ from decoder import Decoder
 
 @dataclasses.dataclass
 class Completion:
-    ids: list        # as sampled: the EOS and the tokens of a stop string are included
-    logprobs: list   # of each token, under the model's distribution at temperature 1, uncut
-    finished: bool   # ended by EOS or a stop string, not by length
+    ids: list  # as sampled: the EOS and the tokens of a stop string are included
+    logprobs: list  # of each token, under the model's distribution at temperature 1, uncut
+    finished: bool  # ended by EOS or a stop string, not by length
 
 
 @torch.inference_mode()
-def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, seeds=None, n=1, batch=64, stop=None, decode=None,
-             progress=False, desc="sampling", forbid=(), on_done=None):
+def generate(
+    model,
+    prompts,
+    max_new,
+    eos,
+    temperature=1.0,
+    top_p=1.0,
+    seed=0,
+    seeds=None,
+    n=1,
+    batch=64,
+    stop=None,
+    decode=None,
+    progress=False,
+    desc="sampling",
+    forbid=(),
+    on_done=None,
+):
     """n Completions for each prompt: a list of lists, in the order of `prompts`.
 
     prompts      lists of token ids, of any lengths. A prompt and its completion together never exceed model.cfg.max_len.
@@ -61,27 +78,44 @@ def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, s
         bar.update()
 
     def uniforms(i, j):
-        return np.random.default_rng([seed, i if seeds is None else seeds[i], j]).random(min(max_new, model.cfg.max_len - len(prompts[i])))
+        return np.random.default_rng([seed, i if seeds is None else seeds[i], j]).random(
+            min(max_new, model.cfg.max_len - len(prompts[i]))
+        )
 
     ends = Ends(stop, decode, eos, model.cfg.vocab_size)
     try:
-        while queue := [(i, j) for i in order for j in range(n) if out[i][j] is None][::-1]:     # the next one is the last
+        while queue := [(i, j) for i in order for j in range(n) if out[i][j] is None][
+            ::-1
+        ]:  # the next one is the last
             batch = min(batch, len(queue))
             try:
-                prefix, new = len(prompts[queue[-1][0]]), min(max_new, model.cfg.max_len - len(prompts[queue[0][0]]))
-                decoder = Decoder(model, batch, min(batch, len(prompts)), prefix, new, temperature, top_p, forbid)
+                prefix, new = (
+                    len(prompts[queue[-1][0]]),
+                    min(max_new, model.cfg.max_len - len(prompts[queue[0][0]])),
+                )
+                decoder = Decoder(
+                    model, batch, min(batch, len(prompts)), prefix, new, temperature, top_p, forbid
+                )
                 serve(decoder, prompts, queue, uniforms, ends, done, bar)
-            except RuntimeError as e:                             # torch.OutOfMemoryError is one
-                if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e) or "DefaultCPUAllocator" in str(e)):
+            except RuntimeError as e:  # torch.OutOfMemoryError is one
+                if not (
+                    isinstance(e, torch.OutOfMemoryError)
+                    or "can't allocate memory" in str(e)
+                    or "DefaultCPUAllocator" in str(e)
+                ):
                     raise
                 if batch == 1:
-                    raise UserError(f"out of memory with one row of {prefix + new} tokens, which needs about {row_bytes(model, prefix + new) >> 20} "
-                                    "MiB besides the model; expected shorter prompts, a smaller max_new or more memory") from None
+                    raise UserError(
+                        f"out of memory with one row of {prefix + new} tokens, which needs about {row_bytes(model, prefix + new) >> 20} "
+                        "MiB besides the model; expected shorter prompts, a smaller max_new or more memory"
+                    ) from None
                 decoder = None
             else:
                 break
-            batch //= 2                                           # here nothing holds the tensors of the failed attempt any more
-            tqdm.write(f"{desc}: out of memory; going on with {batch} rows at once", file=sys.stderr)
+            batch //= 2  # here nothing holds the tensors of the failed attempt any more
+            tqdm.write(
+                f"{desc}: out of memory; going on with {batch} rows at once", file=sys.stderr
+            )
             if model.device.type == "cuda":
                 torch.cuda.empty_cache()
     finally:
@@ -92,9 +126,12 @@ def generate(model, prompts, max_new, eos, temperature=1.0, top_p=1.0, seed=0, s
 def serve(decoder, prompts, queue, uniforms, ends, done, bar):
     """Sample the whole queue, [(prompt index, sample index)], from its end; tell done(i, j, Completion) of each."""
     B, tokens = decoder.rows, 0
-    who = np.full((B, 2), -1)                                     # prompt index and sample index of a seat's row; -1: free
+    who = np.full((B, 2), -1)  # prompt index and sample index of a seat's row; -1: free
     ids, logprobs = np.zeros((B, decoder.new), np.int64), np.zeros((B, decoder.new), np.float32)
-    count, limit = np.zeros(B, np.int64), np.zeros(B, np.int64)   # tokens that a row has, and may have
+    count, limit = (
+        np.zeros(B, np.int64),
+        np.zeros(B, np.int64),
+    )  # tokens that a row has, and may have
 
     def note(seats, said):
         """One more token for each of the seats: said (2, N), tokens and log-probabilities. A row that ends gives up its seat."""
@@ -104,18 +141,27 @@ def serve(decoder, prompts, queue, uniforms, ends, done, bar):
         count[seats] += 1
         tokens += len(seats)
         for k in seats[ends.may(token) | (count[seats] == limit[seats])]:
-            finished = ends.here(ids[k, :count[k]])
+            finished = ends.here(ids[k, : count[k]])
             if finished or count[k] == limit[k]:
                 i, j = who[k].tolist()
                 who[k] = -1
-                done(i, j, Completion(ids[k, :count[k]].tolist(), logprobs[k, :count[k]].tolist(), finished))
+                done(
+                    i,
+                    j,
+                    Completion(
+                        ids[k, : count[k]].tolist(), logprobs[k, : count[k]].tolist(), finished
+                    ),
+                )
                 if not bar.disable:
-                    bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s{decoder.told()}", refresh=False)
+                    bar.set_postfix_str(
+                        f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s{decoder.told()}",
+                        refresh=False,
+                    )
 
     while queue or (who >= 0).any():
         live = np.flatnonzero(who[:B, 0] >= 0)
         if queue and 4 * len(live) <= 3 * B:
-            taken = np.flatnonzero(who[:B, 0] < 0)[:len(queue)]
+            taken = np.flatnonzero(who[:B, 0] < 0)[: len(queue)]
             who[taken] = [queue.pop() for _ in taken]
             drawn = [uniforms(*pair) for pair in who[taken].tolist()]
             count[taken], limit[taken] = 0, [len(u) for u in drawn]
@@ -123,8 +169,8 @@ def serve(decoder, prompts, queue, uniforms, ends, done, bar):
         elif 4 * len(live) <= 3 * B and decoder.bucket(len(live)) < B:
             B = decoder.bucket(len(live))
             for x in (who, ids, logprobs, count, limit):
-                x[:len(live)] = x[live]
-            who[len(live):] = -1
+                x[: len(live)] = x[live]
+            who[len(live) :] = -1
             decoder.move(live, who[:B, 0])
         else:
             note(live, decoder.next(int(count[live].max()))[:, live])
@@ -135,29 +181,48 @@ class Ends:
 
     def __init__(self, stop, decode, eos, vocab):
         self.stop, self.decode, self.eos = stop, decode, eos
-        self.tail = max((len(s.encode()) for s in stop), default=0) + 4   # tokens that surely hold a stop string: one has at least a byte
+        self.tail = (
+            max((len(s.encode()) for s in stop), default=0) + 4
+        )  # tokens that surely hold a stop string: one has at least a byte
         self.rests = tuple(s[k:] for s in stop for k in range(1, len(s)))
-        self.kind = np.full(vocab, 2 if stop else 0, np.int8)             # (V,) 0: ends nothing, 1: may, 2: not known yet
+        self.kind = np.full(
+            vocab, 2 if stop else 0, np.int8
+        )  # (V,) 0: ends nothing, 1: may, 2: not known yet
         if 0 <= eos < vocab:
             self.kind[eos] = 1
 
     def may(self, tokens):
         """Whether each token may end its row: (N,) bool. It completes a stop string only if it contains it or begins with the end of it."""
         for t in set(tokens[self.kind[tokens] == 2].tolist()):
-            text = self.decode([t])                                       # "" or "\\ufffd": a part of a character, or a blank that decode strips
-            self.kind[t] = not text or "\ufffd" in text or contains(text, self.stop) or text.startswith(self.rests)
+            text = self.decode(
+                [t]
+            )  # "" or "\\ufffd": a part of a character, or a blank that decode strips
+            self.kind[t] = (
+                not text
+                or "\ufffd" in text
+                or contains(text, self.stop)
+                or text.startswith(self.rests)
+            )
         return self.kind[tokens] > 0
 
     def here(self, ids):
         """Whether the last of the ids (n,) ends the row."""
-        return bool(ids[-1] == self.eos) or bool(self.stop) and contains(self.decode(ids[-self.tail:].tolist()), self.stop)
+        return (
+            bool(ids[-1] == self.eos)
+            or bool(self.stop)
+            and contains(self.decode(ids[-self.tail :].tolist()), self.stop)
+        )
 
 
 def row_bytes(model, tokens):
     """About what sampling a row of so many tokens takes besides the model: packed weights, keys and values, logits."""
     size, cfg = model.dtype.itemsize, model.cfg
-    return (sum(p.numel() for p in model.blocks.parameters()) * size + model.head_weight.numel() * 4 + cfg.vocab_size * 16
-            + 2 * cfg.n_layer * cfg.n_kv_head * cfg.d_model // cfg.n_head * size * tokens)
+    return (
+        sum(p.numel() for p in model.blocks.parameters()) * size
+        + model.head_weight.numel() * 4
+        + cfg.vocab_size * 16
+        + 2 * cfg.n_layer * cfg.n_kv_head * cfg.d_model // cfg.n_head * size * tokens
+    )
 
 
 def contains(text, stop):
@@ -168,8 +233,15 @@ def contains(text, stop):
 def check(model, prompts, max_new, temperature, top_p, seeds, n, batch, stop, decode):
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) < model.cfg.max_len:
-            raise ValueError(f"prompt {i} has {len(prompt)} tokens; it must have 1 to max_len - 1 = {model.cfg.max_len - 1}")
-    for name, value, low in (("max_new", max_new, 1), ("n", n, 1), ("batch", batch, 1), ("temperature", temperature, 0)):
+            raise ValueError(
+                f"prompt {i} has {len(prompt)} tokens; it must have 1 to max_len - 1 = {model.cfg.max_len - 1}"
+            )
+    for name, value, low in (
+        ("max_new", max_new, 1),
+        ("n", n, 1),
+        ("batch", batch, 1),
+        ("temperature", temperature, 0),
+    ):
         if value < low:
             raise ValueError(f"{name}={value} must be at least {low}")
     if not 0 < top_p <= 1:

@@ -43,6 +43,7 @@ memory are per process. It runs on Linux; on macOS (not tested) at level `proces
 
 No library does this: those that isolate (bubblewrap, nsjail) start an interpreter a run, at several times the cost, and give no verdict.
 """
+
 import argparse
 import contextlib
 import dataclasses
@@ -62,19 +63,19 @@ from grader.messages import VERDICTS, HarnessError
 @dataclasses.dataclass(frozen=True)
 class Job:
     program: str
-    tests: object = ""          # assert: plain assertions, or text that defines check(candidate); stdio: [{"input": str, "output": str}]
-    entry_point: str = ""       # assert: the tested name, or an expression such as Solution().twoSum
+    tests: object = ""  # assert: plain assertions, or text that defines check(candidate); stdio: [{"input": str, "output": str}]
+    entry_point: str = ""  # assert: the tested name, or an expression such as Solution().twoSum
     kind: str = "assert"
     name: str = ""
-    time_limit: float | None = None     # seconds (stdio: a test); None: that of the call
+    time_limit: float | None = None  # seconds (stdio: a test); None: that of the call
 
 
 @dataclasses.dataclass
 class Result:
-    verdict: str                # a key of VERDICTS
-    seconds: float              # wall time from the start of the program, as the grader saw it
-    isolation: str              # one of grader.messages.LEVELS
-    mode: str                   # separate, in_process, stdio
+    verdict: str  # a key of VERDICTS
+    seconds: float  # wall time from the start of the program, as the grader saw it
+    isolation: str  # one of grader.messages.LEVELS
+    mode: str  # separate, in_process, stdio
 
 
 def grade(jobs, **settings):
@@ -97,11 +98,14 @@ def graded(jobs, progress=False, desc="grading", **settings):
         check_job(job, f"job {i}" + (f" ({job.name})" if job.name else ""))
     same, bar = {}, None
     for i, job in enumerate(jobs):
-        same.setdefault(pickle.dumps((job.program, job.tests, job.entry_point, job.kind, job.time_limit)), []).append(i)
+        same.setdefault(
+            pickle.dumps((job.program, job.tests, job.entry_point, job.kind, job.time_limit)), []
+        ).append(i)
     with Grader(**settings) as grader:
         try:
             if progress:
                 import tqdm
+
                 bar = tqdm.tqdm(total=len(same), desc=desc, unit="program")
             runs = {grader.submit(jobs[indices[0]]): indices for indices in same.values()}
             for run in as_completed(runs):
@@ -131,11 +135,15 @@ class Grader:
     """
 
     def __init__(self, workers=None, time_limit=10.0, memory_limit=2 << 30, output_limit=64 << 20):
-        if min(time_limit, memory_limit, output_limit) <= 0 or (workers is not None and workers < 1):
-            raise ValueError(f"time_limit={time_limit}, memory_limit={memory_limit}, output_limit={output_limit} and workers={workers} must be positive")
+        if min(time_limit, memory_limit, output_limit) <= 0 or (
+            workers is not None and workers < 1
+        ):
+            raise ValueError(
+                f"time_limit={time_limit}, memory_limit={memory_limit}, output_limit={output_limit} and workers={workers} must be positive"
+            )
         self.limits, self.stop = (time_limit, memory_limit, output_limit), threading.Event()
         self.servers = [Server() for _ in range(workers or cores())]
-        self.idle = queue.LifoQueue()                        # the last one used is taken first: few servers for few jobs
+        self.idle = queue.LifoQueue()  # the last one used is taken first: few servers for few jobs
         for server in self.servers:
             self.idle.put(server)
         self.pool = ThreadPoolExecutor(len(self.servers))
@@ -147,7 +155,9 @@ class Grader:
     def run(self, job):
         server = self.idle.get()
         try:
-            return run_job(server, job, (job.time_limit or self.limits[0], *self.limits[1:]), self.stop)
+            return run_job(
+                server, job, (job.time_limit or self.limits[0], *self.limits[1:]), self.stop
+            )
         except BaseException:
             server.close()
             raise
@@ -179,15 +189,25 @@ def run_job(server, job, limits, stop):
     if job.kind == "assert":
         entry = job.entry_point.strip()
         for mode in ("separate", "in_process"):
-            verdict, seconds, _ = server.run(mode, (job.program, *prepare(job.tests, entry, mode == "in_process")), limits, "numpy" in job.tests, stop)
+            verdict, seconds, _ = server.run(
+                mode,
+                (job.program, *prepare(job.tests, entry, mode == "in_process")),
+                limits,
+                "numpy" in job.tests,
+                stop,
+            )
             if verdict != "in_process":
                 return Result(verdict, seconds, server.level, mode)
         raise HarnessError("a run in one process asked for one")
     total = 0.0
     for test in job.tests:
-        verdict, seconds, output = server.run("stdio", (job.program, test["input"]), limits, False, stop)
+        verdict, seconds, output = server.run(
+            "stdio", (job.program, test["input"]), limits, False, stop
+        )
         total += seconds
-        if verdict == "passed" and not same_output(output.decode("utf-8", "replace"), test["output"]):
+        if verdict == "passed" and not same_output(
+            output.decode("utf-8", "replace"), test["output"]
+        ):
             verdict = "wrong_answer"
         if verdict != "passed":
             break
@@ -202,43 +222,93 @@ def read_rows(path):
             if line.strip():
                 try:
                     row = json.loads(line)
-                    job = Job(row["program"], row["tests"], row.get("entry_point") or "", row.get("kind", "assert"), str(row.get("name", "")),
-                              row.get("time_limit"))
+                    job = Job(
+                        row["program"],
+                        row["tests"],
+                        row.get("entry_point") or "",
+                        row.get("kind", "assert"),
+                        str(row.get("name", "")),
+                        row.get("time_limit"),
+                    )
                     if not isinstance(job.program, str) or not isinstance(job.entry_point, str):
                         raise ValueError("program and entry_point are texts")
                     check_job(job, f"row {job.name!r}")
                 except (ValueError, KeyError, TypeError, AttributeError) as e:
-                    raise ValueError(f"{path}, line {number}: {f'no field {e}' if isinstance(e, KeyError) else e}; expected "
-                                     '{"name", "kind", "program", "tests", "entry_point"}') from None
+                    raise ValueError(
+                        f"{path}, line {number}: {f'no field {e}' if isinstance(e, KeyError) else e}; expected "
+                        '{"name", "kind", "program", "tests", "entry_point"}'
+                    ) from None
                 jobs.append(job)
     return jobs
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description="Grade programs: a JSON line each with its verdict, in order. " + "; ".join(
-        f"{k}: {v}" for k, v in VERDICTS.items()))
-    parser.add_argument("file", help='.jsonl with rows {"name", "kind": "assert" | "stdio", "program", "tests", "entry_point"}; - for stdin')
+    parser = argparse.ArgumentParser(
+        description="Grade programs: a JSON line each with its verdict, in order. "
+        + "; ".join(f"{k}: {v}" for k, v in VERDICTS.items())
+    )
+    parser.add_argument(
+        "file",
+        help='.jsonl with rows {"name", "kind": "assert" | "stdio", "program", "tests", "entry_point"}; - for stdin',
+    )
     parser.add_argument("--workers", type=int, help="runs at a time (default: the cores)")
-    parser.add_argument("--time-limit", type=float, default=10.0, metavar="SECONDS", help="of a run; of a test for kind stdio (default 10)")
-    parser.add_argument("--memory-limit", type=float, default=2048, metavar="MIB", help="address space (default 2048)")
-    parser.add_argument("--output-limit", type=float, default=64, metavar="MIB", help="output, and any file (default 64)")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="of a run; of a test for kind stdio (default 10)",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        type=float,
+        default=2048,
+        metavar="MIB",
+        help="address space (default 2048)",
+    )
+    parser.add_argument(
+        "--output-limit",
+        type=float,
+        default=64,
+        metavar="MIB",
+        help="output, and any file (default 64)",
+    )
     args = parser.parse_args(argv)
     try:
         jobs = read_rows(args.file)
         waiting, following = {}, 0
-        for i, result in graded(jobs, workers=args.workers, time_limit=args.time_limit, memory_limit=int(args.memory_limit * 2 ** 20),
-                                output_limit=int(args.output_limit * 2 ** 20), progress=sys.stderr.isatty()):
+        for i, result in graded(
+            jobs,
+            workers=args.workers,
+            time_limit=args.time_limit,
+            memory_limit=int(args.memory_limit * 2**20),
+            output_limit=int(args.output_limit * 2**20),
+            progress=sys.stderr.isatty(),
+        ):
             waiting[i] = result
             while following in waiting:
                 said = waiting.pop(following)
-                print(json.dumps({"name": jobs[following].name, "verdict": said.verdict, "seconds": round(said.seconds, 4),
-                                  "isolation": said.isolation, "mode": said.mode}), flush=True)
+                print(
+                    json.dumps(
+                        {
+                            "name": jobs[following].name,
+                            "verdict": said.verdict,
+                            "seconds": round(said.seconds, 4),
+                            "isolation": said.isolation,
+                            "mode": said.mode,
+                        }
+                    ),
+                    flush=True,
+                )
                 following += 1
     except (ValueError, OSError) as e:
         print(f"sandbox.py: {e}", file=sys.stderr)
         return 2
     except HarnessError as e:
-        print(f"sandbox.py: harness error: {e} {' '.join(getattr(e, '__notes__', []))}", file=sys.stderr)
+        print(
+            f"sandbox.py: harness error: {e} {' '.join(getattr(e, '__notes__', []))}",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 130

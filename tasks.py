@@ -27,27 +27,37 @@ comments help, nor which lines are hard: `hard` and `notes` of a task serve the 
 
 Held-out tasks are disjoint by construction: a chain belongs to one split, by a checksum of its text (`split_of`).
 """
+
 import ast
 import dataclasses
 import random
 import zlib
 
-SPLITS = {"test": range(0, 3), "val": range(3, 6), "rl": range(6, 10), "train": range(10, 32)}   # checksum mod 32
+SPLITS = {
+    "test": range(0, 3),
+    "val": range(3, 6),
+    "rl": range(6, 10),
+    "train": range(10, 32),
+}  # checksum mod 32
 
 
 @dataclasses.dataclass
 class Task:
     name: str
-    prompt: str                    # what the model is given: signature and docstring; ends where a line ends, without the newline
-    solution: str                  # what the expert writes next, from its first newline on; empty where none is known
-    tests: object                  # kind assert: Python text, assertions or a function check(candidate); stdio: [{"input": ..., "output": ...}]
+    prompt: str  # what the model is given: signature and docstring; ends where a line ends, without the newline
+    solution: (
+        str  # what the expert writes next, from its first newline on; empty where none is known
+    )
+    tests: object  # kind assert: Python text, assertions or a function check(candidate); stdio: [{"input": ..., "output": ...}]
     entry_point: str
-    hard: tuple = ()               # indices of the solution's lines that need a computation
-    notes: tuple = ()              # (line index, text of the worked note), for the oracle
-    kind: str = "assert"           # assert: the program's function is called; stdio: the program is run, its output compared
-    prefix: str | None = None      # what stands before a completion in the program that is tested; None: the prompt
-    stops: tuple = ()              # texts that end a completion, and are not part of it
-    time_limit: float = 0.0        # seconds for all its tests; 0: the grader's default
+    hard: tuple = ()  # indices of the solution's lines that need a computation
+    notes: tuple = ()  # (line index, text of the worked note), for the oracle
+    kind: str = "assert"  # assert: the program's function is called; stdio: the program is run, its output compared
+    prefix: str | None = (
+        None  # what stands before a completion in the program that is tested; None: the prompt
+    )
+    stops: tuple = ()  # texts that end a completion, and are not part of it
+    time_limit: float = 0.0  # seconds for all its tests; 0: the grader's default
 
 
 def program_of(task, completion):
@@ -60,10 +70,20 @@ def parts(task):
     there that is no assertion. Tests without such an assertion, in loops say, stay in one piece."""
     if task.kind == "stdio":
         return [dataclasses.replace(task, tests=[test]) for test in task.tests]
+
     def assertions():
         tree = ast.parse(task.tests)
-        bodies = [tree.body] + [node.body for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
-        return tree, [(body, i) for body in bodies for i, node in enumerate(body) if isinstance(node, ast.Assert)]
+        bodies = [tree.body] + [
+            node.body
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and node.name == "check"
+        ]
+        return tree, [
+            (body, i)
+            for body in bodies
+            for i, node in enumerate(body)
+            if isinstance(node, ast.Assert)
+        ]
 
     found = []
     for one in range(len(assertions()[1])):
@@ -77,10 +97,18 @@ def parts(task):
 
 # ---------------------------------------------------------------- chains of steps
 
-STEPS = {"inc": [(x + 1) % 10 for x in range(10)], "dec": [(x - 1) % 10 for x in range(10)], "up": [(x + 3) % 10 for x in range(10)],
-         "down": [(x - 3) % 10 for x in range(10)], "jump": [(x + 5) % 10 for x in range(10)], "tri": [x * 3 % 10 for x in range(10)],
-         "sept": [x * 7 % 10 for x in range(10)], "neg": [-x % 10 for x in range(10)], "flip": [9 - x for x in range(10)],
-         "swap": [x ^ 1 for x in range(10)]}      # name -> what it makes of each digit, a bijection
+STEPS = {
+    "inc": [(x + 1) % 10 for x in range(10)],
+    "dec": [(x - 1) % 10 for x in range(10)],
+    "up": [(x + 3) % 10 for x in range(10)],
+    "down": [(x - 3) % 10 for x in range(10)],
+    "jump": [(x + 5) % 10 for x in range(10)],
+    "tri": [x * 3 % 10 for x in range(10)],
+    "sept": [x * 7 % 10 for x in range(10)],
+    "neg": [-x % 10 for x in range(10)],
+    "flip": [9 - x for x in range(10)],
+    "swap": [x ^ 1 for x in range(10)],
+}  # name -> what it makes of each digit, a bijection
 STARTS = "zero one two three four five six seven eight nine".split()
 
 
@@ -105,7 +133,9 @@ def fold(chain):
 
 def spell(verb, chain, labels):
     """The chain as a line of a docstring. Example: "shift: a eight b flip c tri" """
-    return f"{verb}: {labels[0]} {STARTS[chain[0]]}" + "".join(f" {label} {step}" for label, step in zip(labels[1:], chain[1]))
+    return f"{verb}: {labels[0]} {STARTS[chain[0]]}" + "".join(
+        f" {label} {step}" for label, step in zip(labels[1:], chain[1])
+    )
 
 
 # ---------------------------------------------------------------- functions
@@ -123,9 +153,38 @@ STAGES = {
     "front": ["head = {k}", "xs = [head] + xs"],
 }
 RETURNS = ["return xs", "return xs[::-1]", "return tuple(xs)"]
-NAMES = ["bend", "fuse", "glide", "mend", "pack", "quell", "roam", "spin", "turn", "veer", "warp", "yield_all"]
-JUNK = ["next step", "see below", "check this", "fast path", "keep it simple", "works in place", "note the order", "old version",
-        "same as before", "loop over all", "not needed now", "result so far", "careful here", "main part", "set up", "final part"]
+NAMES = [
+    "bend",
+    "fuse",
+    "glide",
+    "mend",
+    "pack",
+    "quell",
+    "roam",
+    "spin",
+    "turn",
+    "veer",
+    "warp",
+    "yield_all",
+]
+JUNK = [
+    "next step",
+    "see below",
+    "check this",
+    "fast path",
+    "keep it simple",
+    "works in place",
+    "note the order",
+    "old version",
+    "same as before",
+    "loop over all",
+    "not needed now",
+    "result so far",
+    "careful here",
+    "main part",
+    "set up",
+    "final part",
+]
 
 
 def random_function(rng, split):
@@ -134,7 +193,7 @@ def random_function(rng, split):
     for i, verb in enumerate(rng.sample(sorted(STAGES), rng.choice((2, 3)))):
         while split_of(chain := random_chain(rng)) != split:
             pass
-        stages.append((verb, chain, "abcdefghijkl"[4 * i:4 * i + 4]))
+        stages.append((verb, chain, "abcdefghijkl"[4 * i : 4 * i + 4]))
     return rng.choice(NAMES), stages, rng.choice(RETURNS)
 
 
@@ -156,13 +215,17 @@ def worked(verb, chain, labels, slip=None):
         values[at] = (values[at] + slip.randrange(1, 10)) % 10
         for i in range(at + 1, len(values)):
             values[i] = STEPS[chain[1][i - 1]][values[i - 1]]
-    steps = "".join(f" {label} {step} {value}" for label, step, value in zip(labels[1:], chain[1], values[1:]))
+    steps = "".join(
+        f" {label} {step} {value}" for label, step, value in zip(labels[1:], chain[1], values[1:])
+    )
     return f"{verb}: {labels[0]} {STARTS[values[0]]}{steps}"
 
 
 def prompt_text(name, stages, form):
     doc = [spell(*stage) for stage in stages]
-    return f"def {name}(xs):\n" + "".join(f"    {line}\n" for line in ['"""', *doc, form]) + '    """'
+    return (
+        f"def {name}(xs):\n" + "".join(f"    {line}\n" for line in ['"""', *doc, form]) + '    """'
+    )
 
 
 def solution_text(body):
@@ -179,7 +242,15 @@ def expert_task(seed, index, split, tests=False):
     checks = unit_tests(rng, name, stages, constants, form) if tests else ""
     if checks is None:
         return None
-    return Task(f"{split}/{index}", prompt_text(name, stages, form), solution_text(body), checks, name, tuple(hard), notes)
+    return Task(
+        f"{split}/{index}",
+        prompt_text(name, stages, form),
+        solution_text(body),
+        checks,
+        name,
+        tuple(hard),
+        notes,
+    )
 
 
 def unit_tests(rng, name, stages, constants, form):
@@ -195,7 +266,7 @@ def unit_tests(rng, name, stages, constants, form):
     wanted = results(constants)
     for i in range(len(constants)):
         for other in set(range(10)) - {constants[i]}:
-            if results(constants[:i] + [other] + constants[i + 1:]) == wanted:
+            if results(constants[:i] + [other] + constants[i + 1 :]) == wanted:
                 return None
     return "".join(f"assert {name}({x}) == {y!r}\n" for x, y in zip(inputs, wanted))
 
@@ -212,37 +283,61 @@ def domain_tasks(seed, n, split):
 
 # ---------------------------------------------------------------- the base corpus
 
+
 def base_text(rng, notes_only=False, useful=0.3):
     """One text of the base corpus (training split only), as (prompt, rest). Shares: see the branches; useful: of hard lines, with their worked note."""
     kind = rng.random()
-    if notes_only or kind < 0.15:                                   # worked notes, as a file of their own
+    if notes_only or kind < 0.15:  # worked notes, as a file of their own
         _, stages, _ = random_function(rng, "train")
         spelled = "\n".join(spell(*stage) for stage in stages)
         return f'"""\n{spelled}\n"""', "".join(f"\n# {worked(*stage)}" for stage in stages)
-    if kind < 0.25:                                                 # other functions, some with a comment
+    if kind < 0.25:  # other functions, some with a comment
         return other_function(rng)
     name, stages, form = random_function(rng, "train")
     body, hard = body_lines(stages, [fold(chain)[-1] for _, chain, _ in stages], form)
     lines = []
     for i, line in enumerate(body):
         comment, r = None, rng.random()
-        if i in hard:                                               # useful .30, wrong .02, useless .06
+        if i in hard:  # useful .30, wrong .02, useless .06
             wrong = useful / 15
-            comment = (worked(*stages[hard.index(i)], slip=rng if r < wrong else None) if r < useful + wrong
-                       else rng.choice(JUNK) if r < useful + wrong + 0.06 else None)
-        elif r < 0.09:                                              # useless .06, misplaced .03
+            comment = (
+                worked(*stages[hard.index(i)], slip=rng if r < wrong else None)
+                if r < useful + wrong
+                else rng.choice(JUNK)
+                if r < useful + wrong + 0.06
+                else None
+            )
+        elif r < 0.09:  # useless .06, misplaced .03
             comment = rng.choice(JUNK) if r < 0.06 else worked(*rng.choice(stages))
-        indent = line[:len(line) - len(line.lstrip())]
+        indent = line[: len(line) - len(line.lstrip())]
         lines += [f"{indent}# {comment}"] * bool(comment) + [line]
     return prompt_text(name, stages, form), solution_text(lines)
 
 
-OTHER = [("total", "add the items", ["s = 0", "for x in xs:", "    s += x", "return s"]),
-         ("largest", "the largest item", ["best = xs[0]", "for x in xs:", "    if x > best:", "        best = x", "return best"]),
-         ("evens", "keep the even items", ["return [x for x in xs if x % 2 == 0]"]),
-         ("index_of", "where the digit {k} stands", ["for i, x in enumerate(xs):", "    if x == {k}:", "        return i", "return -1"]),
-         ("above", "count the items above {k}", ["n = 0", "for x in xs:", "    if x > {k}:", "        n += 1", "return n"]),
-         ("plus", "add {k} to every item", ["ys = []", "for x in xs:", "    ys.append(x + {k})", "return ys"])]
+OTHER = [
+    ("total", "add the items", ["s = 0", "for x in xs:", "    s += x", "return s"]),
+    (
+        "largest",
+        "the largest item",
+        ["best = xs[0]", "for x in xs:", "    if x > best:", "        best = x", "return best"],
+    ),
+    ("evens", "keep the even items", ["return [x for x in xs if x % 2 == 0]"]),
+    (
+        "index_of",
+        "where the digit {k} stands",
+        ["for i, x in enumerate(xs):", "    if x == {k}:", "        return i", "return -1"],
+    ),
+    (
+        "above",
+        "count the items above {k}",
+        ["n = 0", "for x in xs:", "    if x > {k}:", "        n += 1", "return n"],
+    ),
+    (
+        "plus",
+        "add {k} to every item",
+        ["ys = []", "for x in xs:", "    ys.append(x + {k})", "return ys"],
+    ),
+]
 
 
 def other_function(rng):
@@ -251,6 +346,6 @@ def other_function(rng):
     k = rng.randrange(10)
     lines = []
     for line in body:
-        indent = line[:len(line) - len(line.lstrip())]
+        indent = line[: len(line) - len(line.lstrip())]
         lines += [f"{indent}# {rng.choice(JUNK)}"] * (rng.random() < 0.1) + [line.format(k=k)]
     return f'def {name}(xs):\n    """{doc.format(k=k)}"""', solution_text(lines)

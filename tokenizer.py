@@ -3,6 +3,7 @@
 All of them are tiktoken encodings: a regular expression splits a text into pieces, and within a piece pairs of tokens are merged, the earliest of the
 vocabulary first. Texts are never normalised but where the tokenizer's own file says so; special tokens in a text are ordinary text.
 """
+
 import base64
 import dataclasses
 import json
@@ -22,26 +23,42 @@ PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 @dataclasses.dataclass
 class Tokenizer:
     enc: tiktoken.Encoding
-    eos: int                 # id of the end-of-text token
-    thought_ids: list        # tokens whose text, leading blanks dropped, begins with '#' (and holds no newline): one of them starts a thought
-    stop_ids: list           # tokens that contain '\n' or '\r', but for closing ones, and eos: they end a thought, and are not part of it
-    nbytes: np.ndarray       # (V,) length of each token in bytes; 0 for special tokens. V is the size of the embedding
-    closing_ids: list = dataclasses.field(default_factory=list)      # punctuation that one '\n' has joined: a thought's last token
-    bos: list = dataclasses.field(default_factory=list)      # [the token that every text begins with], or []
-    normal: str = ""         # Unicode's normal form that texts are brought into: "", NFC, ...
-    joins_before: bool = False      # does a newline join the punctuation before it (else the indentation after it)?
-    marks: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)     # cache of `mark`
+    eos: int  # id of the end-of-text token
+    thought_ids: list  # tokens whose text, leading blanks dropped, begins with '#' (and holds no newline): one of them starts a thought
+    stop_ids: list  # tokens that contain '\n' or '\r', but for closing ones, and eos: they end a thought, and are not part of it
+    nbytes: (
+        np.ndarray
+    )  # (V,) length of each token in bytes; 0 for special tokens. V is the size of the embedding
+    closing_ids: list = dataclasses.field(
+        default_factory=list
+    )  # punctuation that one '\n' has joined: a thought's last token
+    bos: list = dataclasses.field(
+        default_factory=list
+    )  # [the token that every text begins with], or []
+    normal: str = ""  # Unicode's normal form that texts are brought into: "", NFC, ...
+    joins_before: bool = (
+        False  # does a newline join the punctuation before it (else the indentation after it)?
+    )
+    marks: dict = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )  # cache of `mark`
 
     def encode(self, text):
         """Ids of text, without bos. Special tokens in it are ordinary text. Bytes that the vocabulary lacks are dropped (see gguf_tokenizer)."""
         if self.normal:
             text = unicodedata.normalize(self.normal, text)
         ids = self.enc.encode_ordinary(text)
-        return ids if self.enc.n_vocab == len(self.nbytes) else [i for i in ids if i < len(self.nbytes)]
+        return (
+            ids
+            if self.enc.n_vocab == len(self.nbytes)
+            else [i for i in ids if i < len(self.nbytes)]
+        )
 
     def decode(self, ids):
         """Text of ids. Special tokens are rendered as '', broken UTF-8 as U+FFFD."""
-        return self.enc.decode_bytes([i for i in ids if self.nbytes[i]]).decode("utf-8", errors="replace")
+        return self.enc.decode_bytes([i for i in ids if self.nbytes[i]]).decode(
+            "utf-8", errors="replace"
+        )
 
     def start(self, text):
         """What a model is given to go on from a text that ends where a line ends, its newline not included -> (ids, how the completion begins).
@@ -60,6 +77,7 @@ class Tokenizer:
 def make_tokenizer(enc, eos, vocab_size=None, bos=None, normal=""):
     """A Tokenizer around a tiktoken encoding. eos: the id of its end-of-text token. vocab_size: the encoding's if None. bos: an id or None."""
     import regex
+
     nbytes = np.zeros(vocab_size or enc.n_vocab, dtype=np.int64)
     joins_before = regex.match(enc._pat_str, ":\n  x").end() == 2
     thought, stop, closing = [], [eos], []
@@ -68,17 +86,35 @@ def make_tokenizer(enc, eos, vocab_size=None, bos=None, normal=""):
         if i >= len(nbytes):
             continue
         nbytes[i] = len(token)
-        if joins_before and token.endswith(b"\n") and token.strip() and token.count(b"\n") == 1 and b"\r" not in token:
+        if (
+            joins_before
+            and token.endswith(b"\n")
+            and token.strip()
+            and token.count(b"\n") == 1
+            and b"\r" not in token
+        ):
             closing.append(i)
         elif b"\n" in token or b"\r" in token:
             stop.append(i)
         elif token.lstrip(b" ").startswith(b"#"):
             thought.append(i)
-    return Tokenizer(enc, eos, sorted(thought), sorted(set(stop)), nbytes, sorted(closing), [] if bos is None else [bos], normal, joins_before)
+    return Tokenizer(
+        enc,
+        eos,
+        sorted(thought),
+        sorted(set(stop)),
+        nbytes,
+        sorted(closing),
+        [] if bos is None else [bos],
+        normal,
+        joins_before,
+    )
 
 
 def encoding(ranks, pattern=PATTERN):
-    return tiktoken.Encoding("ra3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
+    return tiktoken.Encoding(
+        "ra3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
+    )
 
 
 def train_tokenizer(texts, vocab_size, pattern=PATTERN):
@@ -88,15 +124,18 @@ def train_tokenizer(texts, vocab_size, pattern=PATTERN):
     Raises UserError if vocab_size has no room for the 256 bytes, ` #` and eos.
     """
     if vocab_size < 258:
-        raise UserError(f"vocab_size={vocab_size}: expected at least 258 (256 bytes, ' #' and the end of text)")
+        raise UserError(
+            f"vocab_size={vocab_size}: expected at least 258 (256 bytes, ' #' and the end of text)"
+        )
     import regex
+
     count = {}
     for text in texts:
         for word in regex.findall(pattern, text):
             count[word] = count.get(word, 0) + 1
     ranks = {bytes([i]): i for i in range(256)}
     words = [([bytes([b]) for b in w.encode()], n) for w, n in sorted(count.items())]
-    pairs, where = {}, {}                                    # pair -> its count, pair -> the words that may hold it
+    pairs, where = {}, {}  # pair -> its count, pair -> the words that may hold it
 
     def add(w, sign):
         parts, n = words[w]
@@ -114,12 +153,16 @@ def train_tokenizer(texts, vocab_size, pattern=PATTERN):
             parts, i = words[w][0], 0
             while i < len(parts) - 1:
                 if (parts[i], parts[i + 1]) == best:
-                    parts[i:i + 2] = [best[0] + best[1]]
+                    parts[i : i + 2] = [best[0] + best[1]]
                 i += 1
             add(w, 1)
         pairs.pop(best, None)
         # two pairs may spell the same token (a|bc, ab|c): the second has a rank already
-        best = max((p for p in pairs if pairs[p] > 1 and p[0] + p[1] not in ranks), key=lambda p: (pairs[p], p), default=None)
+        best = max(
+            (p for p in pairs if pairs[p] > 1 and p[0] + p[1] not in ranks),
+            key=lambda p: (pairs[p], p),
+            default=None,
+        )
         if best is None:
             break
     return make_tokenizer(encoding(ranks, pattern), len(ranks))
@@ -144,8 +187,10 @@ def load_tokenizer(path):
         if len(ranks) < 256 or sorted(ranks.values()) != list(range(len(ranks))):
             raise ValueError
     except (OSError, ValueError) as e:
-        raise UserError(f"{path}: expected a tokenizer (a line a token: base64, blank, rank), found "
-                        f"{'no such file' if isinstance(e, FileNotFoundError) else 'something else'}; run --stage pretrain to make one") from None
+        raise UserError(
+            f"{path}: expected a tokenizer (a line a token: base64, blank, rank), found "
+            f"{'no such file' if isinstance(e, FileNotFoundError) else 'something else'}; run --stage pretrain to make one"
+        ) from None
     return make_tokenizer(encoding(ranks), len(ranks))
 
 
@@ -169,20 +214,29 @@ def gguf_tokenizer(path):
     Raises UserError for a file that holds no such vocabulary.
     """
     from weights import open_gguf
+
     meta = open_gguf(path)[0]
     kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
     if kind != "gpt2" or pre not in GGUF_PATTERNS:
-        raise UserError(f"{path}: its tokenizer is {kind!r} ({pre!r}); expected byte-level BPE, one of {', '.join(GGUF_PATTERNS)}")
+        raise UserError(
+            f"{path}: its tokenizer is {kind!r} ({pre!r}); expected byte-level BPE, one of {', '.join(GGUF_PATTERNS)}"
+        )
     tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
-    ranks = {bytes_of(t): i for i, t in enumerate(tokens) if types[i] == 1}                             # 1: a normal token
+    ranks = {bytes_of(t): i for i, t in enumerate(tokens) if types[i] == 1}  # 1: a normal token
     special = {t: i for i, t in enumerate(tokens) if types[i] != 1}
     made = [bytes_of(merge.replace(" ", "")) for merge in meta["tokenizer.ggml.merges"]]
     enc = merged_encoding(path, ranks, made, GGUF_PATTERNS[pre], special, len(tokens))
-    return make_tokenizer(enc, special.get("<|endoftext|>", meta.get("tokenizer.ggml.eos_token_id")), len(tokens))
+    return make_tokenizer(
+        enc, special.get("<|endoftext|>", meta.get("tokenizer.ggml.eos_token_id")), len(tokens)
+    )
 
 
-SHOWN = [b for b in range(256) if chr(b).isprintable() and not chr(b).isspace() and b != 0xAD]          # bytes that stand for themselves
-BYTE_OF = {chr(b): b for b in SHOWN} | {chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in SHOWN)}
+SHOWN = [
+    b for b in range(256) if chr(b).isprintable() and not chr(b).isspace() and b != 0xAD
+]  # bytes that stand for themselves
+BYTE_OF = {chr(b): b for b in SHOWN} | {
+    chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in SHOWN)
+}
 
 
 def bytes_of(token):
@@ -197,9 +251,16 @@ def merged_encoding(path, ranks, made, pattern, special, size):
     """
     made = [ranks.get(token, -1) for token in made]
     if any(a > b for a, b in zip([0] + made, made)):
-        raise UserError(f"{path}: the ids of its tokens do not rise along its list of merges; such a vocabulary cannot be read")
+        raise UserError(
+            f"{path}: the ids of its tokens do not rise along its list of merges; such a vocabulary cannot be read"
+        )
     missing = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
-    return tiktoken.Encoding("ra3", pat_str=pattern, mergeable_ranks=ranks | {b: size + n for n, b in enumerate(missing)}, special_tokens=special)
+    return tiktoken.Encoding(
+        "ra3",
+        pat_str=pattern,
+        mergeable_ranks=ranks | {b: size + n for n, b in enumerate(missing)},
+        special_tokens=special,
+    )
 
 
 def folder_tokenizer(folder):
@@ -220,29 +281,52 @@ def folder_tokenizer(folder):
     try:
         said, config = load("tokenizer.json"), load("config.json")
         model, normal = said["model"], (said.get("normalizer") or {}).get("type", "")
-        if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or model.get("dropout") or model.get("continuing_subword_prefix"):
+        if (
+            model.get("type", "BPE") != "BPE"
+            or model.get("byte_fallback")
+            or model.get("dropout")
+            or model.get("continuing_subword_prefix")
+        ):
             raise refuse(f"its model is {model.get('type')}", "byte-level BPE")
         if normal not in ("", "NFC"):
             raise refuse(f"its normalizer is {normal}", "NFC or none")
         pattern = pattern_of(said.get("pre_tokenizer") or {})
         if pattern not in (*GGUF_PATTERNS.values(), PATTERN):
-            raise refuse("it splits texts by a rule that is not known here", f"one of {', '.join(GGUF_PATTERNS)}")
+            raise refuse(
+                "it splits texts by a rule that is not known here",
+                f"one of {', '.join(GGUF_PATTERNS)}",
+            )
         special = {t["content"]: t["id"] for t in said.get("added_tokens", [])}
         ranks = {bytes_of(t): i for t, i in model["vocab"].items() if t not in special}
-        made = [bytes_of("".join(merge) if isinstance(merge, list) else merge.replace(" ", "")) for merge in model["merges"]]
-        if not model.get("ignore_merges") and (lone := [t for t in ranks.keys() - set(made) if len(t) > 1]):
-            raise refuse(f"no merge makes its token {min(lone)!r}", "merges for all tokens, or ignore_merges")
+        made = [
+            bytes_of("".join(merge) if isinstance(merge, list) else merge.replace(" ", ""))
+            for merge in model["merges"]
+        ]
+        if not model.get("ignore_merges") and (
+            lone := [t for t in ranks.keys() - set(made) if len(t) > 1]
+        ):
+            raise refuse(
+                f"no merge makes its token {min(lone)!r}", "merges for all tokens, or ignore_merges"
+            )
         first = next((step for step in template(said.get("post_processor") or {})), None)
         eos = config.get("eos_token_id")
-        eos = special.get("<|endoftext|>", special.get("<|end_of_text|>", eos[0] if isinstance(eos, list) else eos))
+        eos = special.get(
+            "<|endoftext|>",
+            special.get("<|end_of_text|>", eos[0] if isinstance(eos, list) else eos),
+        )
         if not isinstance(eos, int):
-            raise refuse("nothing says which token ends a text", "<|endoftext|>, <|end_of_text|> or config.json's eos_token_id")
+            raise refuse(
+                "nothing says which token ends a text",
+                "<|endoftext|>, <|end_of_text|> or config.json's eos_token_id",
+            )
         size = max(config["vocab_size"], 1 + max(*ranks.values(), *special.values()))
         enc = merged_encoding(path, ranks, made, pattern, special, size)
         return make_tokenizer(enc, eos, size, special.get(first), normal)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
-        raise UserError(f"{path}: expected a tokenizer, found {'no such file' if isinstance(e, FileNotFoundError) else 'something else'} ({e}); give the folder "
-                        "of a model in Hugging Face's format") from None
+        raise UserError(
+            f"{path}: expected a tokenizer, found {'no such file' if isinstance(e, FileNotFoundError) else 'something else'} ({e}); give the folder "
+            "of a model in Hugging Face's format"
+        ) from None
 
 
 def pattern_of(step):
@@ -252,10 +336,16 @@ def pattern_of(step):
     if level.get("type") != "ByteLevel" or level.get("add_prefix_space", True):
         return None
     if kinds == ["Split", "ByteLevel"] and not level["use_regex"]:
-        return before[0]["pattern"].get("Regex") if before[0]["behavior"] == "Isolated" and not before[0].get("invert") else None
+        return (
+            before[0]["pattern"].get("Regex")
+            if before[0]["behavior"] == "Isolated" and not before[0].get("invert")
+            else None
+        )
     if kinds == ["Digits", "ByteLevel"] and level.get("use_regex", True):
         return GGUF_PATTERNS["smollm"] if before[0]["individual_digits"] else None
-    return GGUF_PATTERNS["gpt-2"] if kinds == ["ByteLevel"] and level.get("use_regex", True) else None
+    return (
+        GGUF_PATTERNS["gpt-2"] if kinds == ["ByteLevel"] and level.get("use_regex", True) else None
+    )
 
 
 def template(step):

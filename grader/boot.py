@@ -4,11 +4,12 @@ Room for deep recursion is laid out at exec. Without hooks at fork (random's res
 has not) a fork costs half; and a run is the same every time. The grader's files are loaded here, not by the interpreter's import: their
 builtins are a copy that no program can replace, and none of them is in sys.modules or on sys.path, where a program would find it.
 """
+
 import os
 import resource
 import sys
 
-STACK = 128 << 20               # bytes of the main thread's stack
+STACK = 128 << 20  # bytes of the main thread's stack
 
 soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
 if sys.platform == "linux" and soft != STACK and (hard == resource.RLIM_INFINITY or hard >= STACK):
@@ -32,7 +33,7 @@ def load(name, *rest):
         path = os.path.join(os.path.dirname(__file__), name.removeprefix("grader.") + ".py")
         files[name] = types.ModuleType(name)
         vars(files[name]).update(__file__=path, __builtins__=own)
-        sys.dont_write_bytecode = bool(without_bytecode)     # the next server starts faster
+        sys.dont_write_bytecode = bool(without_bytecode)  # the next server starts faster
         code = importlib.machinery.SourceFileLoader(name, path).get_code(name)
         sys.dont_write_bytecode = True
         exec(code, vars(files[name]))

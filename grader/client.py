@@ -1,4 +1,5 @@
 """The trainer's end of a server: starts it, sends it runs, ends it."""
+
 import contextlib
 import marshal
 import os
@@ -15,23 +16,49 @@ BOOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "boot.py")
 
 class Server:
     """A server process and the socket to it. Starts at the first run, and again after it died."""
-    told = False                            # has this process told the level?
+
+    told = False  # has this process told the level?
 
     def __init__(self):
         self.process = self.sock = self.level = self.folder = None
 
     def start(self, memory_limit, output_limit):
         self.sock, theirs = socket.socketpair()
-        env = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", PYTHONHASHSEED="0", PYTHONUTF8="1", PYTHONSAFEPATH="1",
-                   PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", MALLOC_ARENA_MAX="2",
-                   TMPDIR=tempfile.gettempdir(), RA3_SANDBOX_LEVEL=os.environ.get("RA3_SANDBOX_LEVEL", LEVELS[0]))
+        env = dict(
+            PATH="/usr/local/bin:/usr/bin:/bin",
+            LANG="C.UTF-8",
+            PYTHONHASHSEED="0",
+            PYTHONUTF8="1",
+            PYTHONSAFEPATH="1",
+            PYTHONDONTWRITEBYTECODE="1",
+            OMP_NUM_THREADS="1",
+            OPENBLAS_NUM_THREADS="1",
+            MKL_NUM_THREADS="1",
+            MALLOC_ARENA_MAX="2",
+            TMPDIR=tempfile.gettempdir(),
+            RA3_SANDBOX_LEVEL=os.environ.get("RA3_SANDBOX_LEVEL", LEVELS[0]),
+        )
         with theirs:
             try:
-                arguments = theirs.fileno(), memory_limit, output_limit, int(sys.dont_write_bytecode)
-                self.process = subprocess.Popen([sys.executable, "-s", BOOT, *map(str, arguments)], env=env, cwd="/", pass_fds=[theirs.fileno()],
-                                                start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+                arguments = (
+                    theirs.fileno(),
+                    memory_limit,
+                    output_limit,
+                    int(sys.dont_write_bytecode),
+                )
+                self.process = subprocess.Popen(
+                    [sys.executable, "-s", BOOT, *map(str, arguments)],
+                    env=env,
+                    cwd="/",
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                )
             except OSError as e:
-                raise HarnessError(f"the server could not be started with {sys.executable}: {e.strerror}") from e
+                raise HarnessError(
+                    f"the server could not be started with {sys.executable}: {e.strerror}"
+                ) from e
         self.sock.settimeout(START_LIMIT)
         hello = receive(self.sock)
         if hello is None:
@@ -62,7 +89,9 @@ class Server:
                 if stop.is_set():
                     raise HarnessError("grading was interrupted") from None
                 if attempt:
-                    raise e if isinstance(e, HarnessError) else HarnessError(f"lost the server: {e}") from e
+                    raise (
+                        e if isinstance(e, HarnessError) else HarnessError(f"lost the server: {e}")
+                    ) from e
 
     def hang_up(self):
         """End the conversation; the server ends its run and leaves nothing. From any thread."""
@@ -79,7 +108,7 @@ class Server:
                 self.process.wait()
             self.sock.close()
             if self.folder:
-                remove(self.folder)          # the server did, unless it was killed
+                remove(self.folder)  # the server did, unless it was killed
         elif self.sock:
             self.sock.close()
         self.process = self.sock = self.folder = None

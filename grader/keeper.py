@@ -1,4 +1,5 @@
 """The keeper: parent of the programs. It starts each, dressed and limited alike, watches it, and ends all that is left of its run."""
+
 import atexit
 import contextlib
 import gc
@@ -14,7 +15,20 @@ import traceback
 
 from grader.leftovers import sweep
 from grader.program import program
-from grader.walls import LINUX, MACHINE, NODEV, NOSUID, PROCESSES, enter_processes, forbid_large_mappings, libc, mount, peak_memory, prctl, system
+from grader.walls import (
+    LINUX,
+    MACHINE,
+    NODEV,
+    NOSUID,
+    PROCESSES,
+    enter_processes,
+    forbid_large_mappings,
+    libc,
+    mount,
+    peak_memory,
+    prctl,
+    system,
+)
 
 
 def keep(control, memory, most_output, level, folder, nobody):
@@ -22,13 +36,13 @@ def keep(control, memory, most_output, level, folder, nobody):
     init of its namespace of processes its kill(-1) reaches every process of a run; otherwise it is their subreaper. Never returns."""
     status = 1
     try:
-        prctl(1, signal.SIGKILL)                             # PR_SET_PDEATHSIG: not without the server
-        prctl(36, 1)                                         # PR_SET_CHILD_SUBREAPER
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not without the server
+        prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
         if level == "namespaces":
             enter_processes()
         cwd = os.path.join(folder, "run") if folder else "/dev/shm/run"
         streams = dress(cwd, memory, most_output)
-        prctl(4, 0)                                          # PR_SET_DUMPABLE: no other process of the user looks into this one
+        prctl(4, 0)  # PR_SET_DUMPABLE: no other process of the user looks into this one
         gc.freeze()
         while True:
             mode, fds, _, _ = socket.recv_fds(control, 64, 5)
@@ -36,7 +50,13 @@ def keep(control, memory, most_output, level, folder, nobody):
                 break
             channel, watch, *files = fds
             if level == "namespaces":
-                mount(b"ra3", "/dev/shm", b"tmpfs", NOSUID | NODEV, b"size=512m,nr_inodes=20k,mode=0755")
+                mount(
+                    b"ra3",
+                    "/dev/shm",
+                    b"tmpfs",
+                    NOSUID | NODEV,
+                    b"size=512m,nr_inodes=20k,mode=0755",
+                )
                 os.mkdir(cwd, 0o700)
             pid = os.fork()
             if pid == 0:
@@ -80,13 +100,13 @@ def watch_run(control, watch, pid, memory, level):
             ended, how = os.waitpid(pid, 0 if reason != b"S" else os.WNOHANG)
             if ended:
                 status = how
-                with contextlib.suppress(BrokenPipeError):   # the tester has its verdict already
+                with contextlib.suppress(BrokenPipeError):  # the tester has its verdict already
                     os.write(watch, b"%s%d" % (reason, status))
                 if handle is not None:
                     poll.unregister(handle)
         if control.fileno() in ready:
             over = True
-            control.recv(1)                                  # at its end, too: the server is gone
+            control.recv(1)  # at its end, too: the server is gone
     if handle is not None:
         os.close(handle)
     if level == "namespaces":
@@ -105,11 +125,15 @@ def watch_run(control, watch, pid, memory, level):
 def dress(cwd, memory, most_output):
     """What all programs find, done once: limits, seccomp, environment, streams, signals. Returns the three streams."""
     seccomp = LINUX and MACHINE
-    for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, most_output + 1), (resource.RLIMIT_NOFILE, 4096),
-                         (resource.RLIMIT_AS, 2 * memory + (64 << 20) if seccomp else memory)):
+    for limit, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, most_output + 1),
+        (resource.RLIMIT_NOFILE, 4096),
+        (resource.RLIMIT_AS, 2 * memory + (64 << 20) if seccomp else memory),
+    ):
         hard = resource.getrlimit(limit)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        with contextlib.suppress(ValueError, OSError):       # macOS has no limit of address space
+        with contextlib.suppress(ValueError, OSError):  # macOS has no limit of address space
             resource.setrlimit(limit, (value, value))
     if LINUX:
         system(prctl(38, 1), "no new privileges")
@@ -119,14 +143,29 @@ def dress(cwd, memory, most_output):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
-    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", HOME=cwd, TMPDIR=cwd, LANG="C.UTF-8", PYTHONHASHSEED="0", PYTHONUTF8="1",
-                      OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    os.environ.update(
+        PATH="/usr/local/bin:/usr/bin:/bin",
+        HOME=cwd,
+        TMPDIR=cwd,
+        LANG="C.UTF-8",
+        PYTHONHASHSEED="0",
+        PYTHONUTF8="1",
+        OMP_NUM_THREADS="1",
+        OPENBLAS_NUM_THREADS="1",
+        MKL_NUM_THREADS="1",
+    )
     threading.stack_size(8 << 20)
     atexit._clear()
     sys.argv[:], sys.path[:0] = [os.path.join(cwd, "program.py")], [cwd]
     streams = []
     for fd, (name, how) in enumerate((("<stdin>", "r"), ("<stdout>", "w"), ("<stderr>", "w"))):
-        stream = io.TextIOWrapper(open(fd, how + "b", closefd=False), "utf-8", "surrogateescape" if fd < 2 else "backslashreplace", "\n", fd == 2)
+        stream = io.TextIOWrapper(
+            open(fd, how + "b", closefd=False),
+            "utf-8",
+            "surrogateescape" if fd < 2 else "backslashreplace",
+            "\n",
+            fd == 2,
+        )
         stream.buffer.raw.name, stream.mode = name, how
         streams.append(stream)
     return streams

@@ -1,4 +1,5 @@
 """Nothing is left of a run: directories removed, processes killed."""
+
 import contextlib
 import os
 import shutil

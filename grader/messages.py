@@ -1,7 +1,8 @@
 """What the grader's processes say to each other: verdicts, levels, and messages over sockets (8 bytes of length, then the bytes)."""
+
 import struct
 
-VERDICTS = {                    # where several apply: the first of timeout, output_limit, memory_limit, abnormal_exit, then the rest
+VERDICTS = {  # where several apply: the first of timeout, output_limit, memory_limit, abnormal_exit, then the rest
     "passed": "every assertion completed and held",
     "wrong_answer": "an assertion failed, or an output differs",
     "exception": "the program, or a call that the tests made, raised something else",
@@ -12,7 +13,7 @@ VERDICTS = {                    # where several apply: the first of timeout, out
     "abnormal_exit": "the process ended, or tried to end, before the tests did; a stdio program ended with a status other than 0",
 }
 LEVELS = ("namespaces", "landlock", "process")
-START_LIMIT = 60.0              # seconds for a server or a run to start; more is a fault of the machine, not of the program
+START_LIMIT = 60.0  # seconds for a server or a run to start; more is a fault of the machine, not of the program
 
 
 class HarnessError(RuntimeError):
@@ -26,7 +27,13 @@ class TooLong(Exception):
 def ended_by(e):
     """The verdict on an exception that nobody caught."""
     kind = type(e)
-    return "memory_limit" if issubclass(kind, MemoryError) else "abnormal_exit" if issubclass(kind, SystemExit) else "exception"
+    return (
+        "memory_limit"
+        if issubclass(kind, MemoryError)
+        else "abnormal_exit"
+        if issubclass(kind, SystemExit)
+        else "exception"
+    )
 
 
 def send(sock, data):
@@ -35,6 +42,7 @@ def send(sock, data):
 
 def receive(sock, most=1 << 40, before=None):
     """The next message, or None at the end of the stream. before: called before each wait. Raises TooLong."""
+
     def exactly(size):
         parts = []
         while size:

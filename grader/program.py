@@ -1,4 +1,5 @@
 """The program's process: a fork of the keeper that goes behind the walls, loads the program, and does what the tester asks over a socket."""
+
 import atexit
 import builtins
 import contextlib
@@ -15,7 +16,17 @@ import types
 
 from grader.guard import guard
 from grader.messages import ended_by, receive, send
-from grader.walls import LINUX, MACHINE, NO_CAPABILITIES, PROCESSES, forbid_signals_out, landlock, libc, peak_memory, prctl
+from grader.walls import (
+    LINUX,
+    MACHINE,
+    NO_CAPABILITIES,
+    PROCESSES,
+    forbid_signals_out,
+    landlock,
+    libc,
+    peak_memory,
+    prctl,
+)
 
 
 def program(channel, mode, level, cwd, nobody, files, streams):
@@ -26,7 +37,9 @@ def program(channel, mode, level, cwd, nobody, files, streams):
     for fd, target in zip(files, (0, 1, 2)):
         os.dup2(fd, target)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    at = min(1000, most - 1)                                 # out of the way of programs that close the descriptors they may have got
+    at = min(
+        1000, most - 1
+    )  # out of the way of programs that close the descriptors they may have got
     os.dup2(channel, at, inheritable=False)
     os.closerange(3, at), os.closerange(at + 1, most)
     channel = socket.socket(fileno=at)
@@ -47,25 +60,38 @@ def program(channel, mode, level, cwd, nobody, files, streams):
     sys.modules["__main__"] = types.ModuleType("__main__")
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__, module.__builtins__ = source, builtins
-    os.register_at_fork(after_in_child=threading._after_fork)                # for the program's own forks: see boot.py
+    os.register_at_fork(
+        after_in_child=threading._after_fork
+    )  # for the program's own forks: see boot.py
     own, pid, everyone = vars(module), os.getpid(), vars(builtins)
     pristine = dict(everyone) if mode == "in_process" else everyone
-    real = globals()["__builtins__"]                         # the grader's own: see boot.py
-    load, dump, load_code, leave, getpid, stdout = pickle.loads, pickle.dumps, marshal.loads, os._exit, os.getpid, sys.stdout
+    real = globals()["__builtins__"]  # the grader's own: see boot.py
+    load, dump, load_code, leave, getpid, stdout = (
+        pickle.loads,
+        pickle.dumps,
+        marshal.loads,
+        os._exit,
+        os.getpid,
+        sys.stdout,
+    )
     mutable, copies, classes = (list, dict, set, bytearray), {}, {}
 
     def load_program(text, modules):
-        for name in modules:                                 # what the tests import, before the program can change it
+        for name in modules:  # what the tests import, before the program can change it
             with contextlib.suppress(ImportError):
                 original = importlib.import_module(name)
                 copies[name] = types.ModuleType(name)
                 vars(copies[name]).update(vars(original))
-                classes.update((c, dict(vars(c))) for c in vars(original).values() if isinstance(c, type) and c.__module__ == name)
+                classes.update(
+                    (c, dict(vars(c)))
+                    for c in vars(original).values()
+                    if isinstance(c, type) and c.__module__ == name
+                )
         text = text.removeprefix("\ufeff")
         linecache.cache[source] = (len(text), None, text.splitlines(True), source)
         try:
             code = compile(text, source, "exec", dont_inherit=True)
-        except BaseException:                                # a MemoryError too: the parser's own, of what is nested too deeply
+        except BaseException:  # a MemoryError too: the parser's own, of what is nested too deeply
             return "syntax_error"
         try:
             exec(code, own)
@@ -99,7 +125,13 @@ def program(channel, mode, level, cwd, nobody, files, streams):
         it = own[name]
         where = it.__name__ if isinstance(it, types.ModuleType) else getattr(it, "__module__", None)
         part = "" if isinstance(it, types.ModuleType) else getattr(it, "__qualname__", None)
-        if isinstance(where, str) and isinstance(part, str) and where in sys.modules and where != "program" and "." not in part:
+        if (
+            isinstance(where, str)
+            and isinstance(part, str)
+            and where in sys.modules
+            and where != "program"
+            and "." not in part
+        ):
             if (getattr(sys.modules[where], part, None) if part else sys.modules[where]) is it:
                 return "import", where, part
         return "function" if callable(it) and not isinstance(it, type) else "other"
@@ -110,7 +142,7 @@ def program(channel, mode, level, cwd, nobody, files, streams):
         try:
             args, kwargs = load(blob)
         except Exception:
-            return "not plain",
+            return ("not plain",)
         try:
             out = function(*args, **kwargs)
         except BaseException as e:
@@ -125,11 +157,18 @@ def program(channel, mode, level, cwd, nobody, files, streams):
                 details, after = dump(()), blob
             return "raised", kind.__name__, details, None if after == blob else after
         try:
-            alias = next((i for i, a in enumerate(args) if a is out and isinstance(a, mutable)), None)
+            alias = next(
+                (i for i, a in enumerate(args) if a is out and isinstance(a, mutable)), None
+            )
             after = dump((args, kwargs))
-            return "value", dump(out if alias is None else None), alias, None if after == blob else after
+            return (
+                "value",
+                dump(out if alias is None else None),
+                alias,
+                None if after == blob else after,
+            )
         except BaseException:
-            return "not plain",
+            return ("not plain",)
 
     def test_here(code, entry, named, token):
         """The tests in this process -> (token, verdict, assertions that began, assertions that held)."""
@@ -143,16 +182,36 @@ def program(channel, mode, level, cwd, nobody, files, streams):
                     with contextlib.suppress(AttributeError, TypeError):
                         setattr(kind, name, value)
         begun, held = [], []
-        trust, safe = guard(named), dict(pristine, __import__=lambda name, *rest: copies.get(name) or pristine["__import__"](name, *rest))
+        trust, safe = (
+            guard(named),
+            dict(
+                pristine,
+                __import__=lambda name, *rest: (
+                    copies.get(name) or pristine["__import__"](name, *rest)
+                ),
+            ),
+        )
 
-        class Names(dict):                                   # the program's names, as they are at the moment
+        class Names(dict):  # the program's names, as they are at the moment
             def __missing__(self, name):
                 if name != entry and name in pristine:
                     raise KeyError(name)
-                return copies.get(own[name].__name__, own[name]) if isinstance(own[name], types.ModuleType) else own[name]
+                return (
+                    copies.get(own[name].__name__, own[name])
+                    if isinstance(own[name], types.ModuleType)
+                    else own[name]
+                )
 
-        space = Names({"__name__": "tests", "__builtins__": safe, "<begun>": lambda: begun.append(1), "<held>": lambda: held.append(1),
-                       "<compare>": trust, "<truth>": trust})
+        space = Names(
+            {
+                "__name__": "tests",
+                "__builtins__": safe,
+                "<begun>": lambda: begun.append(1),
+                "<held>": lambda: held.append(1),
+                "<compare>": trust,
+                "<truth>": trust,
+            }
+        )
         try:
             exec(load_code(code), space)
             if entry and "check" in space and "<calls check>" not in named:
@@ -166,7 +225,7 @@ def program(channel, mode, level, cwd, nobody, files, streams):
         return token, "passed", len(begun), len(held)
 
     def say(number, *answer):
-        if getpid() != pid:                                  # a fork of the program came back here: it has no say
+        if getpid() != pid:  # a fork of the program came back here: it has no say
             leave(0)
         send(channel, dump((number, *answer)))
 

@@ -1,4 +1,5 @@
 """The server: forks a tester for each run, has the keeper start the program, and holds the clock. Started by client.py, through boot.py."""
+
 import contextlib
 import gc
 import importlib
@@ -29,7 +30,11 @@ def serve(register_at_fork, fd, memory, most_output):
         importlib.import_module(name)
     os.register_at_fork = register_at_fork
     level, nobody, why = choose_level()
-    folder = None if level == "namespaces" else os.path.join(os.environ["TMPDIR"], f"ra3-grade-{os.urandom(8).hex()}")
+    folder = (
+        None
+        if level == "namespaces"
+        else os.path.join(os.environ["TMPDIR"], f"ra3-grade-{os.urandom(8).hex()}")
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     gc.collect()
     gc.freeze()
@@ -40,19 +45,20 @@ def serve(register_at_fork, fd, memory, most_output):
         if (clone(NEWPID | NEWNS) if level == "namespaces" else os.fork()) == 0:
             keep(theirs, memory, most_output, level, folder, nobody)
         theirs.close()
-        prctl(4, 0)                                          # PR_SET_DUMPABLE: no other process of the user looks into this one
+        prctl(4, 0)  # PR_SET_DUMPABLE: no other process of the user looks into this one
         send(sock, marshal.dumps((level, folder, why)))
         while header := receive(sock):
             mode, seconds, numpy = marshal.loads(header)
             if numpy:
                 with contextlib.suppress(ImportError):
-                    import numpy                             # once, not once a run
+                    import numpy  # once, not once a run
+
                     gc.freeze()
             answer = serve_run(sock, control, mode, seconds, memory, most_output, folder, nobody)
             if answer is None:
                 break
             send(sock, marshal.dumps(answer))
-    except OSError:                                          # the trainer died
+    except OSError:  # the trainer died
         pass
     finally:
         sweep()
@@ -66,7 +72,7 @@ def serve_run(sock, control, mode, seconds_limit, memory, most_output, folder, n
     reading, writing = os.pipe()
     watch, watched = os.pipe()
     ours, theirs = socket.socketpair()
-    cwd = folder and os.path.join(folder, "run")             # with namespaces the keeper has one
+    cwd = folder and os.path.join(folder, "run")  # with namespaces the keeper has one
     if cwd:
         os.mkdir(cwd, 0o700)
         if nobody:
@@ -75,7 +81,9 @@ def serve_run(sock, control, mode, seconds_limit, memory, most_output, folder, n
     if pid == 0:
         os.close(reading), control.close(), theirs.close(), os.close(watched)
         test(sock, writing, Peer(ours, watch), mode, memory, feed)
-    socket.send_fds(control, [mode.encode()], [theirs.fileno(), watched, feed, out, err])        # after the fork: see forbid_signals_out
+    socket.send_fds(
+        control, [mode.encode()], [theirs.fileno(), watched, feed, out, err]
+    )  # after the fork: see forbid_signals_out
     os.close(writing), os.close(watch), os.close(watched), ours.close(), theirs.close()
     said, start, hung_up, timed_out = b"", None, False, False
     deadline = time.perf_counter() + START_LIMIT
@@ -104,7 +112,7 @@ def serve_run(sock, control, mode, seconds_limit, memory, most_output, folder, n
             os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     os.close(reading)
-    control.sendall(b"S")                                    # the keeper ends all that is left of the run
+    control.sendall(b"S")  # the keeper ends all that is left of the run
     control.settimeout(START_LIMIT)
     clean = control.recv(1) == b"C"
     output = os.pread(out, most_output + 1, 0) if mode == "stdio" else b""
@@ -118,10 +126,22 @@ def serve_run(sock, control, mode, seconds_limit, memory, most_output, folder, n
         raise OSError("the keeper ended")
     if timed_out:
         return "timeout", seconds, b"", ""
-    if status or not said:                                   # a clean exit of the tester, and its one message
-        return "harness_error", 0.0, b"", f"the tester ended with status {status} after {said[-300:]!r}" if start else "the run did not start"
+    if status or not said:  # a clean exit of the tester, and its one message
+        return (
+            "harness_error",
+            0.0,
+            b"",
+            f"the tester ended with status {status} after {said[-300:]!r}"
+            if start
+            else "the run did not start",
+        )
     verdict, detail = marshal.loads(said)
-    return ("output_limit" if too_much and verdict != "harness_error" else verdict), seconds, output, detail
+    return (
+        ("output_limit" if too_much and verdict != "harness_error" else verdict),
+        seconds,
+        output,
+        detail,
+    )
 
 
 def memory_file(name):

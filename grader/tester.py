@@ -3,6 +3,7 @@
 It calls the program's functions over a socket. Plain data crosses by pickle, read by an unpickler that makes plain types only; arguments that were
 changed in place come back, exceptions too. Where that is not enough, it has the tests run in the program's process, and the verdict says so.
 """
+
 import builtins
 import importlib
 import io
@@ -18,11 +19,35 @@ import traceback
 from grader.messages import VERDICTS, HarnessError, TooLong, ended_by, receive, send
 from grader.walls import prctl
 
-MESSAGE = 1 << 28               # bytes of an answer of the program, at most
-PLAIN = {("collections", "Counter"), ("collections", "OrderedDict"), ("collections", "defaultdict"), ("collections", "deque"), ("decimal", "Decimal"),
-         ("fractions", "Fraction"), *(("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
-         *(("builtins", name) for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "range", "set",
-                                            "slice", "str", "tuple"))}
+MESSAGE = 1 << 28  # bytes of an answer of the program, at most
+PLAIN = {
+    ("collections", "Counter"),
+    ("collections", "OrderedDict"),
+    ("collections", "defaultdict"),
+    ("collections", "deque"),
+    ("decimal", "Decimal"),
+    ("fractions", "Fraction"),
+    *(("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
+    *(
+        ("builtins", name)
+        for name in (
+            "bool",
+            "bytearray",
+            "bytes",
+            "complex",
+            "dict",
+            "float",
+            "frozenset",
+            "int",
+            "list",
+            "range",
+            "set",
+            "slice",
+            "str",
+            "tuple",
+        )
+    ),
+}
 NAN = pickle.dumps(float("nan"))[2:-1][-9:]
 
 
@@ -53,10 +78,14 @@ def restore(old, new):
     """Make old what new is, in place where it can be. Both came from the same argument. Returns the value to use."""
     if type(old) is type(new):
         if isinstance(old, list):
-            old[:] = [restore(a, b) for a, b in zip(old, new)] + new[len(old):]
+            old[:] = [restore(a, b) for a, b in zip(old, new)] + new[len(old) :]
             return old
         if isinstance(old, (dict, set)):
-            kept = {k: restore(old[k], v) if k in old else v for k, v in new.items()} if isinstance(old, dict) else set(new)
+            kept = (
+                {k: restore(old[k], v) if k in old else v for k, v in new.items()}
+                if isinstance(old, dict)
+                else set(new)
+            )
             old.clear()
             old.update(kept)
             return old
@@ -72,7 +101,15 @@ class Peer:
     """The program, as the tester sees it."""
 
     def __init__(self, channel, watch):
-        self.channel, self.watch, self.number, self.raised, self.trouble, self.lossy, self.turn = channel, watch, 0, {}, None, False, threading.Lock()
+        self.channel, self.watch, self.number, self.raised, self.trouble, self.lossy, self.turn = (
+            channel,
+            watch,
+            0,
+            {},
+            None,
+            False,
+            threading.Lock(),
+        )
         self.poll = select.poll()
         self.poll.register(channel, select.POLLIN)
         self.poll.register(watch, select.POLLIN)
@@ -90,7 +127,7 @@ class Peer:
             data = None
         try:
             said = plain(data) if data else None
-        except InOneProcess:                                 # the frame of an answer is plain, whatever the value in it
+        except InOneProcess:  # the frame of an answer is plain, whatever the value in it
             said = None
         if not isinstance(said, tuple) or not said or said[0] != self.number:
             raise Ended
@@ -106,15 +143,17 @@ class Peer:
 
     def function(self, name):
         """A function that calls the program's."""
+
         def call(*args, **kwargs):
-            if self.trouble:                                 # the tests swallowed it
+            if self.trouble:  # the tests swallowed it
                 raise self.trouble
             try:
-                with self.turn:                              # tests may have threads
+                with self.turn:  # tests may have threads
                     return self.call(name, args, kwargs)
             except (InOneProcess, Ended) as e:
                 self.trouble = e
                 raise
+
         call.__name__ = call.__qualname__ = name
         return call
 
@@ -123,7 +162,7 @@ class Peer:
             blob = pickle.dumps((args, kwargs))
         except Exception:
             raise InOneProcess from None
-        self.lossy = self.lossy or NAN in blob               # whose identity matters, and is lost
+        self.lossy = self.lossy or NAN in blob  # whose identity matters, and is lost
         kind, *rest = self.ask("call", name, blob)
         if kind not in ("value", "raised"):
             raise InOneProcess
@@ -146,13 +185,19 @@ class Peer:
         """How the program's process ended: a verdict, `passed` for status 0. Raises HarnessError."""
         poll = select.poll()
         poll.register(self.watch, select.POLLIN)
-        said = os.read(self.watch, 64) if poll.poll(1000) else b"S256"       # it lives, and closed the channel
+        said = (
+            os.read(self.watch, 64) if poll.poll(1000) else b"S256"
+        )  # it lives, and closed the channel
         if not said:
             raise HarnessError("the keeper ended")
         if said[:1] in b"MN":
             return "memory_limit" if said[:1] == b"M" else "abnormal_exit"
         code = os.waitstatus_to_exitcode(int(said[1:]))
-        return {0: "passed", -getattr(signal, "SIGSYS", 0): "memory_limit", -signal.SIGXFSZ: "output_limit"}.get(code, "abnormal_exit")
+        return {
+            0: "passed",
+            -getattr(signal, "SIGSYS", 0): "memory_limit",
+            -signal.SIGXFSZ: "output_limit",
+        }.get(code, "abnormal_exit")
 
 
 def test(sock, writing, peer, mode, memory, feed):
@@ -166,7 +211,7 @@ def test(sock, writing, peer, mode, memory, feed):
             ready = False
         if not ready:
             raise HarnessError(f"the program's process did not get ready: {peer.end()}")
-        os.write(writing, b"R")                              # the clock runs; what goes wrong now is the program's fault
+        os.write(writing, b"R")  # the clock runs; what goes wrong now is the program's fault
         body = marshal.loads(receive(sock))
         try:
             said = judge(peer, mode, body, memory, feed)
@@ -191,9 +236,11 @@ def judge(peer, mode, body, memory, feed):
         text, given = body
         os.pwrite(feed, given.encode("utf-8", "surrogatepass"), 0)
         verdict, peak = peer.ask("script", text)
-        return "memory_limit" if peak > memory else verdict if verdict in VERDICTS else "abnormal_exit"
+        return (
+            "memory_limit" if peak > memory else verdict if verdict in VERDICTS else "abnormal_exit"
+        )
     text, code, entry, wanted, named, direct, imports = body
-    said, = peer.ask("load", text, imports)
+    (said,) = peer.ask("load", text, imports)
     if said != "loaded":
         verdict = said if said in VERDICTS and said != "passed" else "abnormal_exit"
     elif mode == "in_process":
@@ -205,16 +252,24 @@ def judge(peer, mode, body, memory, feed):
             verdict = ended_well(begun, held, direct, named)
     else:
         verdict = judge_apart(peer, marshal.loads(code), wanted, named, direct, entry)
-        if verdict == "in_process" or verdict in ("wrong_answer", "exception") and ("<shares>" in named or peer.lossy):
+        if (
+            verdict == "in_process"
+            or verdict in ("wrong_answer", "exception")
+            and ("<shares>" in named or peer.lossy)
+        ):
             return "in_process"
-    peak, = peer.ask("peak")
+    (peak,) = peer.ask("peak")
     return "memory_limit" if peak > memory else verdict
 
 
 def judge_apart(peer, code, wanted, named, direct, entry):
     """Run the tests here; the program's functions are called in its own process. -> a verdict, or "in_process"."""
     begun, held = [], []
-    space = {"__name__": "tests", "<begun>": lambda: begun.append(1), "<held>": lambda: held.append(1)}
+    space = {
+        "__name__": "tests",
+        "<begun>": lambda: begun.append(1),
+        "<held>": lambda: held.append(1),
+    }
     for name in sorted(wanted):
         kind, *where = peer.ask("find", name)
         if kind == "function" and f"{name}." not in named:
@@ -227,8 +282,13 @@ def judge_apart(peer, code, wanted, named, direct, entry):
     try:
         try:
             exec(code, space)
-            if entry and "check" in space and "check" not in wanted and "<calls check>" not in named:
-                said, = peer.ask("bind", entry)
+            if (
+                entry
+                and "check" in space
+                and "check" not in wanted
+                and "<calls check>" not in named
+            ):
+                (said,) = peer.ask("bind", entry)
                 if said == "other":
                     raise InOneProcess
                 if said != "function":
@@ -250,6 +310,8 @@ def judge_apart(peer, code, wanted, named, direct, entry):
 
 def ended_well(begun, held, direct, named):
     """The verdict on tests that ran to their end: did every assertion complete, and hold?"""
-    if begun != held and "<no failure is caught>" in named:  # a callback's, swallowed by the program
+    if (
+        begun != held and "<no failure is caught>" in named
+    ):  # a callback's, swallowed by the program
         return "wrong_answer"
     return "passed" if held >= direct else "abnormal_exit"

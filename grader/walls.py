@@ -10,6 +10,7 @@ filter ends a program that asks for more than it at once, so that a failed alloc
 
 The system is called by ctypes: no module of the standard library has these calls.
 """
+
 import contextlib
 import ctypes
 import importlib
@@ -22,14 +23,30 @@ import sys
 from grader.messages import LEVELS, HarnessError
 
 LINUX = sys.platform == "linux"
-PROCESSES = 256                 # processes and threads of a run
-libc = ctypes.PyDLL(None, use_errno=True)                    # PyDLL: calls keep the interpreter's lock, so a clone() is whole
+PROCESSES = 256  # processes and threads of a run
+libc = ctypes.PyDLL(
+    None, use_errno=True
+)  # PyDLL: calls keep the interpreter's lock, so a clone() is whole
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 NOSUID, NODEV, NOEXEC, RDONLY, REC, PRIVATE = 2, 4, 8, 1, 0x4000, 0x40000
 NO_CAPABILITIES = struct.pack("=Ii", 0x20080522, 0)
-MACHINE = {                                                  # numbers of system calls; signals: kill, tkill, tgkill, rt_sigqueueinfo, pidfd_open
-    "x86_64": dict(arch=0xC000003E, mmap=9, mremap=25, clone=56, signals=(62, 200, 234, 129, 434), traces=(101, 310, 311)),
-    "aarch64": dict(arch=0xC00000B7, mmap=222, mremap=216, clone=220, signals=(129, 130, 131, 138, 434), traces=(117, 270, 271)),
+MACHINE = {  # numbers of system calls; signals: kill, tkill, tgkill, rt_sigqueueinfo, pidfd_open
+    "x86_64": dict(
+        arch=0xC000003E,
+        mmap=9,
+        mremap=25,
+        clone=56,
+        signals=(62, 200, 234, 129, 434),
+        traces=(101, 310, 311),
+    ),
+    "aarch64": dict(
+        arch=0xC00000B7,
+        mmap=222,
+        mremap=216,
+        clone=220,
+        signals=(129, 130, 131, 138, 434),
+        traces=(117, 270, 271),
+    ),
 }.get(os.uname().machine)
 
 
@@ -45,7 +62,9 @@ def system(result, what):
 
 
 def mount(source, target, kind, flags, data=None):
-    system(libc.mount(source, target.encode(), kind, ctypes.c_ulong(flags), data), f"mount {target}")
+    system(
+        libc.mount(source, target.encode(), kind, ctypes.c_ulong(flags), data), f"mount {target}"
+    )
 
 
 def choose_level():
@@ -63,7 +82,9 @@ def choose_level():
     nobody = None
     if LINUX and os.geteuid() == 0 and not trial(try_nobody):
         nobody = 65534
-    if strongest != "process" and LINUX and libc.syscall(444, None, 0, 1) >= 1:      # landlock_create_ruleset: its version
+    if (
+        strongest != "process" and LINUX and libc.syscall(444, None, 0, 1) >= 1
+    ):  # landlock_create_ruleset: its version
         return "landlock", nobody, why
     return "process", nobody, why
 
@@ -89,15 +110,22 @@ def enter_namespaces():
     """Of the server: a read-only machine without network, in which this user seems privileged."""
     uid, gid = os.geteuid(), os.getegid()
     system(libc.unshare(NEWUSER | NEWNS | NEWNET | NEWIPC), "unshare")
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
         with open(f"/proc/self/{name}", "w") as f:
             f.write(text)
     mount(None, "/", None, REC | PRIVATE)
     attributes = struct.pack("4Q", RDONLY, 0, 0, 0)
-    system(libc.syscall(442, -100, b"/", 0x8000, attributes, len(attributes)), "mount_setattr")      # recursively
-    mount(b"ra3", "/dev/shm", b"tmpfs", NOSUID | NODEV, b"size=1m,mode=0755")                          # hides what is there
+    system(
+        libc.syscall(442, -100, b"/", 0x8000, attributes, len(attributes)), "mount_setattr"
+    )  # recursively
+    mount(b"ra3", "/dev/shm", b"tmpfs", NOSUID | NODEV, b"size=1m,mode=0755")  # hides what is there
     import fcntl
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:                                        # loopback up
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:  # loopback up
         fcntl.ioctl(s, 0x8914, struct.pack("16sh", b"lo", 1 | 64))
 
 
@@ -105,10 +133,10 @@ def enter_processes():
     """Of the keeper: a view of its own processes only, and a limit on their number."""
     try:
         mount(b"proc", "/proc", b"proc", NOSUID | NODEV | NOEXEC)
-    except OSError:                                          # a container that masks parts of /proc forbids it: none, then
+    except OSError:  # a container that masks parts of /proc forbids it: none, then
         mount(b"ra3", "/proc", b"tmpfs", NOSUID | NODEV | NOEXEC | RDONLY, b"size=4k")
     with contextlib.suppress(OSError):
-        with open("/proc/sys/kernel/pid_max", "w") as f:                     # of this namespace, since Linux 6.14
+        with open("/proc/sys/kernel/pid_max", "w") as f:  # of this namespace, since Linux 6.14
             f.write(str(300 + PROCESSES))
 
 
@@ -132,13 +160,15 @@ def try_nobody():
     os.setuid(65534)
     for folder in {p for p in sys.path if os.path.isdir(p)} | {os.path.dirname(os.__file__)}:
         os.listdir(folder)
-    importlib.import_module("colorsys")                      # of the standard library, and not imported yet
+    importlib.import_module("colorsys")  # of the standard library, and not imported yet
 
 
 def clone(flags):
     """fork() into new namespaces."""
     ctypes.pythonapi.PyOS_BeforeFork()
-    pid = libc.syscall(MACHINE["clone"], ctypes.c_ulong(flags | signal.SIGCHLD), None, None, None, None)
+    pid = libc.syscall(
+        MACHINE["clone"], ctypes.c_ulong(flags | signal.SIGCHLD), None, None, None, None
+    )
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
     else:
@@ -149,8 +179,26 @@ def clone(flags):
 def landlock(cwd):
     """Of a program: from now on it writes below cwd and to /dev/null only, opens no TCP connection, and signals nobody outside."""
     version = libc.syscall(444, None, 0, 1)
-    writes = sum(1 << bit for bit in (1, 4, 5, 6, 7, 8, 9, 10, 11, 12, *([13] * (version >= 2)), *([14] * (version >= 3))))
-    ruleset = struct.pack("QQQ", writes, 3 if version >= 4 else 0, 3 if version >= 6 else 0)[:8 if version < 4 else 16 if version < 6 else 24]
+    writes = sum(
+        1 << bit
+        for bit in (
+            1,
+            4,
+            5,
+            6,
+            7,
+            8,
+            9,
+            10,
+            11,
+            12,
+            *([13] * (version >= 2)),
+            *([14] * (version >= 3)),
+        )
+    )
+    ruleset = struct.pack("QQQ", writes, 3 if version >= 4 else 0, 3 if version >= 6 else 0)[
+        : 8 if version < 4 else 16 if version < 6 else 24
+    ]
     fd = system(libc.syscall(444, ruleset, len(ruleset), 0), "landlock")
     for path, allowed in ((cwd, writes), ("/dev/null", 2 | writes & 1 << 14)):
         beneath = os.open(path, os.O_PATH)
@@ -160,14 +208,31 @@ def landlock(cwd):
     os.close(fd)
 
 
-LOAD, EQUAL, GREATER, AT_LEAST, RETURN, ALLOW, KILL, REFUSE = 0x20, 0x15, 0x25, 0x35, 0x06, 0x7FFF0000, 0x80000000, 0x50001     # of seccomp filters
+LOAD, EQUAL, GREATER, AT_LEAST, RETURN, ALLOW, KILL, REFUSE = (
+    0x20,
+    0x15,
+    0x25,
+    0x35,
+    0x06,
+    0x7FFF0000,
+    0x80000000,
+    0x50001,
+)  # of seccomp filters
 
 
 def filter_calls(code):
     """Install a seccomp filter. code: (operation, jump if true, jump if false, operand), behind a check of the machine."""
-    code = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, MACHINE["arch"]), (RETURN, 0, 0, ALLOW), (LOAD, 0, 0, 0), *code]
+    code = [
+        (LOAD, 0, 0, 4),
+        (EQUAL, 1, 0, MACHINE["arch"]),
+        (RETURN, 0, 0, ALLOW),
+        (LOAD, 0, 0, 0),
+        *code,
+    ]
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in code))
-    rule = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(code)))
+    rule = ctypes.create_string_buffer(
+        struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(code))
+    )
     system(libc.prctl(22, 2, rule, 0, 0), "seccomp")
 
 
@@ -175,21 +240,47 @@ def forbid_large_mappings(most):
     """A single mmap or mremap of more than `most` bytes ends the process with SIGSYS."""
     high, low = most >> 32, most & 0xFFFFFFFF
 
-    def too_large(at, on):             # is the 64-bit argument at this offset larger? `on`: instructions from behind this to ALLOW
-        return [(LOAD, 0, 0, at + 4), (GREATER, on + 4, 0, high), (EQUAL, 0, on + 2, high), (LOAD, 0, 0, at), (GREATER, on + 1, on, low)]
+    def too_large(
+        at, on
+    ):  # is the 64-bit argument at this offset larger? `on`: instructions from behind this to ALLOW
+        return [
+            (LOAD, 0, 0, at + 4),
+            (GREATER, on + 4, 0, high),
+            (EQUAL, 0, on + 2, high),
+            (LOAD, 0, 0, at),
+            (GREATER, on + 1, on, low),
+        ]
 
-    filter_calls([(EQUAL, 1, 0, MACHINE["mmap"]), (EQUAL, 5, 10, MACHINE["mremap"]),
-                  *too_large(24, 5), *too_large(32, 0), (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, KILL)])     # mmap's length, mremap's new one
+    filter_calls(
+        [
+            (EQUAL, 1, 0, MACHINE["mmap"]),
+            (EQUAL, 5, 10, MACHINE["mremap"]),
+            *too_large(24, 5),
+            *too_large(32, 0),
+            (RETURN, 0, 0, ALLOW),
+            (RETURN, 0, 0, KILL),
+        ]
+    )  # mmap's length, mremap's new one
 
 
 def forbid_signals_out(pid):
     """Without a namespace of processes: signals only to oneself and to younger processes (all of the grader's are older), and to one's own groups."""
     never, asked = MACHINE["traces"], MACHINE["signals"]
     n = len(never) + len(asked)
-    filter_calls([*((EQUAL, n - i + 5, 0, call) for i, call in enumerate(never)),                                      # to REFUSE
-                  *((EQUAL, len(asked) - i, 0, call) for i, call in enumerate(asked)), (RETURN, 0, 0, ALLOW),           # to the next line
-                  (LOAD, 0, 0, 16), (AT_LEAST, 2, 0, 0x80000000), (EQUAL, 3, 0, 0), (AT_LEAST, 2, 1, pid),
-                  (GREATER, 0, 1, (1 << 32) - pid), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)])
+    filter_calls(
+        [
+            *((EQUAL, n - i + 5, 0, call) for i, call in enumerate(never)),  # to REFUSE
+            *((EQUAL, len(asked) - i, 0, call) for i, call in enumerate(asked)),
+            (RETURN, 0, 0, ALLOW),  # to the next line
+            (LOAD, 0, 0, 16),
+            (AT_LEAST, 2, 0, 0x80000000),
+            (EQUAL, 3, 0, 0),
+            (AT_LEAST, 2, 1, pid),
+            (GREATER, 0, 1, (1 << 32) - pid),
+            (RETURN, 0, 0, REFUSE),
+            (RETURN, 0, 0, ALLOW),
+        ]
+    )
 
 
 def peak_memory(pid):

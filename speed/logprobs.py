@@ -18,6 +18,7 @@ What was tried (core-seconds; V = 49,152, D = 576, AMD EPYC with avx512_bf16 and
     freed memory kept (model.settle_memory)         two idle cores, wall time: 0.87 -> 0.84 s; the plain way, which asks for gigabytes, 1.36 -> 0.78     kept
     packed weights                                  not tried: products of blocks already run at 95 to 99% of a large one's rate                   -
 """
+
 import functools
 import os
 import pathlib
@@ -36,6 +37,7 @@ def plain(hidden, weight, targets):
 
 def cut(hidden, weight, targets):
     from cut_cross_entropy import linear_cross_entropy
+
     return -linear_cross_entropy(hidden, weight, targets, impl="torch_compile", reduction="none")
 
 
@@ -49,7 +51,13 @@ FUNCTIONS = {"ours": ours, "ours, compiled": ours, "plain": plain, "cut-cross-en
 def calls(V, D, gradient, names, device="cpu"):
     """{name: call}, each warmed up on a few tokens."""
     gen = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(n, D, generator=gen).to(device, torch.bfloat16).mul_(scale).requires_grad_(gradient) for n, scale in ((N, 1), (V, D ** -0.5)))
+    hidden, weight = (
+        torch.randn(n, D, generator=gen)
+        .to(device, torch.bfloat16)
+        .mul_(scale)
+        .requires_grad_(gradient)
+        for n, scale in ((N, 1), (V, D**-0.5))
+    )
     targets = torch.randint(V, (N,), generator=gen).to(device)
 
     def call(name, n):
@@ -58,6 +66,7 @@ def calls(V, D, gradient, names, device="cpu"):
         if gradient:
             logp.sum().backward()
             hidden.grad = weight.grad = None
+
     for name in names:
         call(name, 60), call(name, 61)
     return {name: functools.partial(call, name, N) for name in names}
@@ -65,23 +74,49 @@ def calls(V, D, gradient, names, device="cpu"):
 
 def memory(name, V, D, gradient):
     root = str(pathlib.Path(__file__).parent.parent)
-    code = (f"sys.path.insert(0, {root!r})\nfrom speed.logprobs import calls\nV, D, gradient, name = argv\n"
-            "call = calls(int(V), int(D), gradient == 'True', [name])[name]")
+    code = (
+        f"sys.path.insert(0, {root!r})\nfrom speed.logprobs import calls\nV, D, gradient, name = argv\n"
+        "call = calls(int(V), int(D), gradient == 'True', [name])[name]"
+    )
     return peak_mb(code, V, D, gradient, name)
 
 
 def rows(quick, rates, args):
-    names = ["ours"] + ["ours, compiled"] * (not quick) + ["plain"]                      # the last one leaves elbo.COMPILE as it was
-    if installed("cut_cross_entropy") and installed("triton"):                           # it imports triton, used or not
+    names = (
+        ["ours"] + ["ours, compiled"] * (not quick) + ["plain"]
+    )  # the last one leaves elbo.COMPILE as it was
+    if installed("cut_cross_entropy") and installed("triton"):  # it imports triton, used or not
         names.append("cut-cross-entropy")
-    for V, D in ((49152, 576), (151936, 1536))[:1 if quick else 2]:
+    for V, D in ((49152, 576), (151936, 1536))[: 1 if quick else 2]:
         for gradient in (False, True):
             repeats = 1 if quick else 5
             limit = (6 if gradient else 2) * N * V * D / rates.flops
-            row = {"row": f"log-probs{', with gradient' * gradient}, V={V} D={D}", "work": N, "unit": "tokens", "limit_s": limit,
-                   "seconds": interleaved(calls(V, D, gradient, names, rates.device), repeats, rates, "log-probs", warm=False),
-                   "target": {"plain": 2 if gradient else 2.4 if V < 100_000 else 1.8, "cut-cross-entropy": 1 if gradient else 1.2}}
+            row = {
+                "row": f"log-probs{', with gradient' * gradient}, V={V} D={D}",
+                "work": N,
+                "unit": "tokens",
+                "limit_s": limit,
+                "seconds": interleaved(
+                    calls(V, D, gradient, names, rates.device),
+                    repeats,
+                    rates,
+                    "log-probs",
+                    warm=False,
+                ),
+                "target": {
+                    "plain": 2 if gradient else 2.4 if V < 100_000 else 1.8,
+                    "cut-cross-entropy": 1 if gradient else 1.2,
+                },
+            }
             if rates.device.type == "cpu" and not quick and os.path.exists("/proc/self/clear_refs"):
                 row["memory_mb"] = {name: memory(name, V, D, gradient) for name in names}
-            row["note"] = "; ".join(filter(None, (f"at the limit it would be {row['seconds']['plain'] / limit:.2f} x plain", absent("cut-cross-entropy", "triton"))))
+            row["note"] = "; ".join(
+                filter(
+                    None,
+                    (
+                        f"at the limit it would be {row['seconds']['plain'] / limit:.2f} x plain",
+                        absent("cut-cross-entropy", "triton"),
+                    ),
+                )
+            )
             yield row

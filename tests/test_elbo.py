@@ -3,6 +3,7 @@
 The world of the enumeration: five tokens, two of which begin a comment; two lines; thoughts of at most two tokens. That makes 11
 latents a line and 121 latent sequences, all of which are visited.
 """
+
 import itertools
 import math
 import types
@@ -19,13 +20,17 @@ HASH, NEWLINE, V, THINK_MAX = (0, 4), 1, 5, 2
 TOK = types.SimpleNamespace(thought_ids=list(HASH), stop_ids=[NEWLINE], closing_ids=[])
 SNIP = Snippet(ids=[2, 3, 1, 3, 2, 1, 2, 3, 3], prompt=2, first=[3, 6], sep=[[NEWLINE], [NEWLINE]])
 WORDS = [i for i in range(V) if i != NEWLINE]
-LATENTS = [()] + [(h,) for h in HASH] + [(h, w) for h in HASH for w in WORDS]            # () is <act>; Z of them
-THINKS = torch.tensor([len(z) > 0 for z in LATENTS])                                     # (Z,)
+LATENTS = (
+    [()] + [(h,) for h in HASH] + [(h, w) for h in HASH for w in WORDS]
+)  # () is <act>; Z of them
+THINKS = torch.tensor([len(z) > 0 for z in LATENTS])  # (Z,)
 LOG_Z = math.log(len(LATENTS) - 1)
 
 
 def tiny_model(seed):
-    cfg = ModelConfig(vocab_size=V, n_layer=2, n_head=2, n_kv_head=1, d_model=16, d_ff=24, max_len=24)
+    cfg = ModelConfig(
+        vocab_size=V, n_layer=2, n_head=2, n_kv_head=1, d_model=16, d_ff=24, max_len=24
+    )
     return Transformer(cfg).init_weights(seed).double()
 
 
@@ -52,21 +57,29 @@ def log_pi(model):
         ids, _, lines = with_thoughts(z0, z1)
         logp = softmaxed(model, ids).detach()
         for t, (a, b) in enumerate(lines):
-            out[i, j, t] = sum(logp[k - 1, ids[k]] for k in range(a, b)) - (1 - logp[a - 1, list(HASH)].exp().sum()).log()
+            out[i, j, t] = (
+                sum(logp[k - 1, ids[k]] for k in range(a, b))
+                - (1 - logp[a - 1, list(HASH)].exp().sum()).log()
+            )
     return out
 
 
 def random_q(seed):
     """Logits of an arbitrary q: (Z,) of z_0 and (Z, Z) of z_1 given z_0."""
     gen = torch.Generator().manual_seed(seed)
-    return [(2 * torch.randn(shape, generator=gen, dtype=torch.float64)).requires_grad_() for shape in ((len(LATENTS),), (len(LATENTS),) * 2)]
+    return [
+        (2 * torch.randn(shape, generator=gen, dtype=torch.float64)).requires_grad_()
+        for shape in ((len(LATENTS),), (len(LATENTS),) * 2)
+    ]
 
 
 def exact_elbo(logpi, logq0, logq1, alpha):
     """sum_z q(z) [ sum_t log pi(a_t | s_t, z_t) - KL_t ], the KL of each step in closed form (Prop. 5.1)."""
+
     def kl(logq):
-        thought = logq[..., 1:] - logq[..., 1:].logsumexp(-1, keepdim=True)              # q(. | <think>)
+        thought = logq[..., 1:] - logq[..., 1:].logsumexp(-1, keepdim=True)  # q(. | <think>)
         return kl_exact(logq[..., 0].exp(), -(thought.exp() * thought).sum(-1), alpha, LOG_Z)
+
     return ((logq0[:, None] + logq1).exp() * (logpi.sum(-1) - kl(logq0) - kl(logq1)[:, None])).sum()
 
 
@@ -79,8 +92,8 @@ def logpi():
 @pytest.mark.parametrize("seed", range(3))
 def test_bound(logpi, alpha, seed):
     """ELBO <= log p(x) = log sum_z p(z) pi(x | z); the gap is KL(q || posterior); it closes at the posterior."""
-    prior = log_prior(THINKS, alpha, LOG_Z)                                              # (Z,)
-    joint = prior[:, None] + prior + logpi.sum(-1)                                       # (Z, Z) log p(x, z)
+    prior = log_prior(THINKS, alpha, LOG_Z)  # (Z,)
+    joint = prior[:, None] + prior + logpi.sum(-1)  # (Z, Z) log p(x, z)
     log_px, posterior = joint.logsumexp((0, 1)), joint - joint.logsumexp((0, 1))
     logq0, logq1 = (x.detach().log_softmax(-1) for x in random_q(seed))
     bound = exact_elbo(logpi, logq0, logq1, alpha)
@@ -89,7 +102,7 @@ def test_bound(logpi, alpha, seed):
     assert gap > 0.01 and bound < log_px
     assert (log_px - bound - gap).abs() < 1e-9
 
-    best0 = posterior.logsumexp(1)                                                       # q(z_0), q(z_1 | z_0) of the posterior
+    best0 = posterior.logsumexp(1)  # q(z_0), q(z_1 | z_0) of the posterior
     assert (exact_elbo(logpi, best0, posterior - best0[:, None], alpha) - log_px).abs() < 1e-9
 
 
@@ -99,26 +112,34 @@ def test_k_sample_bound(logpi, seed):
     alpha = 0.6
     prior = log_prior(THINKS, alpha, LOG_Z)
     logq0, logq1 = (x.detach().log_softmax(-1) for x in random_q(seed))
-    logq = (logq0[:, None] + logq1).flatten()                                            # (Z*Z,)
+    logq = (logq0[:, None] + logq1).flatten()  # (Z*Z,)
     joint = (prior[:, None] + prior + logpi.sum(-1)).flatten()
     log_w, expected = joint - logq, []
     for K in (1, 2, 3):
         shapes = [[-1 if i == k else 1 for i in range(K)] for k in range(K)]
-        w = torch.stack(torch.broadcast_tensors(*[log_w.view(s) for s in shapes]))       # (K, Z*Z, ..., Z*Z)
+        w = torch.stack(
+            torch.broadcast_tensors(*[log_w.view(s) for s in shapes])
+        )  # (K, Z*Z, ..., Z*Z)
         p = sum(logq.view(s) for s in shapes).exp()
         expected.append(float((p * iw_bound(w)).sum()))
     assert expected[0] == pytest.approx(float(exact_elbo(logpi, logq0, logq1, alpha)), abs=1e-9)
     log_px = joint.logsumexp(0)
     assert expected[0] + 1e-3 < expected[1] < expected[2] - 1e-4 < float(log_px)
-    assert torch.allclose(iw_bound(log_px.expand(3, 7)), log_px.expand(7), rtol=0, atol=1e-12)       # q the posterior: w = p(x) whatever K
-    assert float(iw_bound(log_w + logq + math.log(len(logq)))) == pytest.approx(float(log_px), abs=1e-9)     # every z once, q uniform
+    assert torch.allclose(
+        iw_bound(log_px.expand(3, 7)), log_px.expand(7), rtol=0, atol=1e-12
+    )  # q the posterior: w = p(x) whatever K
+    assert float(iw_bound(log_w + logq + math.log(len(logq)))) == pytest.approx(
+        float(log_px), abs=1e-9
+    )  # every z once, q uniform
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
 def test_prior_sums_to_one(alpha):
     """The prior over <act> and all thoughts has mass one, alpha of it on <act>."""
     p = log_prior(THINKS, alpha, LOG_Z).exp()
-    assert float(p.sum()) == pytest.approx(1, abs=1e-12) and float(p[0]) == pytest.approx(alpha, abs=1e-12)
+    assert float(p.sum()) == pytest.approx(1, abs=1e-12) and float(p[0]) == pytest.approx(
+        alpha, abs=1e-12
+    )
 
 
 def test_kl_exact():
@@ -129,9 +150,16 @@ def test_kl_exact():
     entropy = -(thought.exp() * thought).sum(-1)
     for alpha in (0.05, 0.5, 0.99):
         want = (logq.exp() * (logq - log_prior(THINKS, alpha, LOG_Z))).sum(-1)
-        assert torch.allclose(kl_exact(logq[:, 0].exp(), entropy, alpha, LOG_Z), want, rtol=0, atol=1e-12)
-        assert float(kl_exact(torch.tensor(alpha), torch.tensor(LOG_Z), alpha, LOG_Z)) == pytest.approx(0, abs=1e-6)
-    assert kl_exact(torch.tensor([1.0, 0.9]), torch.tensor(0.0), 1.0, LOG_Z).tolist() == [0, math.inf]
+        assert torch.allclose(
+            kl_exact(logq[:, 0].exp(), entropy, alpha, LOG_Z), want, rtol=0, atol=1e-12
+        )
+        assert float(
+            kl_exact(torch.tensor(alpha), torch.tensor(LOG_Z), alpha, LOG_Z)
+        ) == pytest.approx(0, abs=1e-6)
+    assert kl_exact(torch.tensor([1.0, 0.9]), torch.tensor(0.0), 1.0, LOG_Z).tolist() == [
+        0,
+        math.inf,
+    ]
 
 
 def test_line_rewards():
@@ -141,6 +169,7 @@ def test_line_rewards():
 
 
 # ---------------------------------------------------------------- log-probabilities of tokens
+
 
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_token_logprobs(chunk):
@@ -152,18 +181,29 @@ def test_token_logprobs(chunk):
 
     def full(hidden, weight):
         logp = (hidden @ weight.T).log_softmax(-1)
-        return torch.stack([logp[range(10), targets]] + [logp[:, s].exp().sum(-1).log() for s in sets])
+        return torch.stack(
+            [logp[range(10), targets]] + [logp[:, s].exp().sum(-1).log() for s in sets]
+        )
 
     results = []
-    for f, dtype in ((full, torch.float64), (lambda h, w: token_logprobs(h, w, targets, sets, chunk=chunk), torch.float32)):
+    for f, dtype in (
+        (full, torch.float64),
+        (lambda h, w: token_logprobs(h, w, targets, sets, chunk=chunk), torch.float32),
+    ):
         h, w = (x.detach().to(dtype, copy=True).requires_grad_() for x in (hidden, weight))
         out = f(h, w)
         (out * mix.to(dtype)).sum().backward()
         results.append((out.detach(), h.grad, w.grad))
     for want, got in zip(*results):
-        assert got.dtype == torch.float32 and torch.allclose(got.double(), want, rtol=1e-5, atol=1e-5)
+        assert got.dtype == torch.float32 and torch.allclose(
+            got.double(), want, rtol=1e-5, atol=1e-5
+        )
     with torch.no_grad():
-        assert torch.allclose(token_logprobs(hidden, weight, targets, sets, chunk=chunk).double(), results[0][0], atol=1e-5)
+        assert torch.allclose(
+            token_logprobs(hidden, weight, targets, sets, chunk=chunk).double(),
+            results[0][0],
+            atol=1e-5,
+        )
         assert token_logprobs(hidden[:0], weight, targets[:0], sets).shape == (4, 0)
 
 
@@ -172,20 +212,28 @@ def test_entropy_of_the_distributions(chunk):
     """The last row equals -sum p log p of the full softmax in float64, from nearly even to nearly certain distributions; the other rows and their gradients
     are those without it, and it has none of its own."""
     gen = torch.Generator().manual_seed(1)
-    hidden, weight = torch.randn(12, 8, generator=gen) * torch.logspace(-2, 1.7, 12)[:, None], torch.randn(30, 8, generator=gen)
-    targets, logp = torch.randint(30, (12,), generator=gen), (hidden.double() @ weight.double().T).log_softmax(-1)
+    hidden, weight = (
+        torch.randn(12, 8, generator=gen) * torch.logspace(-2, 1.7, 12)[:, None],
+        torch.randn(30, 8, generator=gen),
+    )
+    targets, logp = (
+        torch.randint(30, (12,), generator=gen),
+        (hidden.double() @ weight.double().T).log_softmax(-1),
+    )
     want = -(logp.exp() * logp).sum(-1)
-    assert want[0] > 3.39 and want.min() < 0.1                                           # log 30 is 3.40
+    assert want[0] > 3.39 and want.min() < 0.1  # log 30 is 3.40
     rows = []
     for entropy in (False, True):
         h = hidden.clone().requires_grad_()
         out = token_logprobs(h, weight, targets, [[4, 5]], chunk=chunk, entropy=entropy)
         assert out.shape == (2 + entropy, 12)
-        out.sum().backward()                                                             # the entropy's part of it must not count
+        out.sum().backward()  # the entropy's part of it must not count
         rows.append((out.detach(), h.grad))
     assert torch.allclose(rows[1][0][2].double(), want, rtol=1e-4, atol=1e-4)
     assert torch.equal(rows[0][0], rows[1][0][:2]) and torch.equal(rows[0][1], rows[1][1])
-    huge = token_logprobs(torch.eye(8)[:1] * 1e4, weight, targets[:1], entropy=True)     # all mass on one token: p log p is 0 where p is
+    huge = token_logprobs(
+        torch.eye(8)[:1] * 1e4, weight, targets[:1], entropy=True
+    )  # all mass on one token: p log p is 0 where p is
     assert huge[1].tolist() == [0]
 
 

@@ -1,4 +1,5 @@
 """The E-step: gradients against enumeration, rollouts against token-by-token sampling, and its limits."""
+
 import copy
 import heapq
 import inspect
@@ -17,7 +18,19 @@ from estep import advantages, durations, event_logprobs, hidden_before, policy_g
 from model import ModelConfig, Transformer
 from rollouts import ACT, END, FIRST, TOKEN, Rollouts, Row, draw_uniforms, rollout
 from speed.estep import token_by_token
-from test_elbo import HASH, LATENTS, NEWLINE, SNIP, THINK_MAX as TINY_MAX, TOK, log_pi, random_q, softmaxed, tiny_model, with_thoughts
+from test_elbo import (
+    HASH,
+    LATENTS,
+    NEWLINE,
+    SNIP,
+    THINK_MAX as TINY_MAX,
+    TOK,
+    log_pi,
+    random_q,
+    softmaxed,
+    tiny_model,
+    with_thoughts,
+)
 
 torch.set_num_threads(1)
 G, THINK_MAX, C = 4, 6, 0.3
@@ -25,16 +38,18 @@ G, THINK_MAX, C = 4, 6, 0.3
 
 # ---------------------------------------------------------------- the gradient, by enumeration (the world of test_elbo.py)
 
-PAIRS = list(itertools.product(range(len(LATENTS)), repeat=2))                           # every (z_0, z_1): 121
+PAIRS = list(itertools.product(range(len(LATENTS)), repeat=2))  # every (z_0, z_1): 121
 
 
 @pytest.fixture(scope="module")
 def enumerated():
     """log pi of the lines, whether they think, and by definition what each thought gains: (121, 2) each."""
-    logpi = log_pi(tiny_model(0)).numpy()                                                # (Z, Z, 2)
+    logpi = log_pi(tiny_model(0)).numpy()  # (Z, Z, 2)
     line_logp = logpi.reshape(-1, 2)
     think = np.array(PAIRS) > 0
-    gain = np.array([[logpi[i, 0].sum() - logpi[0, 0].sum(), logpi[i, j, 1] - logpi[i, 0, 1]] for i, j in PAIRS])
+    gain = np.array(
+        [[logpi[i, 0].sum() - logpi[0, 0].sum(), logpi[i, j, 1] - logpi[i, 0, 1]] for i, j in PAIRS]
+    )
     return line_logp, gain, think
 
 
@@ -51,18 +66,37 @@ def test_expected_gradient(enumerated, credit, rows, size):
     tables = random_q(5)
     logq = [x.log_softmax(-1) for x in tables]
     i, j = torch.tensor(PAIRS).T
-    steps = torch.stack([logq[0][i], logq[1][i, j]], 1)                               # (121, 2) log q(z_t | z_<t)
-    act = torch.stack([logq[0][0].expand(len(PAIRS)), logq[1][i, 0]], 1)              # (121, 2) log q(<act> | z_<t)
+    steps = torch.stack([logq[0][i], logq[1][i, j]], 1)  # (121, 2) log q(z_t | z_<t)
+    act = torch.stack(
+        [logq[0][0].expand(len(PAIRS)), logq[1][i, 0]], 1
+    )  # (121, 2) log q(<act> | z_<t)
     decision = torch.where(torch.tensor(think), torch.log1p(-act.exp()), act)
-    content = steps - decision                                                        # log q(z_t | z_<t, <think>); 0 for <act>
+    content = steps - decision  # log q(z_t | z_<t, <think>); 0 for <act>
     reward = torch.tensor((line_logp - C * think).sum(1))
     J = (steps.sum(1).exp() * reward).sum()
 
-    batches = np.array(list(itertools.product(range(len(PAIRS)), repeat=rows)))          # (121^rows, rows)
-    A = np.stack([advantages(line_logp[n], gain[n], think[n], np.ones_like(think[n]), size, C, credit, normalise=False) for n in batches], 1)
-    A = torch.tensor(A)                                                                  # (2, 121^rows, rows, 2)
-    per_batch = (A[0] * decision[batches] + A[1] * content[batches]).sum(2).mean(1)      # 1/N sum_n sum_t A_t log q
-    weight = steps.sum(1).detach()[batches].sum(1).exp()                                 # probability of the batch
+    batches = np.array(list(itertools.product(range(len(PAIRS)), repeat=rows)))  # (121^rows, rows)
+    A = np.stack(
+        [
+            advantages(
+                line_logp[n],
+                gain[n],
+                think[n],
+                np.ones_like(think[n]),
+                size,
+                C,
+                credit,
+                normalise=False,
+            )
+            for n in batches
+        ],
+        1,
+    )
+    A = torch.tensor(A)  # (2, 121^rows, rows, 2)
+    per_batch = (
+        (A[0] * decision[batches] + A[1] * content[batches]).sum(2).mean(1)
+    )  # 1/N sum_n sum_t A_t log q
+    weight = steps.sum(1).detach()[batches].sum(1).exp()  # probability of the batch
     for got, want in zip(gradient((weight * per_batch).sum(), tables), gradient(J, tables)):
         assert want.abs().max() > 1e-3 and (got - want).abs().max() < 1e-9
 
@@ -90,15 +124,35 @@ def test_expected_policy_gradient(enumerated, credit):
                 events.append((n, b, END, t, NEWLINE))
                 total = total + logp[b - 1, NEWLINE]
         logq.append(total)
-        rows.append(Row(SNIP, 0, None, ids, None, None, {t: list(x) for t, x in enumerate(z) if x}, None))
-    logq = torch.stack(logq)                                                             # (121,)
+        rows.append(
+            Row(SNIP, 0, None, ids, None, None, {t: list(x) for t, x in enumerate(z) if x}, None)
+        )
+    logq = torch.stack(logq)  # (121,)
     assert float(logq.detach().logsumexp(0)) == pytest.approx(0, abs=1e-9)
-    want = gradient((logq.exp() * torch.tensor((line_logp - C * think).sum(1))).sum(), list(q.parameters()))
+    want = gradient(
+        (logq.exp() * torch.tensor((line_logp - C * think).sum(1))).sum(), list(q.parameters())
+    )
 
     rolls = Rollouts(rows, 1, [], np.array(events), np.zeros(len(events)), 0)
-    A = np.concatenate([advantages(line_logp[n:n + 1], gain[n:n + 1], think[n:n + 1], np.ones((1, 2), bool), 1, C, credit, normalise=False)
-                        for n in range(len(rows))], 1)                                   # (2, 121, 2): each alone, no baseline
-    policy_gradient(q, q, TOK, rolls, A * logq.detach().exp().numpy()[:, None] * len(rows), micro_tokens=500)
+    A = np.concatenate(
+        [
+            advantages(
+                line_logp[n : n + 1],
+                gain[n : n + 1],
+                think[n : n + 1],
+                np.ones((1, 2), bool),
+                1,
+                C,
+                credit,
+                normalise=False,
+            )
+            for n in range(len(rows))
+        ],
+        1,
+    )  # (2, 121, 2): each alone, no baseline
+    policy_gradient(
+        q, q, TOK, rolls, A * logq.detach().exp().numpy()[:, None] * len(rows), micro_tokens=500
+    )
     scale = max(float(g.abs().max()) for g in want)
     for p, g in zip(q.parameters(), want):
         assert (p.grad + g).abs().max() < 1e-5 * scale
@@ -115,35 +169,55 @@ def test_rollouts_in_the_enumerated_world(enumerated):
         at = PAIRS.index((LATENTS.index(z[0]), LATENTS.index(z[1])))
         seen.add(at)
         assert row.ids == with_thoughts(*z)[0]
-        assert np.allclose(row.line_logp, line_logp[at], atol=1e-5) and np.allclose(row.gain, gain[at], atol=1e-5)
+        assert np.allclose(row.line_logp, line_logp[at], atol=1e-5) and np.allclose(
+            row.gain, gain[at], atol=1e-5
+        )
     assert len(seen) > 15
 
 
 # ---------------------------------------------------------------- token-by-token sampling, written a second time
 
+
 @pytest.fixture(scope="module")
 def tok():
     rng = random.Random(0)
-    return tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)] + [inspect.getsource(heapq)], 400)
+    return tokenizer.train_tokenizer(
+        ["".join(tasks.base_text(rng)) for _ in range(300)] + [inspect.getsource(heapq)], 400
+    )
 
 
 @pytest.fixture(scope="module")
 def snips(tok):
     """Four functions of the built-in domain, three of the standard library, and code in column 0; 2 to 11 lines."""
-    found = [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in (tasks.expert_task(0, i, "train") for i in (0, 1, 4, 7))]
-    found += [data.snippet(tok, text, chars, name) for name, text, chars in functions.functions(inspect.getsource(heapq))
-              if name in ("heappush", "heappop", "_siftdown")]
+    found = [
+        data.snippet(tok, t.prompt + t.solution, len(t.prompt))
+        for t in (tasks.expert_task(0, i, "train") for i in (0, 1, 4, 7))
+    ]
+    found += [
+        data.snippet(tok, text, chars, name)
+        for name, text, chars in functions.functions(inspect.getsource(heapq))
+        if name in ("heappush", "heappop", "_siftdown")
+    ]
     return found + [data.snippet(tok, "x = [1]\nfor i in x:\n    y = i\nz = x\n", 7)]
 
 
 def thinker(tok, seed):
     """A random Transformer that thinks before about one line in three and ends a thought with about every fourth token. Coordinate 0 of
     the residual stream is the same for every token, so that column 0 of the head acts as a bias."""
-    cfg = ModelConfig(vocab_size=tok.vocab_size, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, max_len=512, tied=False)
+    cfg = ModelConfig(
+        vocab_size=tok.vocab_size,
+        n_layer=2,
+        n_head=4,
+        n_kv_head=2,
+        d_model=32,
+        d_ff=48,
+        max_len=512,
+        tied=False,
+    )
     model = Transformer(cfg).init_weights(seed)
     with torch.no_grad():
         for block in model.blocks:
-            block.q.weight *= 5                                                          # attend to some tokens, not to all alike
+            block.q.weight *= 5  # attend to some tokens, not to all alike
             block.o.weight[0] = block.down.weight[0] = 0
         model.embed.weight[:, 0] = 1.5
         model.head.weight[:, 0] = 0
@@ -169,23 +243,29 @@ def inverse_cdf(p, u):
 
 def after(tok, snip, t, thought):
     """What stands between a thought and its line: a newline, unless the thought ends with one, and the indentation."""
-    return snip.sep[t][tok.decode(thought).endswith("\n"):]
+    return snip.sep[t][tok.decode(thought).endswith("\n") :]
 
 
 def score(pi, tok, snip, thoughts):
     """log pi(a_t | s_t, z_t) of all lines with these thoughts in the context: the line's tokens, the first given that it is no '#'."""
-    ids, spans = list(snip.ids[:snip.first[0]]), []
+    ids, spans = list(snip.ids[: snip.first[0]]), []
     for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
         ids += thoughts[t] + after(tok, snip, t, thoughts[t]) if t in thoughts else []
         spans.append((len(ids), len(ids) + b - a))
         ids += snip.ids[a:b]
     p = distributions(pi, ids)
-    return np.array([sum(np.log(p[k - 1, ids[k]]) for k in range(a, b)) - np.log(1 - p[a - 1, tok.thought_ids].sum()) for a, b in spans])
+    return np.array(
+        [
+            sum(np.log(p[k - 1, ids[k]]) for k in range(a, b))
+            - np.log(1 - p[a - 1, tok.thought_ids].sum())
+            for a, b in spans
+        ]
+    )
 
 
 def sequential(q, tok, snip, uniforms, think_max, rate=None, horizon=0):
     """Sample the latents of one snippet, forwarding the whole prefix for every token -> ids, thoughts, log q of each event."""
-    ids, thoughts, logq = list(snip.ids[:snip.first[0]]), {}, []
+    ids, thoughts, logq = list(snip.ids[: snip.first[0]]), {}, []
     for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
         if not horizon or t < horizon:
             p = distributions(q, ids)[-1]
@@ -212,7 +292,9 @@ def sequential(q, tok, snip, uniforms, think_max, rate=None, horizon=0):
 
 
 @pytest.mark.parametrize("same", [False, True])
-@pytest.mark.parametrize("settings", [{}, {"rate": 0.5}, {"rate": 1.0}, {"horizon": 2}, {"think_max": 1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"rate": 0.5}, {"rate": 1.0}, {"horizon": 2}, {"think_max": 1}], ids=str
+)
 def test_rollouts_are_sequential_sampling(tok, snips, models, same, settings):
     """Thoughts, ids, log q, the lines' likelihoods and the gains of `rollout` against the slow sampler with the same uniforms."""
     q, pi = models[0], models[0] if same else models[1]
@@ -229,9 +311,13 @@ def test_rollouts_are_sequential_sampling(tok, snips, models, same, settings):
         assert np.allclose(row.line_logp, score(pi, tok, snip, thoughts), rtol=0, atol=1e-3)
         for t in range(L):
             till = [{s: z for s, z in thoughts.items() if s < end} for end in (t, t + 1)]
-            without, gained = (score(pi, tok, snip, z)[t:].sum() for z in till) if t in thoughts else (0, 0)
+            without, gained = (
+                (score(pi, tok, snip, z)[t:].sum() for z in till) if t in thoughts else (0, 0)
+            )
             assert row.gain[t] == pytest.approx(gained - without, abs=1e-3)
-    assert rolls.think.sum() > 10 and np.abs(rolls.lines(lambda r: r.gain)).max() > 0.5  # the test sees what it should
+    assert (
+        rolls.think.sum() > 10 and np.abs(rolls.lines(lambda r: r.gain)).max() > 0.5
+    )  # the test sees what it should
 
 
 def alike(rolls, slow, logq, reward):
@@ -248,36 +334,70 @@ def test_windows_change_nothing(tok, snips, models, same, rate):
     """Any look-ahead gives the thoughts, log q, likelihoods and gains of one token at a time; shorter ones read fewer tokens that are discarded."""
     q, pi = models[0], models[0] if same else models[1]
     slow = token_by_token(q, tok, snips, 3, THINK_MAX, (5,), rate)
-    if not same:                                             # the same latents, scored by the other
+    if not same:  # the same latents, scored by the other
         slow = [(*row[:3], score(pi, tok, snips[n // 3], row[1])) for n, row in enumerate(slow)]
-    runs = {w: rollout(q, pi, tok, snips, 3, THINK_MAX, (5,), rate=rate, window=w) for w in (0, 1, 3, 1000)}
+    runs = {
+        w: rollout(q, pi, tok, snips, 3, THINK_MAX, (5,), rate=rate, window=w)
+        for w in (0, 1, 3, 1000)
+    }
     for rolls in runs.values():
         alike(rolls, slow, 1e-4, 1e-3)
         for a, b in zip(rolls.rows, runs[0].rows):
             assert np.allclose(a.gain, b.gain, rtol=0, atol=1e-3)
     read = {w: rolls.forward_tokens for w, rolls in runs.items()}
-    assert read[1] <= read[3] <= read[1000] and read[0] <= read[1000] and (rate is None or read[0] == read[1])
+    assert (
+        read[1] <= read[3] <= read[1000]
+        and read[0] <= read[1000]
+        and (rate is None or read[0] == read[1])
+    )
 
 
 def test_only_what_is_needed(tok, snips, models):
     """need: the latents are the same ones, nothing is measured that was not asked for, and less is read; rewards cost no more than the finished rows."""
     for pi in models:
-        whole, some, few = (rollout(models[0], pi, tok, snips, 3, THINK_MAX, (5,), need=need) for need in ("gains", "rewards", "latents"))
+        whole, some, few = (
+            rollout(models[0], pi, tok, snips, 3, THINK_MAX, (5,), need=need)
+            for need in ("gains", "rewards", "latents")
+        )
         for a, b, c in zip(whole.rows, some.rows, few.rows):
-            assert a.ids == b.ids == c.ids and np.allclose(a.line_logp, b.line_logp, rtol=0, atol=1e-4) and np.isnan(c.line_logp).all()
-            assert all(np.flatnonzero(np.isnan(row.gain)).tolist() == sorted(row.thoughts) for row in (b, c))
-        rows = sum(len(row.ids) - 1 - row.prefix for row in some.rows if row.thoughts) + sum(len(s.ids) - 1 for s in snips)
-        assert some.forward_tokens - few.forward_tokens <= rows and (pi is models[0] or some.forward_tokens - few.forward_tokens == rows)
+            assert (
+                a.ids == b.ids == c.ids
+                and np.allclose(a.line_logp, b.line_logp, rtol=0, atol=1e-4)
+                and np.isnan(c.line_logp).all()
+            )
+            assert all(
+                np.flatnonzero(np.isnan(row.gain)).tolist() == sorted(row.thoughts)
+                for row in (b, c)
+            )
+        rows = sum(len(row.ids) - 1 - row.prefix for row in some.rows if row.thoughts) + sum(
+            len(s.ids) - 1 for s in snips
+        )
+        assert some.forward_tokens - few.forward_tokens <= rows and (
+            pi is models[0] or some.forward_tokens - few.forward_tokens == rows
+        )
         later = [(row, t) for row in whole.rows for t in sorted(row.thoughts)[1:]]
-        assert whole.forward_tokens - some.forward_tokens == sum(len(row.snip.ids) - row.snip.first[t] for row, t in later) > 0
+        assert (
+            whole.forward_tokens - some.forward_tokens
+            == sum(len(row.snip.ids) - row.snip.first[t] for row, t in later)
+            > 0
+        )
         assert "gain" in summary(whole, C) and "gain" not in summary(some, C)
 
 
 def test_rollouts_of_a_real_model(smollm2):
     """SmolLM2 in float32, two functions of the standard library of different lengths: rollouts are what one token at a time gives."""
     model, tok, _ = smollm2
-    some = [data.snippet(tok, text, chars, name) for name, text, chars in functions.functions(inspect.getsource(heapq)) if name in ("heappush", "heappop")]
-    for rate, part, G in ((None, some[:1], 1), (0.1, some[:1], 2), (0.4, some, 2), (1.0, some[:1], 1)):
+    some = [
+        data.snippet(tok, text, chars, name)
+        for name, text, chars in functions.functions(inspect.getsource(heapq))
+        if name in ("heappush", "heappop")
+    ]
+    for rate, part, G in (
+        (None, some[:1], 1),
+        (0.1, some[:1], 2),
+        (0.4, some, 2),
+        (1.0, some[:1], 1),
+    ):
         rolls = rollout(model, model, tok, part, G, 3, (6,), rate=rate)
         alike(rolls, token_by_token(model, tok, part, G, 3, (6,), rate), 1e-4, 1e-3)
         assert len(some) == 2 and (rate is None or rate < 0.4 or rolls.think.any())
@@ -291,11 +411,15 @@ def rolls(tok, snips, models):
 def test_events(tok, rolls):
     """The record of events: the token that stands at its index, in the order of the row, and one decision a line."""
     lengths = [len(z) for r in rolls.rows for z in r.thoughts.values()]
-    assert len(set(lengths)) > 3 and max(lengths) == THINK_MAX                           # some end by themselves, some are cut
+    assert (
+        len(set(lengths)) > 3 and max(lengths) == THINK_MAX
+    )  # some end by themselves, some are cut
     for n, row in enumerate(rolls.rows):
         mine = rolls.events[rolls.events[:, 0] == n]
         kinds = mine[:, 2]
-        assert (np.diff(mine[:, 1]) > 0).all() and mine[np.isin(kinds, (ACT, FIRST)), 3].tolist() == list(range(len(row.first)))
+        assert (np.diff(mine[:, 1]) > 0).all() and mine[
+            np.isin(kinds, (ACT, FIRST)), 3
+        ].tolist() == list(range(len(row.first)))
         assert all(row.ids[j] == token for _, j, kind, _, token in mine if kind != END)
         assert all(token in tok.stop_ids for *_, kind, _, token in mine if kind == END)
         for t, z in row.thoughts.items():
@@ -319,11 +443,15 @@ def test_sampled_is_scored(tok, models, rolls):
         assert np.abs(alone - scored[mine]).max() < 1e-5
     q.zero_grad()
     A = np.stack([rolls.valid * 1.0] * 2)
-    loss, _, read, gap = policy_gradient(q, q, tok, rolls, A, micro_tokens=10 ** 6)
+    loss, _, read, gap = policy_gradient(q, q, tok, rolls, A, micro_tokens=10**6)
     to = [rolls.events[rolls.events[:, 0] == n, 1].max() for n in range(len(rolls.rows))]
     assert gap < 1e-4
-    assert read == len({tuple(r.ids[:k]) for r, j in zip(rolls.rows, to) for k in range(1, j + 1)})      # to the last event, beginnings once
-    assert policy_gradient(q, q, tok, rolls, A, micro_tokens=600)[0] == pytest.approx(loss, rel=1e-5)
+    assert read == len(
+        {tuple(r.ids[:k]) for r, j in zip(rolls.rows, to) for k in range(1, j + 1)}
+    )  # to the last event, beginnings once
+    assert policy_gradient(q, q, tok, rolls, A, micro_tokens=600)[0] == pytest.approx(
+        loss, rel=1e-5
+    )
     assert loss == pytest.approx(-rolls.logq.sum() / len(rolls.rows), rel=1e-5)
     q.zero_grad()
 
@@ -332,15 +460,22 @@ def test_rollouts_do_not_depend_on_the_batch(tok, snips, models, rolls):
     """A snippet alone, with its number, gets the rollouts it had among the others."""
     for i in (0, 4, len(snips) - 1):
         alone = rollout(*models, tok, [snips[i]], G, THINK_MAX, (7,), numbers=[i])
-        batch = rolls.rows[G * i:G * i + G]
+        batch = rolls.rows[G * i : G * i + G]
         assert [(r.ids, r.thoughts) for r in alone.rows] == [(r.ids, r.thoughts) for r in batch]
         for a, b in zip(alone.rows, batch):
-            assert np.allclose(a.line_logp, b.line_logp, atol=1e-3) and np.allclose(a.gain, b.gain, atol=1e-3)
+            assert np.allclose(a.line_logp, b.line_logp, atol=1e-3) and np.allclose(
+                a.gain, b.gain, atol=1e-3
+            )
         assert np.allclose(alone.logq, rolls.logq[rolls.events[:, 0] // G == i], atol=1e-4)
-    each = [rollout(*models, tok, [s], G, THINK_MAX, (7,), numbers=[i]).forward_tokens for i, s in enumerate(snips)]
+    each = [
+        rollout(*models, tok, [s], G, THINK_MAX, (7,), numbers=[i]).forward_tokens
+        for i, s in enumerate(snips)
+    ]
     assert sum(each) == rolls.forward_tokens
     other = rollout(*models, tok, snips[:1], G, THINK_MAX, (8,))
-    assert [r.ids for r in other.rows] != [r.ids for r in rolls.rows[:G]] and len({tuple(r.ids) for r in other.rows}) > 1
+    assert [r.ids for r in other.rows] != [r.ids for r in rolls.rows[:G]] and len(
+        {tuple(r.ids) for r in other.rows}
+    ) > 1
 
 
 def test_thoughts_are_inserted(tok, rolls):
@@ -354,12 +489,17 @@ def test_thoughts_are_inserted(tok, rolls):
 
 # ---------------------------------------------------------------- limits
 
+
 def test_never_thinking(tok, snips, models):
     """rate = 0: the expert's code, its plain likelihood, no gain, and one forward of q and of pi a snippet."""
     q, pi = models
     rolls = rollout(q, pi, tok, snips, 2, THINK_MAX, (0,), rate=0)
     assert rolls.forward_tokens == 2 * sum(len(s.ids) - 1 for s in snips)
-    assert not rolls.think.any() and (rolls.events[:, 2] == ACT).all() and len(rolls.logq) == rolls.valid.sum()
+    assert (
+        not rolls.think.any()
+        and (rolls.events[:, 2] == ACT).all()
+        and len(rolls.logq) == rolls.valid.sum()
+    )
     for row in rolls.rows:
         assert row.ids == row.snip.ids and not row.gain.any()
         assert (row.line_logp == rolls.base_logp[row.group]).all()
@@ -369,7 +509,9 @@ def test_never_thinking(tok, snips, models):
 @pytest.mark.parametrize("same", [False, True])
 def test_always_thinking(tok, snips, models, same):
     """rate = 1: a thought before every line, also where all rows have their last line behind a thought."""
-    rolls = rollout(models[0], models[not same], tok, snips[:1] + snips[-1:], 2, THINK_MAX, (0,), rate=1)
+    rolls = rollout(
+        models[0], models[not same], tok, snips[:1] + snips[-1:], 2, THINK_MAX, (0,), rate=1
+    )
     assert (rolls.think == rolls.valid).all() and not (rolls.events[:, 2] == ACT).any()
 
 
@@ -389,24 +531,45 @@ def test_horizon_one_is_brite(tok, snips, models, credit):
     z = [row.thoughts.get(0, []) for row in rolls.rows]
     assert all(set(row.thoughts) <= {0} for row in rolls.rows) and 0 < sum(map(bool, z)) < len(z)
 
-    reward = np.array([score(pi, tok, row.snip, row.thoughts).sum() - C * bool(x) for row, x in zip(rolls.rows, z)])
-    if credit == "prefix":                                           # the same for all rollouts of a snippet, so no other estimator in the mean
+    reward = np.array(
+        [
+            score(pi, tok, row.snip, row.thoughts).sum() - C * bool(x)
+            for row, x in zip(rolls.rows, z)
+        ]
+    )
+    if (
+        credit == "prefix"
+    ):  # the same for all rollouts of a snippet, so no other estimator in the mean
         reward -= [rolls.base_logp[row.group].sum() for row in rolls.rows]
     loss = 0.0
     for n, (row, x) in enumerate(zip(rolls.rows, z)):
         others = [m for m in range(len(z)) if m // G == n // G and m != n]
         thinkers = [m for m in others if z[m]] or [m for m in range(len(z)) if z[m] and m != n]
         at = row.snip.first[0]
-        logp = (q(torch.tensor([row.snip.ids[:at] + x]))[0] @ q.head_weight.T).log_softmax(-1)[at - 1:]      # (len(x) + 1, V)
+        logp = (q(torch.tensor([row.snip.ids[:at] + x]))[0] @ q.head_weight.T).log_softmax(-1)[
+            at - 1 :
+        ]  # (len(x) + 1, V)
         first = logp[0, x[0]] if x else torch.log1p(-logp[0].exp()[tok.thought_ids].sum())
         rest = sum(logp[k, token] for k, token in enumerate(x) if k)
         if 0 < len(x) < THINK_MAX:
             rest = rest + logp[-1, tok.stop_ids].logsumexp(0)
-        loss = loss - ((reward[n] - reward[others].mean()) * first + (reward[n] - reward[thinkers].mean()) * rest) / len(z)
+        loss = loss - (
+            (reward[n] - reward[others].mean()) * first
+            + (reward[n] - reward[thinkers].mean()) * rest
+        ) / len(z)
     want = gradient(loss, list(q.parameters()))
 
     q.zero_grad()
-    A = advantages(rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain), rolls.think, rolls.valid, G, C, credit, normalise=False)
+    A = advantages(
+        rolls.lines(lambda r: r.line_logp),
+        rolls.lines(lambda r: r.gain),
+        rolls.think,
+        rolls.valid,
+        G,
+        C,
+        credit,
+        normalise=False,
+    )
     got_loss, *_ = policy_gradient(q, q, tok, rolls, A)
     assert got_loss == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-4)
     scale = max(float(g.abs().max()) for g in want)
@@ -417,21 +580,43 @@ def test_horizon_one_is_brite(tok, snips, models, credit):
 
 # ---------------------------------------------------------------- by hand
 
+
 def hand_made():
     """Two rollouts of a snippet of three lines, 6 tokens of code; the second thinks before lines 0 and 2."""
     snip = data.Snippet(list(range(8)), 1, [2, 4, 6], [[9]] * 3)
     plain = Row(snip, 0, None, snip.ids, snip.first, np.array([-1.0, -2.0, -3.0]), {}, np.zeros(3))
-    other = Row(snip, 0, None, None, [5, 7, 11], np.array([-1.0, -1.0, -1.0]), {0: [5, 5], 2: [5]}, np.array([2.5, 0.0, 0.5]))
-    return Rollouts([plain, other], 2, [np.array([-1.0, -2.0, -3.0])], np.zeros((0, 5), int), np.zeros(0), 0)
+    other = Row(
+        snip,
+        0,
+        None,
+        None,
+        [5, 7, 11],
+        np.array([-1.0, -1.0, -1.0]),
+        {0: [5, 5], 2: [5]},
+        np.array([2.5, 0.0, 0.5]),
+    )
+    return Rollouts(
+        [plain, other], 2, [np.array([-1.0, -2.0, -3.0])], np.zeros((0, 5), int), np.zeros(0), 0
+    )
 
 
 def test_summary():
     """Every entry of the summary, worked out by hand: c = 0.75, rewards -6 and -3 - 2 c = -4.5."""
     assert durations([1, 4], 6) == [3, 2] and durations([0], 3) == [3] and durations([], 3) == []
     got = summary(hand_made(), 0.75)
-    assert got == pytest.approx({
-        "elbo": -5.25, "elbo_no_think": -6.0, "elbo_2_samples": np.log((np.exp(-6) + np.exp(-4.5)) / 2), "ce_code": 9 / 12,
-        "think_share": 2 / 6, "think_len": 1.5, "duration": 1.5, "gain": 1.5, "gain_above_c": 0.5})
+    assert got == pytest.approx(
+        {
+            "elbo": -5.25,
+            "elbo_no_think": -6.0,
+            "elbo_2_samples": np.log((np.exp(-6) + np.exp(-4.5)) / 2),
+            "ce_code": 9 / 12,
+            "think_share": 2 / 6,
+            "think_len": 1.5,
+            "duration": 1.5,
+            "gain": 1.5,
+            "gain_above_c": 0.5,
+        }
+    )
 
 
 def test_advantages():
@@ -442,9 +627,15 @@ def test_advantages():
     # returns of the rollouts: group, discount 1/2: [-2.75, -3.5, -3], [-2.6875, -1.875, -1.75]; prefix: zeros, [1.6875, -0.125, -0.25].
     # Only the second thinks, so its thoughts have no others to be compared with.
     A = advantages(*args, full, 2, 0.75, "group", 0.5, normalise=False)
-    assert A.tolist() == [[[-0.0625, -1.625, -1.25], [0.0625, 1.625, 1.25]], [[0, 0, 0], [-2.6875, 0, -1.75]]]
+    assert A.tolist() == [
+        [[-0.0625, -1.625, -1.25], [0.0625, 1.625, 1.25]],
+        [[0, 0, 0], [-2.6875, 0, -1.75]],
+    ]
     A = advantages(*args, full, 2, 0.75, "prefix", 0.5, normalise=False)
-    assert A.tolist() == [[[-1.6875, 0.125, 0.25], [1.6875, -0.125, -0.25]], [[0, 0, 0], [1.6875, 0, -0.25]]]
+    assert A.tolist() == [
+        [[-1.6875, 0.125, 0.25], [1.6875, -0.125, -0.25]],
+        [[0, 0, 0], [1.6875, 0, -0.25]],
+    ]
     scaled = advantages(*args, full, 2, 0.75, "prefix", 0.5)
     assert np.allclose(scaled, A / A[0].std(), rtol=1e-5)
     part = advantages(*args, full & [True, True, False], 2, 0.75, "prefix", 0.5, normalise=False)
@@ -461,20 +652,32 @@ def test_kl_of_thoughts(tok, snips, models, rolls):
     content = rolls.events[rolls.events[:, 2] >= TOKEN]
     want = 0.0
     for n, j, *_ in content:
-        logq, logp = ((m(torch.tensor([rolls.rows[n].ids[:j]]))[0, -1] @ m.head_weight.T).log_softmax(-1) for m in (q, pi))
+        logq, logp = (
+            (m(torch.tensor([rolls.rows[n].ids[:j]]))[0, -1] @ m.head_weight.T).log_softmax(-1)
+            for m in (q, pi)
+        )
         want = want + (logq.exp() * (logq - logp.detach())).sum()
     grads = gradient(want / len(rolls.rows), list(q.parameters()))
     q.zero_grad()
     nothing = np.zeros((2, *rolls.valid.shape))
     loss, mean, *_ = policy_gradient(q, pi, tok, rolls, nothing, kl=1.0)
-    assert mean == pytest.approx(float(want.detach()) / len(content), rel=1e-4) and loss == pytest.approx(float(want.detach()) / len(rolls.rows), rel=1e-4)
+    assert mean == pytest.approx(
+        float(want.detach()) / len(content), rel=1e-4
+    ) and loss == pytest.approx(float(want.detach()) / len(rolls.rows), rel=1e-4)
     scale = max(float(g.abs().max()) for g in grads)
     for p, g in zip(q.parameters(), grads):
         assert (p.grad - g).abs().max() < 1e-4 * scale
     q.zero_grad()
     same = rollout(q, copy.deepcopy(q), tok, snips[:2], G, THINK_MAX, (7,), states=True)
-    assert policy_gradient(q, q, tok, same, nothing[:, :2 * G], kl=1.0)[1] == pytest.approx(0, abs=1e-6) and same.think.any()
-    for kept in (rollout(q, q, tok, snips[:2], G, THINK_MAX, (7,), states=True), rollout(q, pi, tok, snips[:2], G, THINK_MAX, (7,))):
+    assert (
+        policy_gradient(q, q, tok, same, nothing[:, : 2 * G], kl=1.0)[1]
+        == pytest.approx(0, abs=1e-6)
+        and same.think.any()
+    )
+    for kept in (
+        rollout(q, q, tok, snips[:2], G, THINK_MAX, (7,), states=True),
+        rollout(q, pi, tok, snips[:2], G, THINK_MAX, (7,)),
+    ):
         with pytest.raises(ValueError, match="states=True"):
-            policy_gradient(q, pi, tok, kept, nothing[:, :2 * G], kl=1.0)
+            policy_gradient(q, pi, tok, kept, nothing[:, : 2 * G], kl=1.0)
     q.zero_grad()

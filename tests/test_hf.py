@@ -1,4 +1,5 @@
 """Folders in Hugging Face's format against transformers and tokenizers: logits, gradients, caches, ids; and back again, byte for byte."""
+
 import dataclasses
 import json
 import os
@@ -20,14 +21,68 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 torch.set_num_threads(1)
 
 # the published configurations, with fewer and narrower layers
-LLAMA3 = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 64, "rope_type": "llama3"}
-SMALL = dict(vocab_size=203, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=512, bos_token_id=None)
+LLAMA3 = {
+    "factor": 32.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 64,
+    "rope_type": "llama3",
+}
+SMALL = dict(
+    vocab_size=203,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=512,
+    bos_token_id=None,
+)
 MODELS = {
-    "qwen2.5-0.5b": ("Qwen2", dict(num_key_value_heads=2, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=True, eos_token_id=151643)),
-    "qwen2.5-7b": ("Qwen2", dict(num_key_value_heads=1, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=False, eos_token_id=151643)),
-    "llama-3.2-1b": ("Llama", dict(num_key_value_heads=2, rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling=LLAMA3, tie_word_embeddings=True, head_dim=16)),
-    "llama-3.1-8b": ("Llama", dict(num_key_value_heads=2, rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling={**LLAMA3, "factor": 8.0}, tie_word_embeddings=False)),
-    "smollm2": ("Llama", dict(num_key_value_heads=4, rms_norm_eps=1e-5, rope_theta=1e5, tie_word_embeddings=True)),
+    "qwen2.5-0.5b": (
+        "Qwen2",
+        dict(
+            num_key_value_heads=2,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            tie_word_embeddings=True,
+            eos_token_id=151643,
+        ),
+    ),
+    "qwen2.5-7b": (
+        "Qwen2",
+        dict(
+            num_key_value_heads=1,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            tie_word_embeddings=False,
+            eos_token_id=151643,
+        ),
+    ),
+    "llama-3.2-1b": (
+        "Llama",
+        dict(
+            num_key_value_heads=2,
+            rms_norm_eps=1e-5,
+            rope_theta=5e5,
+            rope_scaling=LLAMA3,
+            tie_word_embeddings=True,
+            head_dim=16,
+        ),
+    ),
+    "llama-3.1-8b": (
+        "Llama",
+        dict(
+            num_key_value_heads=2,
+            rms_norm_eps=1e-5,
+            rope_theta=5e5,
+            rope_scaling={**LLAMA3, "factor": 8.0},
+            tie_word_embeddings=False,
+        ),
+    ),
+    "smollm2": (
+        "Llama",
+        dict(num_key_value_heads=4, rms_norm_eps=1e-5, rope_theta=1e5, tie_word_embeddings=True),
+    ),
 }
 
 
@@ -35,7 +90,13 @@ def peer(name, seed=0):
     """A random model of transformers of that architecture."""
     family, given = MODELS[name]
     torch.manual_seed(seed)
-    net = getattr(transformers, family + "ForCausalLM")(getattr(transformers, family + "Config")(**{**SMALL, **given})).float().eval()
+    net = (
+        getattr(transformers, family + "ForCausalLM")(
+            getattr(transformers, family + "Config")(**{**SMALL, **given})
+        )
+        .float()
+        .eval()
+    )
     for p in net.parameters():
         torch.nn.init.normal_(p, mean=1.0 if p.dim() == 1 and p.shape[0] == 64 else 0.0, std=0.15)
     return net
@@ -59,28 +120,49 @@ def old_style(folder):
 def same_files(a, b):
     """Are the tensors of two folders the same, byte for byte?"""
     from safetensors.torch import load_file
-    theirs, ours = ({k: v for f in sorted(os.listdir(x)) if f.endswith(".safetensors") for k, v in load_file(os.path.join(x, f)).items()} for x in (a, b))
+
+    theirs, ours = (
+        {
+            k: v
+            for f in sorted(os.listdir(x))
+            if f.endswith(".safetensors")
+            for k, v in load_file(os.path.join(x, f)).items()
+        }
+        for x in (a, b)
+    )
     assert set(theirs) == set(ours)
-    return all(theirs[k].dtype == ours[k].dtype and theirs[k].shape == ours[k].shape and
-               theirs[k].view(torch.uint8).equal(ours[k].view(torch.uint8)) for k in theirs)
+    return all(
+        theirs[k].dtype == ours[k].dtype
+        and theirs[k].shape == ours[k].shape
+        and theirs[k].view(torch.uint8).equal(ours[k].view(torch.uint8))
+        for k in theirs
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_gradients_and_round_trip(name, tmp_path):
     theirs = peer(name)
     theirs.save_pretrained(tmp_path / "new")
-    theirs.save_pretrained(tmp_path / "old", max_shard_size="100KB")                  # sharded
+    theirs.save_pretrained(tmp_path / "old", max_shard_size="100KB")  # sharded
     old_style(tmp_path / "old")
     assert len([f for f in os.listdir(tmp_path / "old") if f.endswith(".safetensors")]) > 1
     ours = hf.read_model(tmp_path / "new")
     again = hf.read_model(tmp_path / "old")
-    assert again.cfg == ours.cfg and ours.cfg.tied == (ours.head is None) == MODELS[name][1]["tie_word_embeddings"]
-    assert bool(ours.cfg.rope_llama3) == name.startswith("llama") and ours.cfg.qkv_bias == name.startswith("qwen")
+    assert (
+        again.cfg == ours.cfg
+        and ours.cfg.tied == (ours.head is None) == MODELS[name][1]["tie_word_embeddings"]
+    )
+    assert bool(ours.cfg.rope_llama3) == name.startswith(
+        "llama"
+    ) and ours.cfg.qkv_bias == name.startswith("qwen")
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), again.parameters()))
 
     gen = torch.Generator().manual_seed(1)
-    ids, lens = torch.randint(203, (3, 300), generator=gen), torch.tensor([300, 211, 97])             # positions beyond the original 64
-    seen = (torch.arange(300) < lens[:, None]).long()                                                 # right padding
+    ids, lens = (
+        torch.randint(203, (3, 300), generator=gen),
+        torch.tensor([300, 211, 97]),
+    )  # positions beyond the original 64
+    seen = (torch.arange(300) < lens[:, None]).long()  # right padding
     a, b = logits(ours, ids), theirs(ids, attention_mask=seen).logits
     assert (a - b)[seen > 0].abs().max() <= 1e-4
     assert (logits(ours, ids[:, :20]) - theirs(ids[:, :20]).logits).abs().max() <= 1e-4
@@ -88,21 +170,38 @@ def test_logits_gradients_and_round_trip(name, tmp_path):
     (a * weight).sum().backward(), (b * weight).sum().backward()
     grads = dict(theirs.named_parameters())
     for n, p in ours.named_parameters():
-        assert (p.grad - grads[hf.their_name(n)].grad).abs().max() <= 1e-3 * max(1, p.grad.abs().max()), n
+        assert (p.grad - grads[hf.their_name(n)].grad).abs().max() <= 1e-3 * max(
+            1, p.grad.abs().max()
+        ), n
     with torch.no_grad():
         cache, b = ours.new_cache(2, 120), None
         for start, end in ((0, 100), (100, 101), (101, 120)):
-            mine = logits(ours, ids[:2, start:end], pos=torch.arange(start, end).expand(2, -1), cache=cache, reach=end)
-            b = theirs(ids[:2, start:end], past_key_values=b.past_key_values if b else None, use_cache=True)
+            mine = logits(
+                ours,
+                ids[:2, start:end],
+                pos=torch.arange(start, end).expand(2, -1),
+                cache=cache,
+                reach=end,
+            )
+            b = theirs(
+                ids[:2, start:end], past_key_values=b.past_key_values if b else None, use_cache=True
+            )
             assert (mine - b.logits).abs().max() <= 1e-4
 
-    hf.write_model(ours, os.path.join(make(tmp_path / "out"), ""), json.load(open(tmp_path / "old/config.json")), shard_bytes=100_000)
+    hf.write_model(
+        ours,
+        os.path.join(make(tmp_path / "out"), ""),
+        json.load(open(tmp_path / "old/config.json")),
+        shard_bytes=100_000,
+    )
     assert same_files(tmp_path / "out", tmp_path / "old")
     written, known = (json.load(open(tmp_path / f / "config.json")) for f in ("out", "old"))
-    assert {k: v for k, v in written.items() if k not in ("dtype", "torch_dtype")} == {**{k: v for k, v in known.items() if k not in ("dtype", "torch_dtype")}}
+    assert {k: v for k, v in written.items() if k not in ("dtype", "torch_dtype")} == {
+        **{k: v for k, v in known.items() if k not in ("dtype", "torch_dtype")}
+    }
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert back.dtype == torch.float32 and (back(ids).logits - theirs(ids).logits).abs().max() == 0
-    hf.write_model(ours, make(tmp_path / "plain"))                                    # without anything to take keys from
+    hf.write_model(ours, make(tmp_path / "plain"))  # without anything to take keys from
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
     assert type(back) is type(theirs) and (back(ids).logits - theirs(ids).logits).abs().max() == 0
 
@@ -123,8 +222,10 @@ def test_bfloat16_folders(dtype, tmp_path):
     plain = model.Transformer(ours.cfg)
     plain.load_state_dict({n: p.float() for n, p in ours.state_dict().items()})
     ids = torch.arange(40)[None]
-    assert torch.equal(ours(ids), plain.to(dtype)(ids))                               # rotary tables included
-    assert torch.equal(ours.bfloat16().float().cos, model.rotary(ours.cfg)[0])        # which do not stay rounded
+    assert torch.equal(ours(ids), plain.to(dtype)(ids))  # rotary tables included
+    assert torch.equal(
+        ours.bfloat16().float().cos, model.rotary(ours.cfg)[0]
+    )  # which do not stay rounded
 
 
 def test_llama3_frequencies():
@@ -135,10 +236,18 @@ def test_llama3_frequencies():
     freq = 5e5 ** (-torch.arange(0, 128, 2).double() / 128)
     wave = 2 * torch.pi / freq
     assert torch.equal(cos[:, wave < 2048], plain[:, wave < 2048]) and (wave < 2048).any()
-    assert torch.allclose(cos[:, wave > 8192].double(), (torch.arange(16)[:, None] * freq[wave > 8192] / 32).cos(), atol=1e-6)
+    assert torch.allclose(
+        cos[:, wave > 8192].double(),
+        (torch.arange(16)[:, None] * freq[wave > 8192] / 32).cos(),
+        atol=1e-6,
+    )
     middle = (wave > 2048) & (wave < 8192)
     smooth = (8192 / wave[middle] - 1) / 3
-    assert middle.any() and torch.allclose(cos[:, middle].double(), (torch.arange(16)[:, None] * ((1 - smooth) / 32 + smooth) * freq[middle]).cos(), atol=1e-6)
+    assert middle.any() and torch.allclose(
+        cos[:, middle].double(),
+        (torch.arange(16)[:, None] * ((1 - smooth) / 32 + smooth) * freq[middle]).cos(),
+        atol=1e-6,
+    )
 
 
 def test_loading_takes_little_more_than_the_weights(tmp_path):
@@ -149,18 +258,28 @@ def test_loading_takes_little_more_than_the_weights(tmp_path):
     net = model.Transformer(cfg).init_weights()
     hf.write_model(net, make(tmp_path / "m"), shard_bytes=40_000_000)
     hf.write_model(model.Transformer(model.ModelConfig(8)), make(tmp_path / "first"))
-    code = ("import sys, torch; sys.path.insert(0, sys.argv[1]); import hf; torch.set_num_threads(1); hf.read_model(sys.argv[3])\n"
-            "def at(key): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key)) * 1024\n"
-            "open('/proc/self/clear_refs', 'w').write('5'); before = at('VmRSS')\n"
-            "m = hf.read_model(sys.argv[2], getattr(torch, sys.argv[4])); print((at('VmHWM') - before) / sum(p.nbytes for p in m.parameters()))\n")
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import hf; torch.set_num_threads(1); hf.read_model(sys.argv[3])\n"
+        "def at(key): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key)) * 1024\n"
+        "open('/proc/self/clear_refs', 'w').write('5'); before = at('VmRSS')\n"
+        "m = hf.read_model(sys.argv[2], getattr(torch, sys.argv[4])); print((at('VmHWM') - before) / sum(p.nbytes for p in m.parameters()))\n"
+    )
     for dtype in ("float32", "bfloat16"):
-        out = subprocess.run([sys.executable, "-c", code, HERE, tmp_path / "m", tmp_path / "first", dtype], capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            [sys.executable, "-c", code, HERE, tmp_path / "m", tmp_path / "first", dtype],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         print(f"peak memory over weights, {dtype}: {float(out):.3f}")
         assert 0.99 <= float(out) <= 1.2
-    assert torch.equal(hf.read_model(tmp_path / "m").embed.weight, net.embed.weight)    # which is read in several pieces
+    assert torch.equal(
+        hf.read_model(tmp_path / "m").embed.weight, net.embed.weight
+    )  # which is read in several pieces
 
 
 # ---------------------------------------------------------------- what cannot be read
+
 
 def test_bad_folders_give_one_clear_line(tmp_path):
     peer("smollm2").save_pretrained(tmp_path / "m")
@@ -175,18 +294,31 @@ def test_bad_folders_give_one_clear_line(tmp_path):
             hf.read_model(tmp_path / "m")
         assert "\n" not in str(e.value)
 
-    for change, match in (({"model_type": "mistral"}, "model_type.*llama or qwen2"), ({"hidden_act": "gelu"}, "hidden_act"), ({"attention_bias": True}, "attention_bias"),
-                          ({"quantization_config": {"bits": 4}}, "quantization_config"), ({"head_dim": 32}, "head_dim"),
-                          ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_parameters.*yarn.*llama3"),
-                          ({"num_hidden_layers": 4}, "lack model.layers.3"), ({"num_hidden_layers": 2}, "holds model.layers.2"),
-                          ({"intermediate_size": 95}, r"down_proj.*\(64, 96\).*\(64, 95\)"), ({"hidden_size": None}, "expected a model's configuration")):
+    for change, match in (
+        ({"model_type": "mistral"}, "model_type.*llama or qwen2"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"head_dim": 32}, "head_dim"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}},
+            "rope_parameters.*yarn.*llama3",
+        ),
+        ({"num_hidden_layers": 4}, "lack model.layers.3"),
+        ({"num_hidden_layers": 2}, "holds model.layers.2"),
+        ({"intermediate_size": 95}, r"down_proj.*\(64, 96\).*\(64, 95\)"),
+        ({"hidden_size": None}, "expected a model's configuration"),
+    ):
         refused(match, change)
     refused("expected weights", content=weights[:5000])
     refused("expected weights", content=b"hello")
     os.remove(tmp_path / "m/model.safetensors")
     with pytest.raises(UserError, match=r"model.safetensors: no such file.*\.bin"):
         hf.read_model(tmp_path / "m")
-    json.dump({"weight_map": {"lm_head.weight": "../x.safetensors"}}, open(tmp_path / "m/model.safetensors.index.json", "w"))
+    json.dump(
+        {"weight_map": {"lm_head.weight": "../x.safetensors"}},
+        open(tmp_path / "m/model.safetensors.index.json", "w"),
+    )
     with pytest.raises(UserError, match="names of files beside it"):
         hf.read_model(tmp_path / "m")
     for content in (None, "{", "[]"):
@@ -201,7 +333,10 @@ def test_bad_folders_give_one_clear_line(tmp_path):
 def test_what_is_not_here_is_named(monkeypatch, tmp_path):
     cfg = config.make("smollm2", model="some/where")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"some/where: not here.*huggingface_hub is not installed.*download config.json.*--model FOLDER") as e:
+    with pytest.raises(
+        UserError,
+        match=r"some/where: not here.*huggingface_hub is not installed.*download config.json.*--model FOLDER",
+    ) as e:
         hf.find(cfg)
     assert "\n" not in str(e.value)
     with pytest.raises(UserError, match="no such folder"):

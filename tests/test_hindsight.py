@@ -1,4 +1,5 @@
 """Proposals in hindsight against enumeration of every thought, in the vocabulary of a real tokenizer."""
+
 import collections
 import math
 
@@ -12,7 +13,18 @@ import mstep
 import tasks
 from config import UserError
 from data import canonical, infuse, snippet
-from hindsight import RATES, best_rate, choose, first_token, hindsight_context, judge, least_likely, log_weights, propose, table
+from hindsight import (
+    RATES,
+    best_rate,
+    choose,
+    first_token,
+    hindsight_context,
+    judge,
+    least_likely,
+    log_weights,
+    propose,
+    table,
+)
 from model import ModelConfig, Transformer
 
 torch.set_num_threads(1)
@@ -26,15 +38,23 @@ def snip(tok):
 
 @pytest.fixture(scope="module")
 def model(tok):
-    cfg = ModelConfig(vocab_size=tok.vocab_size, n_layer=2, n_head=2, n_kv_head=1, d_model=16, d_ff=24, max_len=400)
+    cfg = ModelConfig(
+        vocab_size=tok.vocab_size,
+        n_layer=2,
+        n_head=2,
+        n_kv_head=1,
+        d_model=16,
+        d_ff=24,
+        max_len=400,
+    )
     m = Transformer(cfg).init_weights(3).double()
     with torch.no_grad():
-        m.embed.weight *= 2.0                                # far from uniform
+        m.embed.weight *= 2.0  # far from uniform
     return m
 
 
 def softmaxed(model, ids):
-    return (model(torch.tensor([ids]))[0] @ model.head_weight.T).log_softmax(-1).detach()    # (T, V)
+    return (model(torch.tensor([ids]))[0] @ model.head_weight.T).log_softmax(-1).detach()  # (T, V)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +66,13 @@ def world(tok, snip, model):
     def lines(ids, first):
         logp, out = softmaxed(model, ids), []
         for a, b in zip(first, first[1:] + [len(ids)]):
-            out.append(sum(logp[j - 1, ids[j]] for j in range(a, b)) - (1 - logp[a - 1, begins].exp().sum()).log())
+            out.append(
+                sum(logp[j - 1, ids[j]] for j in range(a, b))
+                - (1 - logp[a - 1, begins].exp().sum()).log()
+            )
         return float(out[0]), float(sum(out))
 
-    def density(context, z):                                 # of what follows the `#`, which ends the context
+    def density(context, z):  # of what follows the `#`, which ends the context
         logp = softmaxed(model, context + z[1:])
         i = len(context) - 1
         return float(logp[i, z[1]]) if len(z) == THINK_MAX else float(logp[i, ends].logsumexp(0))
@@ -59,18 +82,38 @@ def world(tok, snip, model):
     think = float(softmaxed(model, snip.ids[:at])[-1, h])
     p = np.array([think + density(snip.ids[:at] + [h], z) for z in thoughts])
     q = np.array([density(after, z) for z in thoughts])
-    pi = np.array([lines(snip.ids[:at] + z + sep + snip.ids[at:], [at + len(z + sep), snip.first[1] + len(z + sep)]) for z in thoughts])
+    pi = np.array(
+        [
+            lines(
+                snip.ids[:at] + z + sep + snip.ids[at:],
+                [at + len(z + sep), snip.first[1] + len(z + sep)],
+            )
+            for z in thoughts
+        ]
+    )
     act = float((1 - softmaxed(model, snip.ids[:at])[-1, begins].exp().sum()).log())
     return thoughts, p, q, pi, act, lines(snip.ids, snip.first)
 
 
 def weighed(model, tok, snip, thoughts, n_hindsight, n_own):
-    return propose(model, tok, [snip], lambda b, logp: [LINE], n_hindsight, n_own, THINK_MAX, thoughts=[thoughts])
+    return propose(
+        model,
+        tok,
+        [snip],
+        lambda b, logp: [LINE],
+        n_hindsight,
+        n_own,
+        THINK_MAX,
+        thoughts=[thoughts],
+    )
 
 
 def test_context_of_a_proposal(tok, snip):
     """The text up to the end of the line's code and a trailing `#`, for both lines; the first token is that of the comment before the line."""
-    assert [tok.decode(hindsight_context(tok, snip, t)) for t in (0, 1)] == ["def f(x):\n    y = x + 1  #", TEXT + "  #"]
+    assert [tok.decode(hindsight_context(tok, snip, t)) for t in (0, 1)] == [
+        "def f(x):\n    y = x + 1  #",
+        TEXT + "  #",
+    ]
     deep = snippet(tok, "def f(x):\n if x:\n     y = 1\n     return y\nz = 1", PROMPT)
     for s, columns in ((snip, [4, 4]), (deep, [1, 5, 5, 0])):
         for t, column in enumerate(columns):
@@ -83,8 +126,14 @@ def test_weights_are_unbiased(tok, snip, model, world, n_hindsight, n_own):
     """The mean weight under the mixture that proposes is sum_z p(z | s) pi(a | s, z), by hand over every thought; for the line, and for all lines."""
     thoughts, p, q, pi, act, never = world
     found = weighed(model, tok, snip, thoughts, n_hindsight, n_own)
-    assert np.exp(q).sum() == pytest.approx(1, abs=1e-9) and np.exp(p).sum() == pytest.approx(math.exp(found.think[0]), abs=1e-9)
-    assert np.abs(found.logp[0] - p).max() < 1e-5 and np.abs(found.given[0] - pi).max() < 1e-4 and np.abs(found.base[0] - never).max() < 1e-4
+    assert np.exp(q).sum() == pytest.approx(1, abs=1e-9) and np.exp(p).sum() == pytest.approx(
+        math.exp(found.think[0]), abs=1e-9
+    )
+    assert (
+        np.abs(found.logp[0] - p).max() < 1e-5
+        and np.abs(found.given[0] - pi).max() < 1e-4
+        and np.abs(found.base[0] - never).max() < 1e-4
+    )
     assert np.abs(found.lines[0].sum() - never[1]) < 1e-4
     share = n_hindsight / (n_hindsight + n_own)
     m = share * np.exp(q) + (1 - share) * np.exp(p - found.think[0])
@@ -92,9 +141,12 @@ def test_weights_are_unbiased(tok, snip, model, world, n_hindsight, n_own):
     for part in (0, 1):
         log_w = log_weights(found, part=part)[0]
         assert log_w[0] == pytest.approx(act + never[part], abs=1e-4)
-        want, got = np.logaddexp.reduce(p + pi[:, part]), np.logaddexp.reduce(np.log(m) + log_w[1:]) + math.log(len(thoughts))
+        want, got = (
+            np.logaddexp.reduce(p + pi[:, part]),
+            np.logaddexp.reduce(np.log(m) + log_w[1:]) + math.log(len(thoughts)),
+        )
         assert got == pytest.approx(want, abs=1e-3)
-        assert abs(np.logaddexp.reduce(q + pi[:, part]) - want) > 0.1                        # the weights do something
+        assert abs(np.logaddexp.reduce(q + pi[:, part]) - want) > 0.1  # the weights do something
 
 
 def test_draws_are_the_posterior(tok, snip, model, world):
@@ -102,21 +154,31 @@ def test_draws_are_the_posterior(tok, snip, model, world):
     thought. `penalty` and `best` against their definitions."""
     thoughts, p, q, pi, act, never = world
     joint = np.concatenate(([act + never[1]], p + pi[:, 1]))
-    joint[0] += np.logaddexp.reduce(joint[1:]) - joint[0]                                    # as much <act> as thoughts, or neither would be seen
+    joint[0] += (
+        np.logaddexp.reduce(joint[1:]) - joint[0]
+    )  # as much <act> as thoughts, or neither would be seen
     posterior = np.exp(joint - np.logaddexp.reduce(joint))
     found = weighed(model, tok, snip, thoughts, 1, 0)
     log_w = log_weights(found)[0]
     log_w[0] = joint[0]
     rng, K, sets = np.random.default_rng(0), 200, 4000
     drawn = rng.choice(len(thoughts), (sets, K), p=np.exp(q) / np.exp(q).sum())
-    w = np.concatenate((np.full((sets, 1), log_w[0]), log_w[1:][drawn] + math.log(len(thoughts) / K)), 1)
+    w = np.concatenate(
+        (np.full((sets, 1), log_w[0]), log_w[1:][drawn] + math.log(len(thoughts) / K)), 1
+    )
     picked = (w + rng.gumbel(size=w.shape)).argmax(1)
     which = np.where(picked == 0, 0, 1 + drawn[np.arange(sets), picked - 1])
     share = np.bincount(which, minlength=len(posterior)) / sets
     assert abs(share[0] - 0.5) < 0.03
     likely = posterior.argsort()[::-1][:12]
-    assert np.abs(share - posterior)[likely].max() < 0.025 and np.abs(share - posterior).sum() < np.abs(np.append(0.5, np.exp(q) / 2) - posterior).sum() / 2
-    assert np.allclose(log_weights(found, "penalty", 0.3)[0], [never[1], *(pi[:, 1] - 0.3)], atol=1e-4)
+    assert (
+        np.abs(share - posterior)[likely].max() < 0.025
+        and np.abs(share - posterior).sum()
+        < np.abs(np.append(0.5, np.exp(q) / 2) - posterior).sum() / 2
+    )
+    assert np.allclose(
+        log_weights(found, "penalty", 0.3)[0], [never[1], *(pi[:, 1] - 0.3)], atol=1e-4
+    )
 
 
 def test_floor(tok, snip, model, world):
@@ -125,7 +187,9 @@ def test_floor(tok, snip, model, world):
     rate = math.exp(found.think[0])
     assert rate < 0.4 and np.array_equal(log_weights(found, floor=rate / 2), log_weights(found))
     moved = (log_weights(found, floor=0.4) - log_weights(found))[0]
-    assert np.allclose(moved[1:], math.log(0.4 / rate)) and moved[0] == pytest.approx(math.log(0.6) - found.act[0])
+    assert np.allclose(moved[1:], math.log(0.4 / rate)) and moved[0] == pytest.approx(
+        math.log(0.6) - found.act[0]
+    )
 
 
 def test_sampled_proposals(tok, snip, model, world):
@@ -133,11 +197,17 @@ def test_sampled_proposals(tok, snip, model, world):
     thoughts, p, q, *_ = world
     found = propose(model, tok, [snip], lambda b, logp: [LINE], 1500, 1500, THINK_MAX, seed=(4,))
     at = {tuple(z): i for i, z in enumerate(thoughts)}
-    for some, logp in ((found.thoughts[0][:1500], q), (found.thoughts[0][1500:], p - found.think[0])):
+    for some, logp in (
+        (found.thoughts[0][:1500], q),
+        (found.thoughts[0][1500:], p - found.think[0]),
+    ):
         share = np.bincount([at[tuple(z)] for z in some], minlength=len(thoughts)) / 1500
         assert np.abs(share - np.exp(logp)).max() < 0.03
     each = [at[tuple(z)] for z in found.thoughts[0]]
-    assert np.abs(found.logq[0] - q[each]).max() < 1e-5 and np.abs(found.logp[0] - p[each]).max() < 1e-5
+    assert (
+        np.abs(found.logq[0] - q[each]).max() < 1e-5
+        and np.abs(found.logp[0] - p[each]).max() < 1e-5
+    )
 
 
 def test_reach_and_batches(tok, model):
@@ -150,11 +220,14 @@ def test_reach_and_batches(tok, model):
     assert together.thoughts[3:6] == alone.thoughts and any(len(z) > 1 for z in alone.thoughts[0])
     for name in ("logp", "logq", "logm", "base", "given"):
         assert np.abs(getattr(together, name)[3:6] - getattr(alone, name)).max() < 1e-4
-    assert np.allclose(alone.base[:2, 1], [alone.lines[0][t:t + 2].sum() for t in (0, 2)])
+    assert np.allclose(alone.base[:2, 1], [alone.lines[0][t : t + 2].sum() for t in (0, 2)])
     z = [alone.thoughts[0][0]]
     rest = propose(model, tok, snips[1:2], lambda b, logp: [0], 1, 0, 5, thoughts=[z])
     first = propose(model, tok, snips[1:2], lambda b, logp: [0], 1, 0, 5, reach=1, thoughts=[z])
-    assert np.allclose(first.given[0, 0], rest.given[0, 0, 0]) and rest.given[0, 0, 1] < rest.given[0, 0, 0]
+    assert (
+        np.allclose(first.given[0, 0], rest.given[0, 0, 0])
+        and rest.given[0, 0, 1] < rest.given[0, 0, 0]
+    )
 
 
 @pytest.mark.parametrize("which", ["exact", "penalty", "best"])
@@ -163,13 +236,25 @@ def test_choose_and_infuse(tok, model, which):
     thought is worth, none is chosen."""
     found = [tasks.expert_task(0, i, "train") for i in range(4)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
-    cfg = config.make(estep="hindsight", selection=which, proposals=4, own=1, tried=0.4, think_max=6, block=1000, c=0.0, floor=0.9)
+    cfg = config.make(
+        estep="hindsight",
+        selection=which,
+        proposals=4,
+        own=1,
+        tried=0.4,
+        think_max=6,
+        block=1000,
+        c=0.0,
+        floor=0.9,
+    )
     stats = collections.Counter()
     written = [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats)]
     assert stats["think"] > 0 and stats["not_canonical"] == 0
     for s, (ids, kind) in zip(snips, written, strict=True):
         assert canonical(tok, ids) and [i for i, k in zip(ids, kind) if k != 2] == s.ids
-    assert written == [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats)]
+    assert written == [
+        *mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats)
+    ]
     chosen, _ = choose(model, tok, snips, cfg, which, (0, 1), [3, 4, 5, 6])
     assert all(len(z) <= math.ceil(0.4 * len(s.first)) for z, s in zip(chosen, snips))
     assert choose(model, tok, snips, cfg, "act", (0, 1), [3, 4, 5, 6]) == ([{}] * 4, 0)
@@ -186,12 +271,26 @@ def test_iterations_have_their_own_weights(tok, model, monkeypatch):
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt))]
     cfg = config.make(estep="hindsight", selection="best,exact", block=1000)
     for iteration in range(3):
-        list(mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [0], collections.Counter(), iteration=iteration))
+        list(
+            mstep.infuse_corpus(
+                model,
+                model,
+                tok,
+                snips,
+                cfg,
+                (0, 1),
+                [0],
+                collections.Counter(),
+                iteration=iteration,
+            )
+        )
     assert seen == ["best", "exact", "exact"]
 
 
 def test_least_likely():
-    assert least_likely(0.5)(0, np.array([-1.0, -5.0, -2.0])) == [1, 2] and least_likely(1.0)(0, np.array([-1.0, -2.0])) == [0, 1]
+    assert least_likely(0.5)(0, np.array([-1.0, -5.0, -2.0])) == [1, 2] and least_likely(1.0)(
+        0, np.array([-1.0, -2.0])
+    ) == [0, 1]
 
 
 def test_judge(tok, model):
@@ -202,32 +301,56 @@ def test_judge(tok, model):
     said, kept = judge(model, tok, snips, cfg, K=3, per=0, at_once=2)
     assert len(kept) == 3 * sum(len(s.first) for s in snips)
     logp = softmaxed(model, snips[2].ids)
-    never = sum(float(logp[j - 1, snips[2].ids[j]]) for j in range(snips[2].first[0], len(snips[2].ids)))
-    never -= sum(float((1 - logp[a - 1, tok.thought_ids].exp().sum()).log()) for a in snips[2].first)
+    never = sum(
+        float(logp[j - 1, snips[2].ids[j]]) for j in range(snips[2].first[0], len(snips[2].ids))
+    )
+    never -= sum(
+        float((1 - logp[a - 1, tok.thought_ids].exp().sum()).log()) for a in snips[2].first
+    )
     assert said["code"][2] == pytest.approx(never, abs=1e-3)
     assert said["never"][2] == pytest.approx(never, abs=1e-3)
     lines = [(x[0], x[1]) for x in kept if x[3] == 2]
     assert np.allclose([said["line"][2], said["rest"][2]], np.sum(lines, 0) / 3)
     gain = np.array([x[0] for x in kept if x[3] == 2]).reshape(-1, 3)
-    assert np.allclose(said["lifted"][2], [np.log(1 - r + r * np.exp(gain).mean(1)).sum() for r in RATES])
-    assert np.allclose(said["lifted"][:, -1], said["forced"]) and best_rate(np.array([[0, 1.0], [5, 0], [0, 2.0], [7, 0]]))[0].tolist() == [0, 0, 0, 0]
+    assert np.allclose(
+        said["lifted"][2], [np.log(1 - r + r * np.exp(gain).mean(1)).sum() for r in RATES]
+    )
+    assert np.allclose(said["lifted"][:, -1], said["forced"]) and best_rate(
+        np.array([[0, 1.0], [5, 0], [0, 2.0], [7, 0]])
+    )[0].tolist() == [0, 0, 0, 0]
     assert (said["forced"] <= said["best_line"]).all() and (said["forced"] >= said["line"]).all()
     assert len(table({"ntp": said, "ra3": said})) == 3
     other, mixed = judge(model, tok, snips, cfg, K=3, per=0, shuffle=True)
     assert np.allclose(other["never"], said["never"])
-    for b in range(3):                                       # none of its own, all of the others', but by chance
-        mine, theirs = ({tuple(x[5][1:]) for x in kept if (x[3] == b) == own and len(x[5]) > 3} for own in (True, False))
-        assert mine - theirs and {tuple(x[5][1:]) for x in mixed if x[3] == b and len(x[5]) > 3} <= theirs
+    for b in range(3):  # none of its own, all of the others', but by chance
+        mine, theirs = (
+            {tuple(x[5][1:]) for x in kept if (x[3] == b) == own and len(x[5]) > 3}
+            for own in (True, False)
+        )
+        assert (
+            mine - theirs
+            and {tuple(x[5][1:]) for x in mixed if x[3] == b and len(x[5]) > 3} <= theirs
+        )
 
 
-@pytest.mark.parametrize("given, said", [(dict(selection="exact,worst"), "worst"), (dict(own=9), "--own 9"), (dict(tried=1.5), "--tried 1.5"),
-                                         (dict(floor=1.0), "--floor 1.0")])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (dict(selection="exact,worst"), "worst"),
+        (dict(own=9), "--own 9"),
+        (dict(tried=1.5), "--tried 1.5"),
+        (dict(floor=1.0), "--floor 1.0"),
+    ],
+)
 def test_settings_out_of_range(given, said):
     with pytest.raises(config.UserError, match=said):
         config.make(estep="hindsight", **given)
 
 
-@pytest.mark.parametrize("given", ["--thoughts-a-line 0", "--limit -1", "--per -1", "--soften 0", "--json nowhere/figures.json"])
+@pytest.mark.parametrize(
+    "given",
+    ["--thoughts-a-line 0", "--limit -1", "--per -1", "--soften 0", "--json nowhere/figures.json"],
+)
 def test_a_mistake_on_the_command_line_is_told_before_the_work(given):
     with pytest.raises(UserError, match=given):
         hindsight.main(given.split())
@@ -243,4 +366,6 @@ def test_best_is_the_largest(tok, snip, model, world, monkeypatch):
     gain = pi[best, 1] - never[1]
     assert not ok.all() and gain > 0
     for c, want in ((gain - 0.1, {LINE: thoughts[best]}), (gain + 0.1, {})):
-        assert choose(model, tok, [snip], config.make(estep="hindsight", c=c), "best", (0,), [0])[0] == [want]
+        assert choose(model, tok, [snip], config.make(estep="hindsight", c=c), "best", (0,), [0])[
+            0
+        ] == [want]

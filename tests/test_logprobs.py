@@ -1,4 +1,5 @@
 """Log-probabilities and KL without the logits: types, gradients, memory and compiled code. Plain values: tests/test_elbo.py."""
+
 import shutil
 
 import pytest
@@ -9,14 +10,17 @@ import elbo
 from elbo import token_kl, token_logprobs
 
 torch.set_num_threads(1)
-SETS = ([4], [0, 7, 29], [7, 4, 4 + 25])                                                 # they overlap
+SETS = ([4], [0, 7, 29], [7, 4, 4 + 25])  # they overlap
 
 
 def draw(n, v, d, dtype=torch.float64, seed=0):
     """hidden (n, d), weight (v, d), targets (n,)."""
     gen = torch.Generator().manual_seed(seed)
-    return (torch.randn(n, d, generator=gen, dtype=torch.float64).to(dtype), torch.randn(v, d, generator=gen, dtype=torch.float64).to(dtype),
-            torch.randint(v, (n,), generator=gen))
+    return (
+        torch.randn(n, d, generator=gen, dtype=torch.float64).to(dtype),
+        torch.randn(v, d, generator=gen, dtype=torch.float64).to(dtype),
+        torch.randint(v, (n,), generator=gen),
+    )
 
 
 def leaves(*tensors):
@@ -59,9 +63,11 @@ def test_bfloat16():
     """With bfloat16 factors: within 2e-5 of float64 on the very logits that bfloat16 gives, so that only the product is rounded; log_softmax in bfloat16
     misses that by a hundredth and more. Entropy likewise."""
     hidden, weight, targets = draw(200, 3000, 16, torch.bfloat16)
-    logp = (hidden @ weight.T).double().log_softmax(-1)                                  # (N, V)
+    logp = (hidden @ weight.T).double().log_softmax(-1)  # (N, V)
     got = token_logprobs(hidden, weight, targets, [[1, 2, 3]], chunk=64, entropy=True).double()
-    want = torch.stack([logp[range(200), targets], logp[:, 1:4].logsumexp(-1), -(logp.exp() * logp).sum(-1)])
+    want = torch.stack(
+        [logp[range(200), targets], logp[:, 1:4].logsumexp(-1), -(logp.exp() * logp).sum(-1)]
+    )
     assert (got - want).abs().max() < 2e-5
     rough = (hidden @ weight.T).log_softmax(-1)[range(200), targets].double()
     assert (rough - want[0]).abs().max() > 0.01
@@ -70,7 +76,7 @@ def test_bfloat16():
 def test_sums_over_blocks_are_float32():
     """The gradient of a bfloat16 weight over 256 blocks of states is within 1% of float64; added up in bfloat16 it is off by more than 5%."""
     hidden, weight, targets = draw(2048, 16, 8, torch.bfloat16)
-    hidden = 0.3 * hidden.abs()                                                            # so that the sum grows
+    hidden = 0.3 * hidden.abs()  # so that the sum grows
     h, w = leaves(hidden, weight)
     token_logprobs(h, w, torch.zeros_like(targets), chunk=8)[0].sum().backward()
     h64, w64 = leaves(hidden.double(), weight.double())
@@ -79,7 +85,7 @@ def test_sums_over_blocks_are_float32():
     assert (h.grad - h64.grad).abs().max() < 0.02 * h64.grad.abs().max()
     rough = leaves(weight)[0]
     for part in hidden.split(8):
-        (part @ rough.T).float().log_softmax(-1)[:, 0].sum().backward()                  # accumulates in rough.grad
+        (part @ rough.T).float().log_softmax(-1)[:, 0].sum().backward()  # accumulates in rough.grad
     assert (rough.grad - w64.grad).abs().max() > 0.05 * w64.grad.abs().max()
 
 
@@ -104,19 +110,32 @@ class Watch(TorchDispatchMode):
 def test_memory(monkeypatch, blocks):
     """No operation, forward or back, gives out more elements than the gradients have; nothing larger is saved; and of logits no more than KEEP is kept."""
     monkeypatch.setattr(elbo, "KEEP", blocks * 16 * 16 * 4 + 3)
-    hidden, weight, targets = draw(160, 320, 4, torch.float32)                           # 51,200 logits; 1,280 elements of the weight
+    hidden, weight, targets = draw(
+        160, 320, 4, torch.float32
+    )  # 51,200 logits; 1,280 elements of the weight
     h, w = leaves(hidden, weight)
     other, other_weight, _ = draw(160, 320, 4, torch.float32, seed=1)
     saved = []
-    with Watch() as seen, torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+    with (
+        Watch() as seen,
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda x: saved.append(x.numel()) or x, lambda x: x
+        ),
+    ):
         out = token_logprobs(h, w, targets, SETS, chunk=16, entropy=True)
         kl = token_kl(h, w, other, other_weight, chunk=16)
-        kept = [sum(x.nbytes for x in node.kept.values()) for node in graph(out.sum() + kl.sum()) if hasattr(node, "kept")]
+        kept = [
+            sum(x.nbytes for x in node.kept.values())
+            for node in graph(out.sum() + kl.sum())
+            if hasattr(node, "kept")
+        ]
         (out.sum() + kl.sum()).backward()
     assert seen.elements <= max(weight.numel(), (1 + 3 + 4) * 160) and max(saved) <= weight.numel()
     assert kept == [blocks * 16 * 16 * 4] * 2
     logits, held = elbo.Softmax.logits, []
-    monkeypatch.setattr(elbo.Softmax, "logits", lambda ctx, *xs: held.append(len(ctx.kept)) or logits(ctx, *xs))
+    monkeypatch.setattr(
+        elbo.Softmax, "logits", lambda ctx, *xs: held.append(len(ctx.kept)) or logits(ctx, *xs)
+    )
     with torch.no_grad(), Watch() as seen:
         token_logprobs(h, w, targets, chunk=16, entropy=True)
     assert seen.elements < weight.numel() and set(held) == {0} and w.grad.abs().sum() > 0
@@ -140,6 +159,7 @@ def test_autocast_and_a_tied_head():
 
     def loss(weight, f):
         return f(weight[targets].tanh() * 2, weight)[0].sum()
+
     w64 = leaves(weight.double())[0]
     loss(w64, lambda h, w: (h @ w.T).log_softmax(-1)[range(12), targets][None]).backward()
     for amp, tolerance in ((True, 0.04), (False, 1e-4)):
@@ -148,15 +168,21 @@ def test_autocast_and_a_tied_head():
             out = loss(w, lambda h, w: token_logprobs(h, w, targets, chunk=5))
         with Watch() as seen:
             out.backward()
-        assert out.dtype == w.grad.dtype == torch.float32 and seen.products == {torch.bfloat16 if amp else torch.float32}
+        assert out.dtype == w.grad.dtype == torch.float32 and seen.products == {
+            torch.bfloat16 if amp else torch.float32
+        }
         assert (w.grad - w64.grad).abs().max() < tolerance * w64.grad.abs().max()
     h = weight[targets]
     with torch.autocast("cpu", torch.bfloat16):
         under = token_logprobs(h, weight, targets, SETS, entropy=True)
         assert token_logprobs(h.double(), weight.double(), targets).dtype == torch.float64
-    assert torch.equal(under, token_logprobs(h.bfloat16(), weight.bfloat16(), targets, SETS, entropy=True))
+    assert torch.equal(
+        under, token_logprobs(h.bfloat16(), weight.bfloat16(), targets, SETS, entropy=True)
+    )
     with torch.inference_mode():
-        assert torch.equal(under, token_logprobs(h.bfloat16(), weight.bfloat16(), targets, SETS, entropy=True))
+        assert torch.equal(
+            under, token_logprobs(h.bfloat16(), weight.bfloat16(), targets, SETS, entropy=True)
+        )
 
 
 def test_one_gradient_or_none():
@@ -174,12 +200,19 @@ def test_one_gradient_or_none():
     out.sum().backward()
     assert w.grad.eq(0).all() and h.grad.shape == (0, 8)
     assert not token_logprobs(hidden, weight, targets, SETS).requires_grad
-    assert token_logprobs(hidden, weight, torch.full_like(targets, -1))[0].isnan().all() and token_logprobs(hidden, weight, targets, [[30]])[1].isnan().all()
+    assert (
+        token_logprobs(hidden, weight, torch.full_like(targets, -1))[0].isnan().all()
+        and token_logprobs(hidden, weight, targets, [[30]])[1].isnan().all()
+    )
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="torch.compile needs a C++ compiler on the CPU",
+)
 def test_compiled(monkeypatch):
     """Compiled and eager agree on values and gradients; after the first calls no number of states compiles anything again."""
+
     def both(n):
         hidden, weight, targets = draw(n, 50, 8, torch.float32, seed=n)
         results = []
@@ -191,6 +224,7 @@ def test_compiled(monkeypatch):
             results.append((out.detach(), h.grad, w.grad))
         for want, got in zip(*results):
             assert torch.allclose(want, got, rtol=1e-5, atol=1e-5)
+
     torch._dynamo.reset()
     both(40), both(64)
     with torch._dynamo.config.patch(error_on_recompile=True):

@@ -1,4 +1,5 @@
 """The transformer against Hugging Face's, its cache against no cache, packed and padded rows against single documents, and its files."""
+
 import ctypes
 import dataclasses
 import inspect
@@ -19,7 +20,9 @@ from config import UserError
 from model import ModelConfig, Transformer
 
 torch.set_num_threads(1)
-SMALL = ModelConfig(vocab_size=97, n_layer=3, n_head=4, n_kv_head=2, d_model=32, d_ff=64, max_len=64)
+SMALL = ModelConfig(
+    vocab_size=97, n_layer=3, n_head=4, n_kv_head=2, d_model=32, d_ff=64, max_len=64
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,35 +42,76 @@ def near(a, b, tol=1e-5):
 
 # ---------------------------------------------------------------- against transformers
 
+
 def test_smollm2_logits_are_those_of_transformers(smollm2):
     ours, tok, theirs = smollm2
     worst = 0.0
     for f in (textwrap.dedent, inspect.getdoc, inspect.signature):
-        ids = torch.tensor([tok.encode(inspect.getsource(f))[:300]])                  # (1, T)
-        a, b = ours(ids) @ ours.head_weight.T, theirs(ids).logits                     # (1, T, V)
+        ids = torch.tensor([tok.encode(inspect.getsource(f))[:300]])  # (1, T)
+        a, b = ours(ids) @ ours.head_weight.T, theirs(ids).logits  # (1, T, V)
         worst = max(worst, (a - b).abs().max().item())
         nll = -torch.log_softmax(a, -1)[0, :-1].gather(1, ids[0, 1:, None]).mean().item()
-        assert nll < 3.0                                                              # it knows Python
+        assert nll < 3.0  # it knows Python
     print(f"largest difference of a logit: {worst:.1e}")
     assert worst <= 1e-3
 
 
 def names(cfg):
     """transformers' name of each of our parameters."""
-    theirs = {"attn_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-              "mlp_norm": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
-    top = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}
-    return {n: top.get(n) or "model.layers.{1}.{2}.{3}".format(*(theirs.get(p, p) for p in n.split("."))) for n, _ in Transformer(cfg).named_parameters()}
+    theirs = {
+        "attn_norm": "input_layernorm",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    }
+    top = {
+        "embed.weight": "model.embed_tokens.weight",
+        "norm.weight": "model.norm.weight",
+        "head.weight": "lm_head.weight",
+    }
+    return {
+        n: top.get(n)
+        or "model.layers.{1}.{2}.{3}".format(*(theirs.get(p, p) for p in n.split(".")))
+        for n, _ in Transformer(cfg).named_parameters()
+    }
 
 
-@pytest.mark.parametrize("family, bias, tied", [("Qwen2", True, False), ("Qwen2", True, True), ("Llama", False, False), ("Llama", False, True)])
+@pytest.mark.parametrize(
+    "family, bias, tied",
+    [
+        ("Qwen2", True, False),
+        ("Qwen2", True, True),
+        ("Llama", False, False),
+        ("Llama", False, True),
+    ],
+)
 def test_biases_and_heads_against_transformers(family, bias, tied):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     cfg = dataclasses.replace(SMALL, qkv_bias=bias, tied=tied, rope_theta=5000.0, norm_eps=1e-6)
-    theirs = getattr(transformers, family + "ForCausalLM")(getattr(transformers, family + "Config")(
-        vocab_size=97, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, hidden_size=32, intermediate_size=64, rms_norm_eps=1e-6,
-        max_position_embeddings=64, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, tie_word_embeddings=tied)).float().eval()
+    theirs = (
+        getattr(transformers, family + "ForCausalLM")(
+            getattr(transformers, family + "Config")(
+                vocab_size=97,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                hidden_size=32,
+                intermediate_size=64,
+                rms_norm_eps=1e-6,
+                max_position_embeddings=64,
+                rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+                tie_word_embeddings=tied,
+            )
+        )
+        .float()
+        .eval()
+    )
     for p in theirs.parameters():
         torch.nn.init.normal_(p, std=0.3)
     weights = theirs.state_dict()
@@ -78,6 +122,7 @@ def test_biases_and_heads_against_transformers(family, bias, tied):
 
 
 # ---------------------------------------------------------------- cache, packing, padding
+
 
 def test_cached_is_uncached(net):
     ids = torch.randint(97, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -90,21 +135,34 @@ def test_cached_is_uncached(net):
 
 def test_ragged_rows_cut_back_and_selected(net):
     gen = torch.Generator().manual_seed(1)
-    ids, lens, cache = torch.randint(97, (3, 24), generator=gen), torch.tensor([5, 12, 9]), net.new_cache(3, 24)
-    net(ids[:, :12], pos=torch.arange(12).expand(3, -1), cache=cache)                 # right padding to 12: what follows a row is rubbish
+    ids, lens, cache = (
+        torch.randint(97, (3, 24), generator=gen),
+        torch.tensor([5, 12, 9]),
+        net.new_cache(3, 24),
+    )
+    net(
+        ids[:, :12], pos=torch.arange(12).expand(3, -1), cache=cache
+    )  # right padding to 12: what follows a row is rubbish
     new = torch.randint(97, (3, 4), generator=gen)
-    out = net(new, pos=lens[:, None] + torch.arange(4), cache=cache)                  # (3, 4, D), each row from its own length
+    out = net(
+        new, pos=lens[:, None] + torch.arange(4), cache=cache
+    )  # (3, 4, D), each row from its own length
     for b, n in enumerate(lens):
         near(out[b], net(torch.cat((ids[b, :n], new[b]))[None])[0, n:])
-    cut, other = torch.tensor([3, 14, 2]), torch.randint(97, (3, 2), generator=gen)   # cut back; row 1 keeps two of the new tokens
+    cut, other = (
+        torch.tensor([3, 14, 2]),
+        torch.randint(97, (3, 2), generator=gen),
+    )  # cut back; row 1 keeps two of the new tokens
     out = net(other, pos=cut[:, None] + torch.arange(2), cache=cache)
     for b, n in enumerate(cut):
-        row = torch.cat((ids[b, :lens[b]], new[b]))[:n]
+        row = torch.cat((ids[b, : lens[b]], new[b]))[:n]
         near(out[b], net(torch.cat((row, other[b]))[None])[0, n:])
     rows, third = torch.tensor([2, 0, 2]), torch.randint(97, (3, 1), generator=gen)
     some = cache.select(rows)
     out = net(third, pos=(cut + 2)[rows][:, None], cache=some)
-    whole = [torch.cat((torch.cat((ids[b, :lens[b]], new[b]))[:cut[b]], other[b])) for b in range(3)]
+    whole = [
+        torch.cat((torch.cat((ids[b, : lens[b]], new[b]))[: cut[b]], other[b])) for b in range(3)
+    ]
     for i, b in enumerate(rows):
         near(out[i, 0], net(torch.cat((whole[b], third[i]))[None])[0, -1])
     cache.put(rows[:2], some.select(torch.tensor([0, 1])))
@@ -112,11 +170,16 @@ def test_ragged_rows_cut_back_and_selected(net):
     near(out[0, 0], net(torch.cat((whole[2], third[0], third[0]))[None])[0, -1])
 
 
-@pytest.mark.parametrize("rows", [[[5, 6, 7], [5, 6, 8]], [[1, 2, 3, 4, 5, 6]] * 3 + [[1, 2]], [[3]], None])
+@pytest.mark.parametrize(
+    "rows", [[[5, 6, 7], [5, 6, 8]], [[1, 2, 3, 4, 5, 6]] * 3 + [[1, 2]], [[3]], None]
+)
 def test_shared_beginnings_are_one_row_at_a_time(net, rows):
     """Rows in one trie, states and gradients against each row alone; no beginning is computed twice: the tokens are as many as there are different ones."""
     gen = torch.Generator().manual_seed(0)
-    rows = rows or [torch.randint(3, (int(n),), generator=gen).tolist() for n in torch.randint(1, 30, (40,), generator=gen)]
+    rows = rows or [
+        torch.randint(3, (int(n),), generator=gen).tolist()
+        for n in torch.randint(1, 30, (40,), generator=gen)
+    ]
     ids, pos, doc, before, where = data.one_tree(rows)
     assert ids.shape[1] == len({tuple(row[:k]) for row in rows for k in range(1, len(row) + 1)})
     weight = torch.randn(40, 30, SMALL.d_model, generator=gen)
@@ -125,15 +188,22 @@ def test_shared_beginnings_are_one_row_at_a_time(net, rows):
         for together in (True, False):
             net.zero_grad()
             h = net(ids, pos, doc, before=before)[0] if together else None
-            states = [h[w] if together else net(torch.tensor([row]))[0] for row, w in zip(rows, where)]
-            sum((x * weight[n, :len(x)]).sum() for n, x in enumerate(states)).backward()
+            states = [
+                h[w] if together else net(torch.tensor([row]))[0] for row, w in zip(rows, where)
+            ]
+            sum((x * weight[n, : len(x)]).sum() for n, x in enumerate(states)).backward()
             grads.append([torch.cat(states).detach(), *(p.grad.clone() for p in net.parameters())])
     net.zero_grad()
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-LENGTHS = {"mixed": [5, 17, 9, 30, 1, 12, 30, 29], "alike": [8] * 6, "one": [20], "single tokens": [1, 1, 1, 40]}
+LENGTHS = {
+    "mixed": [5, 17, 9, 30, 1, 12, 30, 29],
+    "alike": [8] * 6,
+    "one": [20],
+    "single tokens": [1, 1, 1, 40],
+}
 
 
 def documents(lengths, seed=2):
@@ -144,12 +214,15 @@ def documents(lengths, seed=2):
 def dense(q, k, v, docs):
     """Attention by a T x T mask over the row, in float64, for attend_documents. Documents are known by their bounds alone."""
     (B, T, H, E), K = q.shape, k.shape[2]
-    q, k, v = (x.double().flatten(0, 1).transpose(0, 1) for x in (q, k.repeat_interleave(H // K, 2), v.repeat_interleave(H // K, 2)))    # (H, N, E)
+    q, k, v = (
+        x.double().flatten(0, 1).transpose(0, 1)
+        for x in (q, k.repeat_interleave(H // K, 2), v.repeat_interleave(H // K, 2))
+    )  # (H, N, E)
     number = torch.zeros(B * T, dtype=torch.int64)
     number[docs.bounds[1:-1].long()] = 1
     number = number.cumsum(0)
-    seen = (number[:, None] == number).tril()                                         # (N, N)
-    scores = (q @ k.mT / E ** 0.5).masked_fill(~seen, -torch.inf)
+    seen = (number[:, None] == number).tril()  # (N, N)
+    scores = (q @ k.mT / E**0.5).masked_fill(~seen, -torch.inf)
     return (scores.softmax(-1) @ v).transpose(0, 1).reshape(B, T, H, E).float()
 
 
@@ -244,15 +317,21 @@ def test_config_that_cannot_be():
 
 # ---------------------------------------------------------------- files
 
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_save_and_load(tmp_path, dtype):
     net = Transformer(dataclasses.replace(SMALL, tied=False)).init_weights(1).to(dtype)
     path = tmp_path / "m.pt"
     weights.save_model(net, path, step=3, rng=torch.arange(4))
     back, extra = weights.load_model(path, net.cfg)
-    assert back.cfg == net.cfg and extra["step"] == 3 and extra["rng"].tolist() == [0, 1, 2, 3] and back.dtype == dtype
+    assert (
+        back.cfg == net.cfg
+        and extra["step"] == 3
+        and extra["rng"].tolist() == [0, 1, 2, 3]
+        and back.dtype == dtype
+    )
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), back.parameters()))
-    assert os.listdir(tmp_path) == ["m.pt"]                                           # no temporary file is left
+    assert os.listdir(tmp_path) == ["m.pt"]  # no temporary file is left
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path, net, monkeypatch):
@@ -262,6 +341,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, net, monkeypatch):
     def fail(record, f):
         f.write(b"half")
         raise OSError("disk full")
+
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError):
         weights.save_model(net, path, step=2)
@@ -273,12 +353,20 @@ def test_bad_checkpoints_give_one_clear_line(tmp_path, net):
     path = tmp_path / "m.pt"
     weights.save_model(net, path)
     whole = path.read_bytes()
-    for content in (b"", b"hello", whole[:len(whole) // 2], b"\x80\x02."):
+    for content in (b"", b"hello", whole[: len(whole) // 2], b"\x80\x02."):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(UserError, match="expected a checkpoint"):
             weights.load_model(tmp_path / "bad")
-    for record in ([1], {"a": 1}, {"config": {"vocab_size": 5}, "weights": {}, "extra": {}},
-                   {"config": dataclasses.asdict(dataclasses.replace(SMALL, n_layer=2)), "weights": net.state_dict(), "extra": {}}):
+    for record in (
+        [1],
+        {"a": 1},
+        {"config": {"vocab_size": 5}, "weights": {}, "extra": {}},
+        {
+            "config": dataclasses.asdict(dataclasses.replace(SMALL, n_layer=2)),
+            "weights": net.state_dict(),
+            "extra": {},
+        },
+    ):
         torch.save(record, tmp_path / "bad")
         with pytest.raises(UserError, match="expected a checkpoint"):
             weights.load_model(tmp_path / "bad")
@@ -290,7 +378,9 @@ def test_bad_checkpoints_give_one_clear_line(tmp_path, net):
         weights.load_model(path, dataclasses.replace(SMALL, n_layer=5))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"hello", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 40])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"hello", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 40]
+)
 def test_bad_gguf_files_give_one_clear_line(tmp_path, content):
     pytest.importorskip("gguf")
     if content is not None:
@@ -312,7 +402,10 @@ def test_missing_packages_are_named(monkeypatch):
 
 # ---------------------------------------------------------------- memory
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc"
+)
 def test_memory_that_is_freed_stays():
     """Without settle_memory each of these tensors of 64 MiB costs 16,384 page faults."""
     code = """
@@ -327,5 +420,10 @@ for _ in range(20):
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(min(faults))
 """
-    done = subprocess.run([sys.executable, "-c", code, os.path.dirname(os.path.abspath(model.__file__))], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, os.path.dirname(os.path.abspath(model.__file__))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert int(done.stdout) < 1000

@@ -1,4 +1,5 @@
 """The M-step: packing, the loss on packed rows, infusion, and what is left out of it."""
+
 import collections
 import copy
 import dataclasses
@@ -48,6 +49,7 @@ def empty():
 
 # ---------------------------------------------------------------- batches
 
+
 @pytest.mark.parametrize("size", [9, 16, 40, 1000])
 def test_an_epoch_is_every_document_once(size):
     """The documents of consecutive steps, cut into epochs: each is every document once, in an order of its own, and no step is empty. A step has `size`
@@ -57,8 +59,12 @@ def test_an_epoch_is_every_document_once(size):
         lengths, total = [len(d) for d in docs], sum(map(len, docs))
         steps = [*map(mstep.step_documents(lengths, size, SEED), range(6 * total // size + 2))]
         stream = sum(steps, [])
-        epochs = [stream[20 * e:20 * e + 20] for e in range(len(stream) // 20)]
-        assert len(epochs) >= 5 and all(sorted(e) == list(range(20)) for e in epochs) and len({tuple(e) for e in epochs}) == len(epochs)
+        epochs = [stream[20 * e : 20 * e + 20] for e in range(len(stream) // 20)]
+        assert (
+            len(epochs) >= 5
+            and all(sorted(e) == list(range(20)) for e in epochs)
+            and len({tuple(e) for e in epochs}) == len(epochs)
+        )
         begun = 0
         for k, some in enumerate(steps):
             assert some and abs(sum(lengths[i] for i in some) - size) < 9
@@ -69,12 +75,19 @@ def test_an_epoch_is_every_document_once(size):
 def test_steps_are_a_function_of_seed_and_step():
     """A step asked for alone, or in any order, against the same step after all before it, and against the definition; another seed gives another."""
     lengths = [3 + i % 5 for i in range(30)]
-    for size in (32, 400):                                   # 4.7 steps an epoch; 2.7 epochs a step
+    for size in (32, 400):  # 4.7 steps an epoch; 2.7 epochs a step
         there = [*map(mstep.step_documents(lengths, size, SEED), range(20))]
         again = mstep.step_documents(np.array(lengths, np.uint32), size, SEED)
-        assert all(again(s) == there[s] == mstep.step_documents(lengths, size, SEED)(s) for s in (17, 3, 11))
+        assert all(
+            again(s) == there[s] == mstep.step_documents(lengths, size, SEED)(s)
+            for s in (17, 3, 11)
+        )
         assert mstep.step_documents(lengths, size, (5, 2))(0) != there[0]
-        stream = [i for epoch in range(60) for i in np.random.default_rng([*SEED, epoch]).permutation(30).tolist()]
+        stream = [
+            i
+            for epoch in range(60)
+            for i in np.random.default_rng([*SEED, epoch]).permutation(30).tolist()
+        ]
         begin, want = 0, [[] for _ in range(20)]
         for i in stream:
             if begin // size < 20:
@@ -90,61 +103,94 @@ def test_micro_batches():
         for n in (0, 1, 7, 50):
             docs = [[i] * rng.randint(1, 40) for i in range(n)]
             parts = mstep.micro_batches(docs, [[-i for i in d] for d in docs], most)
-            assert sorted(d for some, _ in parts for d in some) == docs and all(k == [[-i for i in d] for d in some] for some, k in parts)
+            assert sorted(d for some, _ in parts for d in some) == docs and all(
+                k == [[-i for i in d] for d in some] for some, k in parts
+            )
             sizes = [sum(map(len, some)) for some, _ in parts]
-            assert all(size <= most or len(some) == 1 for size, (some, _) in zip(sizes, parts)) and (n == 0 or max(sizes) - min(sizes) <= 40)
+            assert all(
+                size <= most or len(some) == 1 for size, (some, _) in zip(sizes, parts)
+            ) and (n == 0 or max(sizes) - min(sizes) <= 40)
             assert len(parts) <= max(1, 3 * sum(sizes) / most, n if most < 40 else 0)
     docs = [[0] * n for n in (1, 2, 5, 4)]
-    assert [[len(d) for d in some] for some, _ in mstep.micro_batches(docs, docs, 8)] == [[5, 2], [4, 1]]
+    assert [[len(d) for d in some] for some, _ in mstep.micro_batches(docs, docs, 8)] == [
+        [5, 2],
+        [4, 1],
+    ]
 
 
 def test_documents_on_disk(tok, snips, tmp_path):
     """Written and read again, as they were, ids beyond 16 bits too; code as documents is what infusing nothing gives. Nothing that is there is half there."""
-    docs = [(d, k) for d, k in zip(*infused_docs(tok, snips))] + [([2**30 - 1, 0, 70_000], [PROMPT, CODE, THOUGHT]), ([5], [CODE])]
+    docs = [(d, k) for d, k in zip(*infused_docs(tok, snips))] + [
+        ([2**30 - 1, 0, 70_000], [PROMPT, CODE, THOUGHT]),
+        ([5], [CODE]),
+    ]
     path = tmp_path / "ra3.docs"
     mstep.write_documents(path, (pair for pair in docs))
     read = mstep.Written(path)
-    assert [read[i] for i in range(len(read))] == docs and read.lengths.tolist() == [len(d) for d, _ in docs] and os.listdir(tmp_path) == ["ra3.docs"]
+    assert (
+        [read[i] for i in range(len(read))] == docs
+        and read.lengths.tolist() == [len(d) for d, _ in docs]
+        and os.listdir(tmp_path) == ["ra3.docs"]
+    )
     assert isinstance(read.words, np.memmap)
     code = mstep.Code(tok, snips)
-    assert [code[i] for i in range(len(code))] == [infuse(tok, s, {}) for s in snips] and code.lengths.tolist() == [len(s.ids) for s in snips]
+    assert [code[i] for i in range(len(code))] == [
+        infuse(tok, s, {}) for s in snips
+    ] and code.lengths.tolist() == [len(s.ids) for s in snips]
 
     def killed():
         yield docs[0]
         raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         mstep.write_documents(path, killed())
     assert len(mstep.Written(path)) == len(docs)
     for content in (None, b""):
         path.unlink() if content is None else path.write_bytes(content)
-        with pytest.raises(UserError, match="ra3.docs: expected the documents of an unfinished M-step, found none; leave out --resume"):
+        with pytest.raises(
+            UserError,
+            match="ra3.docs: expected the documents of an unfinished M-step, found none; leave out --resume",
+        ):
             mstep.Written(path)
 
 
 def test_a_corpus_is_read_as_it_is_needed(tok, tmp_path, monkeypatch):
     """Code on a part of a prepared corpus against the snippets of that part; a step reads its own documents and no other."""
-    whole = corpus.prepare(textwrap.__file__, tok, 2048, near=0, cache=tmp_path, progress=False, cores=1)
+    whole = corpus.prepare(
+        textwrap.__file__, tok, 2048, near=0, cache=tmp_path, progress=False, cores=1
+    )
     numbers = np.random.default_rng(0).permutation(len(whole))[:-2]
     some = corpus.take(whole, numbers)
     code = mstep.Code(tok, some)
-    assert len(code) == len(numbers) > 3 and [code[i] for i in range(len(code))] == [infuse(tok, whole[n], {}) for n in numbers]
+    assert len(code) == len(numbers) > 3 and [code[i] for i in range(len(code))] == [
+        infuse(tok, whole[n], {}) for n in numbers
+    ]
     assert code.lengths.tolist() == [len(s.ids) for s in corpus.take([*whole], numbers)]
     read, one = [], corpus.Corpus.__getitem__
-    monkeypatch.setattr(corpus.Corpus, "__getitem__", lambda self, i: (read.append(i), one(self, i))[1])
+    monkeypatch.setattr(
+        corpus.Corpus, "__getitem__", lambda self, i: (read.append(i), one(self, i))[1]
+    )
     of_step = mstep.step_documents(mstep.Code(tok, some).lengths, 100, SEED)
-    assert read == [] and len([code[i] for i in of_step(1)]) == len(read) < len(code) and read == of_step(1)
+    assert (
+        read == []
+        and len([code[i] for i in of_step(1)]) == len(read) < len(code)
+        and read == of_step(1)
+    )
 
 
 # ---------------------------------------------------------------- the loss
 
+
 def by_hand(model, ids, kinds):
     """-log p of each token that is not given, from a plain softmax over one document alone."""
-    logp = (model(torch.tensor([ids]))[0] @ model.head_weight.T).log_softmax(-1)             # (T, V)
+    logp = (model(torch.tensor([ids]))[0] @ model.head_weight.T).log_softmax(-1)  # (T, V)
     return torch.stack([-logp[j - 1, ids[j]] for j in range(1, len(ids)) if kinds[j] != PROMPT])
 
 
 def infused_docs(tok, snips):
-    return zip(*[infuse(tok, s, {1: tok.encode(" # note"), 3: tok.encode(" # x y")}) for s in snips])
+    return zip(
+        *[infuse(tok, s, {1: tok.encode(" # note"), 3: tok.encode(" # x y")}) for s in snips]
+    )
 
 
 @torch.no_grad()
@@ -156,7 +202,9 @@ def test_loss_of_packed_rows(tok, snips, model):
         loss, kind = mstep.ntp_loss(model, *one_row(docs, kinds, multiple))
         assert loss.shape == want.shape and (loss - want).abs().max() < 1e-4
     assert kind.tolist() == [k for kind in kinds for k in kind if k != PROMPT]
-    assert docs[0][-1] == tok.eos and kinds[0][-1] == CODE                                   # the last of its tokens is the end of text
+    assert (
+        docs[0][-1] == tok.eos and kinds[0][-1] == CODE
+    )  # the last of its tokens is the end of text
 
 
 def test_any_size_of_micro_batch_gives_the_same_step(tok, snips):
@@ -170,11 +218,24 @@ def test_any_size_of_micro_batch_gives_the_same_step(tok, snips):
         m, found = thinker(tok, 4), []
         opt = torch.optim.SGD(m.parameters())
         opt.register_step_pre_hook(lambda *_: found.extend(p.grad.clone() for p in m.parameters()))
-        said.append(mstep.ntp_step(m, opt, docs, kinds, 1e-3, settings(bf16=False, micro_tokens=most, grad_clip=1e9)))
-        assert all((a - p.grad).abs().max() < 1e-5 * norm for a, p in zip(found, alone.parameters()))
+        said.append(
+            mstep.ntp_step(
+                m, opt, docs, kinds, 1e-3, settings(bf16=False, micro_tokens=most, grad_clip=1e9)
+            )
+        )
+        assert all(
+            (a - p.grad).abs().max() < 1e-5 * norm for a, p in zip(found, alone.parameters())
+        )
         parts.append(len(mstep.micro_batches(docs, kinds, most)))
-    assert parts == sorted(parts, reverse=True) and parts[0] == len(docs) and parts[-1] == 1 and len(set(parts)) == 4
-    assert all(s == pytest.approx(said[0], rel=1e-4) for s in said) and said[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert (
+        parts == sorted(parts, reverse=True)
+        and parts[0] == len(docs)
+        and parts[-1] == 1
+        and len(set(parts)) == 4
+    )
+    assert all(s == pytest.approx(said[0], rel=1e-4) for s in said) and said[0][
+        "grad_norm"
+    ] == pytest.approx(float(norm), rel=1e-4)
 
 
 def test_a_step_reports_its_loss(tok, snips, model):
@@ -193,20 +254,35 @@ def test_a_step_reports_its_loss(tok, snips, model):
 def test_compiled_steps(tok, snips, monkeypatch):
     """Blocks compiled (by a back end that needs no C++ compiler): the losses of uncompiled steps, and no new graph after the first step, whatever documents
     come; a copy is not compiled. What samples on a cache is not compiled either."""
-    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        functools.partialmethod(torch.nn.Module.compile, backend="aot_eager"),
+    )
     docs, kinds = infused_docs(tok, snips)
     steps, losses, made = [(0, 2, 3), (1, 4), (5, 3, 2, 0), (2,), (0, 1, 2, 3, 4, 5)], [], []
     for how in ("false", "true"):
         cfg = settings(bf16=False, compile=how)
         m, opt = mstep.trained(thinker(tok, 4), cfg, lambda m: mstep.adamw(m, 1e-3, 0.1))
-        said = [mstep.ntp_step(m, opt, [docs[i] for i in some], [kinds[i] for i in some], 1e-3, cfg) for some in steps]
+        said = [
+            mstep.ntp_step(m, opt, [docs[i] for i in some], [kinds[i] for i in some], 1e-3, cfg)
+            for some in steps
+        ]
         losses.append([s["loss"] for s in said])
         made.append([s["graphs"] for s in said])
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-    assert made[0][0] == made[0][-1] < made[1][0] and made[1][1:] == [made[1][1]] * 4 and made[1][1] - made[0][0] <= 4, made
+    assert (
+        made[0][0] == made[0][-1] < made[1][0]
+        and made[1][1:] == [made[1][1]] * 4
+        and made[1][1] - made[0][0] <= 4
+    ), made
     before = graphs()
     with torch.no_grad():
-        m(torch.tensor([docs[0]]), pos=torch.arange(len(docs[0]))[None], cache=m.new_cache(1, len(docs[0])))
+        m(
+            torch.tensor([docs[0]]),
+            pos=torch.arange(len(docs[0]))[None],
+            cache=m.new_cache(1, len(docs[0])),
+        )
         copy.deepcopy(m)(torch.tensor([docs[1]]))
     assert graphs() == before
 
@@ -221,6 +297,7 @@ def test_learning_rate():
 
 # ---------------------------------------------------------------- infusion
 
+
 def test_write_leaves_out_what_is_not_canonical(tok, snips):
     """A thought whose ids are not those of its text (spelled in bytes) goes, the good one beside it stays; without its thoughts the
     document is the expert's."""
@@ -229,7 +306,13 @@ def test_write_leaves_out_what_is_not_canonical(tok, snips):
     ids, kinds = mstep.write(tok, snips[0], {1: bad, 2: good}, 1000, stats)
     assert (ids, kinds) == infuse(tok, snips[0], {2: good}) and canonical(tok, ids)
     assert [i for i, k in zip(ids, kinds) if k != THOUGHT] == snips[0].ids
-    assert stats == {"think": 1, "lines": len(snips[0].first), "thought_tokens": len(good), "not_canonical": 1, "cut": 0}
+    assert stats == {
+        "think": 1,
+        "lines": len(snips[0].first),
+        "thought_tokens": len(good),
+        "not_canonical": 1,
+        "cut": 0,
+    }
 
 
 def test_write_leaves_out_what_does_not_fit(tok, snips):
@@ -245,12 +328,26 @@ def test_write_leaves_out_what_does_not_fit(tok, snips):
 
 def infused(model, tok, snips, cfg):
     stats = collections.Counter()
-    docs, kinds = zip(*mstep.infuse_corpus(model, model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], stats))
+    docs, kinds = zip(
+        *mstep.infuse_corpus(
+            model, model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], stats
+        )
+    )
     return list(docs), list(kinds), stats
 
 
 def rolled(model, tok, snips, cfg, n, rate=None):
-    return rollout(model, model, tok, snips, n, cfg.think_max, SEED, rate=rate, numbers=[10 + i for i in range(len(snips))])
+    return rollout(
+        model,
+        model,
+        tok,
+        snips,
+        n,
+        cfg.think_max,
+        SEED,
+        rate=rate,
+        numbers=[10 + i for i in range(len(snips))],
+    )
 
 
 def test_infusion_without_selection(tok, snips, model):
@@ -258,7 +355,10 @@ def test_infusion_without_selection(tok, snips, model):
     cfg = settings(estep="none")
     docs, kinds, stats = infused(model, tok, snips, cfg)
     count = empty()
-    want = [mstep.write(tok, row.snip, row.thoughts, cfg.block, count) for row in rolled(model, tok, snips, cfg, 1).rows]
+    want = [
+        mstep.write(tok, row.snip, row.thoughts, cfg.block, count)
+        for row in rolled(model, tok, snips, cfg, 1).rows
+    ]
     assert list(zip(docs, kinds)) == want and {k: stats[k] for k in count} == count
     assert stats["think"] > 0 and all(canonical(tok, d) for d in docs)
     for snip, ids, kind in zip(snips, docs, kinds):
@@ -269,8 +369,13 @@ def test_infusion_at_random(tok, snips, model):
     """estep=random at rate 1 thinks before each line, at rate 0 never."""
     docs, kinds, stats = infused(model, tok, snips, settings(estep="random", rate=1.0))
     lines = sum(len(s.first) for s in snips)
-    assert stats["lines"] == stats["think"] + stats["not_canonical"] == lines and stats["think"] > lines / 4
-    assert infused(model, tok, snips, settings(estep="random", rate=0.0))[0] == [s.ids for s in snips]
+    assert (
+        stats["lines"] == stats["think"] + stats["not_canonical"] == lines
+        and stats["think"] > lines / 4
+    )
+    assert infused(model, tok, snips, settings(estep="random", rate=0.0))[0] == [
+        s.ids for s in snips
+    ]
 
 
 @pytest.mark.parametrize("c", [0.05, 3.0])
@@ -280,12 +385,15 @@ def test_best_of_n(tok, snips, model, c):
     docs = infused(model, tok, snips, cfg)[0]
     rows, unlike = rolled(model, tok, snips, cfg, 3).rows, 0
     for b, doc in enumerate(docs):
-        group = rows[3 * b:3 * b + 3]
-        r = [sum(row.line_logp[t] - c * (t in row.thoughts) for t in range(len(row.first))) for row in group]
+        group = rows[3 * b : 3 * b + 3]
+        r = [
+            sum(row.line_logp[t] - c * (t in row.thoughts) for t in range(len(row.first)))
+            for row in group
+        ]
         best = group[max(range(3), key=lambda g: r[g])]
         assert doc == mstep.write(tok, snips[b], best.thoughts, cfg.block, empty())[0]
         unlike += len({str(row.thoughts) for row in group}) > 1
-    assert unlike >= 3                                       # there was something to choose from
+    assert unlike >= 3  # there was something to choose from
 
 
 def test_infinite_c_infuses_nothing(tok, snips, model):

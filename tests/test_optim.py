@@ -1,4 +1,5 @@
 """AdamW in bfloat16 against torch's in float32: rounding is unbiased, small steps are not lost, training goes as in float32, resumed runs are the same."""
+
 import os
 import sys
 
@@ -20,12 +21,18 @@ def test_rounding_is_unbiased_and_to_a_neighbour():
     for x in (1 + 2**-9, -1 - 3 * 2**-9, 0.3, 1e-30, -7e20, 0.0):
         many = rounded(torch.full((200_000,), x), 1).double()
         near = torch.tensor(x).bfloat16().double()
-        assert len(many.unique()) <= 2 and ((many - x).abs() <= abs(x) * 2**-7).all() and (near == many).any()
-        assert abs(many.mean() - x) <= 4 * abs(x) * 2**-8 / 200_000**.5
+        assert (
+            len(many.unique()) <= 2
+            and ((many - x).abs() <= abs(x) * 2**-7).all()
+            and (near == many).any()
+        )
+        assert abs(many.mean() - x) <= 4 * abs(x) * 2**-8 / 200_000**0.5
     x = torch.randn(1000, generator=gen).bfloat16()
-    assert torch.equal(rounded(x.float(), 2), x)                                      # what is a bfloat16 stays
+    assert torch.equal(rounded(x.float(), 2), x)  # what is a bfloat16 stays
     y = torch.randn(1000, generator=gen)
-    assert torch.equal(rounded(y, 3), rounded(y, 3)) and not torch.equal(rounded(y, 3), rounded(y, 4))
+    assert torch.equal(rounded(y, 3), rounded(y, 3)) and not torch.equal(
+        rounded(y, 3), rounded(y, 4)
+    )
 
 
 def test_a_step_is_that_of_adamw(monkeypatch):
@@ -34,7 +41,10 @@ def test_a_step_is_that_of_adamw(monkeypatch):
     gen = torch.Generator().manual_seed(0)
     ours = torch.nn.Parameter(torch.randn(33, 31, generator=gen).bfloat16())
     theirs = torch.nn.Parameter(ours.detach().float())
-    a, b = RoundedAdamW([ours], 1e-2, weight_decay=0.1), torch.optim.AdamW([theirs], 1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    a, b = (
+        RoundedAdamW([ours], 1e-2, weight_decay=0.1),
+        torch.optim.AdamW([theirs], 1e-2, betas=(0.9, 0.95), weight_decay=0.1),
+    )
     for _ in range(3):
         grad = torch.randn(33, 31, generator=gen).bfloat16()
         ours.grad, theirs.grad = grad, grad.float()
@@ -47,7 +57,10 @@ def test_a_step_is_that_of_adamw(monkeypatch):
 def test_small_steps_are_not_lost():
     """A thousand steps of 1e-4 in one direction: the mean weight moves as in float32, where rounding to the nearest never moves it."""
     nearest, ours = (torch.nn.Parameter(torch.ones(4000).bfloat16()) for _ in range(2))
-    for p, opt in ((nearest, torch.optim.AdamW([nearest], 1e-4, betas=(0.9, 0.95), weight_decay=0.0)), (ours, RoundedAdamW([ours], 1e-4))):
+    for p, opt in (
+        (nearest, torch.optim.AdamW([nearest], 1e-4, betas=(0.9, 0.95), weight_decay=0.0)),
+        (ours, RoundedAdamW([ours], 1e-4)),
+    ):
         for _ in range(1000):
             p.grad = torch.ones_like(p)
             opt.step()
@@ -57,7 +70,11 @@ def test_small_steps_are_not_lost():
 def trained(weights, steps, resume_at=None):
     """Losses of next-token training on one small batch of random documents."""
     cfg = config.make(bf16=False, weights=weights)
-    net = Transformer(ModelConfig(50, 2, 2, 2, 32, 64, 64)).init_weights(0).to(getattr(torch, weights))
+    net = (
+        Transformer(ModelConfig(50, 2, 2, 2, 32, 64, 64))
+        .init_weights(0)
+        .to(getattr(torch, weights))
+    )
     opt, gen = mstep.adamw(net, 3e-3, 0.1), torch.Generator().manual_seed(1)
     docs = [torch.randint(50, (20,), generator=gen).tolist() for _ in range(8)]
     kinds, losses = [[1] * 20] * 8, []
@@ -74,8 +91,14 @@ def trained(weights, steps, resume_at=None):
 
 def test_training_goes_as_in_float32():
     (full, _), (half, net) = trained("float32", 60), trained("bfloat16", 60)
-    assert net.dtype == torch.bfloat16 and all(s["exp_avg_sq"].dtype == torch.bfloat16 for s in mstep.adamw(net, 1, 1).state.values())
-    assert full[-1] < 0.3 * full[0] and abs(half[-1] - full[-1]) < 0.1 * full[0] and half[-1] < 0.35 * half[0]
+    assert net.dtype == torch.bfloat16 and all(
+        s["exp_avg_sq"].dtype == torch.bfloat16 for s in mstep.adamw(net, 1, 1).state.values()
+    )
+    assert (
+        full[-1] < 0.3 * full[0]
+        and abs(half[-1] - full[-1]) < 0.1 * full[0]
+        and half[-1] < 0.35 * half[0]
+    )
 
 
 def test_resumed_is_the_same():

@@ -1,4 +1,5 @@
 """Two processes on the CPU (gloo) against one: the same losses, weights and results, with DDP and FSDP2, resumed with another number; mistakes."""
+
 import json
 import os
 import pathlib
@@ -14,16 +15,38 @@ from test_train import TINY, Stop
 
 HERE = pathlib.Path(train.__file__).parent
 FP32 = [*TINY, *"--pretrain-steps 60 --bf16 false --rollout-bf16 false".split()]
-EM = [*FP32, *"--rows 3 --snippets 3 --n-heldout 3 --infuse 5 --eval-tasks 1 --samples 1 --estep-steps 4 --mstep-steps 4 --save-every 2".split()]
-RLVR = [*FP32, *("--stage rlvr --init base --n-rl 3 --rl-steps 4 --prompts 1 --completions 5 --max-new 12 --rl-lr 1e-3 --epochs 2 --rounds 2 "
-                 "--minibatches 2 --rl-kl 0.1 --micro-tokens 150 --mask-overlong false --eval-every 2 --eval-samples 1 --eval-tasks 1 --reward random "
-                 "--save-every 2").split()]
+EM = [
+    *FP32,
+    *"--rows 3 --snippets 3 --n-heldout 3 --infuse 5 --eval-tasks 1 --samples 1 --estep-steps 4 --mstep-steps 4 --save-every 2".split(),
+]
+RLVR = [
+    *FP32,
+    *(
+        "--stage rlvr --init base --n-rl 3 --rl-steps 4 --prompts 1 --completions 5 --max-new 12 --rl-lr 1e-3 --epochs 2 --rounds 2 "
+        "--minibatches 2 --rl-kl 0.1 --micro-tokens 150 --mask-overlong false --eval-every 2 --eval-samples 1 --eval-tasks 1 --reward random "
+        "--save-every 2"
+    ).split(),
+]
 
 
 def two(script, *argv):
     """A script under torchrun, two ranks -> (its status, what it said)."""
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), *map(str, argv)], cwd=HERE,
-                          env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(script),
+            *map(str, argv),
+        ],
+        cwd=HERE,
+        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -35,6 +58,7 @@ def one(out, argv, monkeypatch=None, stop=None):
         log(self, name, **m)
         if stop == (name, m["phase"], m.get("iteration"), m["step"] if "step" in m else None):
             raise Stop
+
     if not stop:
         return train.main([*argv, "--out", str(out)])
     with monkeypatch.context() as patch, pytest.raises(Stop):
@@ -69,14 +93,29 @@ def assert_same(a, b, names, most=1e-5):
     read = lambda u, v: u <= v * (1 + 1e-9) <= 1.7 * u + 1e-9
     for name in names:
         x, y = (torch.load(p / f"{name}.pt", weights_only=True) for p in (a, b))
-        assert x["weights"].keys() == y["weights"].keys() and read(x["extra"]["flops"], y["extra"]["flops"])
-        assert max((x["weights"][k] - y["weights"][k]).abs().max() for k in x["weights"]) < most, name
+        assert x["weights"].keys() == y["weights"].keys() and read(
+            x["extra"]["flops"], y["extra"]["flops"]
+        )
+        assert max((x["weights"][k] - y["weights"][k]).abs().max() for k in x["weights"]) < most, (
+            name
+        )
     lines = [[json.loads(line) for line in open(p / "metrics.jsonl")] for p in (a, b)]
     assert len(lines[0]) == len(lines[1])
     for u, v in zip(*lines):
-        u, v = ({k: x for k, x in line.items() if k not in ("seconds", "cpu_s", "tokens_per_s", "graphs") and not k.endswith("_s")} for line in (u, v))
+        u, v = (
+            {
+                k: x
+                for k, x in line.items()
+                if k not in ("seconds", "cpu_s", "tokens_per_s", "graphs") and not k.endswith("_s")
+            }
+            for line in (u, v)
+        )
         most_of = lambda k: 10 * most if (u["phase"], k) == ("estep", "loss") else most
-        near = {k: pytest.approx(x, rel=most_of(k), abs=most) for k, x in v.items() if isinstance(x, float)}
+        near = {
+            k: pytest.approx(x, rel=most_of(k), abs=most)
+            for k, x in v.items()
+            if isinstance(x, float)
+        }
         for key in {"flops", "tokens", "trained", "scored"} & u.keys():
             assert read(u[key], v[key]), (key, u, v)
             near[key] = u[key]
@@ -85,7 +124,9 @@ def assert_same(a, b, names, most=1e-5):
         u, v = (json.load(open(p / "results.json")) for p in (a, b))
         for m in u:
             assert read(u[m].pop("flops"), v[m].pop("flops"))
-            assert u[m] == {k: x if x is None else pytest.approx(x, rel=most, abs=most) for k, x in v[m].items()}
+            assert u[m] == {
+                k: x if x is None else pytest.approx(x, rel=most, abs=most) for k, x in v[m].items()
+            }
         assert u.keys() == v.keys()
     assert not list(b.glob("*.state")) + list(b.glob("*.part"))
 
@@ -103,13 +144,24 @@ def test_em_with_two_ranks(whole, tmp_path, monkeypatch):
     weights, metrics and results against one process that was never stopped."""
     out = tmp_path / "run"
     status, said = two(script(tmp_path, KILLED), *EM, "--out", out, ("ra3", "estep", 0, 2))
-    assert status and (out / "ntp.pt").exists() and torch.load(out / "ra3.state", weights_only=True)["step"] == 2, said
+    assert (
+        status
+        and (out / "ntp.pt").exists()
+        and torch.load(out / "ra3.state", weights_only=True)["step"] == 2
+    ), said
     one(out, [*EM, "--resume"], monkeypatch, ("ra3", "mstep", 0, 2))
     status, said = two("train.py", *EM, "--resume", "--shard", "--out", out)
-    assert status == 0 and said.count("everything is in") == 1 and said.count("never thinking  lines") == 1, said
+    assert (
+        status == 0
+        and said.count("everything is in") == 1
+        and said.count("never thinking  lines") == 1
+    ), said
     assert_same(whole, out, ("base", "ntp", "ra3"))
     lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
-    assert any(line["phase"] == "estep" and line["grad_norm"] > 0 and line["think_share"] > 0 for line in lines)
+    assert any(
+        line["phase"] == "estep" and line["grad_norm"] > 0 and line["think_share"] > 0
+        for line in lines
+    )
 
 
 def test_rlvr_with_two_ranks(whole, tmp_path, monkeypatch):
@@ -121,13 +173,18 @@ def test_rlvr_with_two_ranks(whole, tmp_path, monkeypatch):
         for name in ("base.pt", "tokenizer.txt"):
             shutil.copy(whole / name, out)
     one(runs[0], RLVR)
-    status, said = two(script(tmp_path, KILLED), *RLVR, "--shard", "--out", runs[1], ("rlvr-base", "rlvr", None, 3))
+    status, said = two(
+        script(tmp_path, KILLED), *RLVR, "--shard", "--out", runs[1], ("rlvr-base", "rlvr", None, 3)
+    )
     assert status and torch.load(runs[1] / "rlvr-base.state", weights_only=True)["step"] == 2, said
     one(runs[1], [*RLVR, "--resume"], monkeypatch, ("rlvr-base", "rlvr", None, 3))
     status, said = two("train.py", *RLVR, "--resume", "--out", runs[1])
     assert status == 0, said
     assert_same(*runs, ["rlvr-base"])
-    a, b = (torch.load(out / f"{name}.pt", weights_only=True)["weights"]["embed.weight"] for out, name in ((runs[0], "base"), (runs[0], "rlvr-base")))
+    a, b = (
+        torch.load(out / f"{name}.pt", weights_only=True)["weights"]["embed.weight"]
+        for out, name in ((runs[0], "base"), (runs[0], "rlvr-base"))
+    )
     assert (a - b).abs().max() > 1e-3
 
 
@@ -203,7 +260,13 @@ runpy.run_path("train.py", run_name="__main__")
 
 def test_an_error_of_one_rank_ends_all(tmp_path):
     """A mistake that all ranks see, and an error of one while the other waits for it: told once, and torchrun ends."""
-    for path, argv, line in (("train.py", ["--gruop", "4"], "train.py: --gruop: no such setting; did you mean --group?; see --help"),
-                             (script(tmp_path, FAILS), [], "train.py: only rank 1 cannot go on")):
+    for path, argv, line in (
+        (
+            "train.py",
+            ["--gruop", "4"],
+            "train.py: --gruop: no such setting; did you mean --group?; see --help",
+        ),
+        (script(tmp_path, FAILS), [], "train.py: only rank 1 cannot go on"),
+    ):
         status, said = two(path, *FP32, "--stage", "pretrain", "--out", tmp_path / "run", *argv)
         assert status == 1 and said.count(line + "\n") == said.count("train.py:") == 1, said

@@ -1,4 +1,5 @@
 """What --dry-run says: sizes against the published ones, activations and copies against what torch holds, the verdict, and that nothing is written."""
+
 import os
 import sys
 import types
@@ -21,9 +22,21 @@ H200 = types.SimpleNamespace(flops=790e12, bytes=4.3e12)
 
 def test_published_shapes():
     """Millions of parameters as the models' cards have them: all, and those without the embedding where a card says so."""
-    said = {"smollm2": 134.5, "qwen2.5-0.5b": 494.0, "qwen2.5-1.5b": 1543.7, "qwen2.5-3b": 3085.9, "qwen2.5-7b": 7615.6, "llama-3.2-1b": 1235.8, "llama-3.1-8b": 8030.3}
-    assert {name: round(plan.sizes(net)["all"] / 1e6, 1) for name, net in plan.SHAPES.items()} == said
-    assert round(plan.sizes(plan.SHAPES["qwen2.5-1.5b"])["blocks"] / 1e9, 2) == 1.31 and set(plan.SHAPES) == set(PRESETS) - {"tiny"}
+    said = {
+        "smollm2": 134.5,
+        "qwen2.5-0.5b": 494.0,
+        "qwen2.5-1.5b": 1543.7,
+        "qwen2.5-3b": 3085.9,
+        "qwen2.5-7b": 7615.6,
+        "llama-3.2-1b": 1235.8,
+        "llama-3.1-8b": 8030.3,
+    }
+    assert {
+        name: round(plan.sizes(net)["all"] / 1e6, 1) for name, net in plan.SHAPES.items()
+    } == said
+    assert round(plan.sizes(plan.SHAPES["qwen2.5-1.5b"])["blocks"] / 1e9, 2) == 1.31 and set(
+        plan.SHAPES
+    ) == set(PRESETS) - {"tiny"}
 
 
 def saved(net, docs):
@@ -34,10 +47,14 @@ def saved(net, docs):
     def pack(x):
         s = x.untyped_storage()
         if s.data_ptr() not in own and tuple(sorted(x.shape)) not in shapes:
-            seen[s.data_ptr()] = s.nbytes(), x                                        # which keeps it alive
+            seen[s.data_ptr()] = s.nbytes(), x  # which keeps it alive
         return x
+
     ids = torch.zeros(1, docs * 16, dtype=torch.int64)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
         net(ids, pos=torch.arange(docs * 16)[None] % 16, doc=torch.arange(docs * 16)[None] // 16)
     return sum(n for n, _ in seen.values())
 
@@ -65,51 +82,92 @@ def test_weights_gradients_and_moments(weights):
     mstep.ntp_step(model, opt, docs, [[1] * 4] * 2, 1e-3, cfg)
     moments = sum(x.nbytes for s in opt.state.values() for key, x in s.items() if key != "step")
     said = plan.memory(cfg, net)["next-token training"]
-    assert said["weights"] == said["gradients"] == sum(p.nbytes for p in model.parameters()) and said["Adam's moments"] == moments
+    assert (
+        said["weights"] == said["gradients"] == sum(p.nbytes for p in model.parameters())
+        and said["Adam's moments"] == moments
+    )
     assert not said["bfloat16 casts"]
 
 
 def largest(preset, stage="em", **given):
-    return max(sum(phase.values()) for phase in plan.memory(config.make(preset, **given), plan.SHAPES[preset], stage).values())
+    return max(
+        sum(phase.values())
+        for phase in plan.memory(config.make(preset, **given), plan.SHAPES[preset], stage).values()
+    )
 
 
 def test_what_fits_where():
     """The README's table."""
-    small = dict(weights="bfloat16", checkpoint=True, micro_tokens=4096, snippets=16, block=512, max_tokens=384)
-    fits = lambda gib, *args, **given: plan.verdict(config.make(args[0]), largest(*args, **given), gib * plan.GIB, "it").startswith("fits")
-    assert all(fits(24, name, **small) for name in ("qwen2.5-0.5b", "qwen2.5-1.5b", "llama-3.2-1b")) and not fits(24, "qwen2.5-1.5b")
-    assert all(fits(80, name) for name in ("qwen2.5-0.5b", "qwen2.5-1.5b", "llama-3.2-1b")) and not fits(80, "llama-3.1-8b", **small)
-    assert all(fits(139, name) and fits(139, name, "rlvr") for name in plan.SHAPES) and not fits(139, "llama-3.1-8b", weights="float32")
+    small = dict(
+        weights="bfloat16",
+        checkpoint=True,
+        micro_tokens=4096,
+        snippets=16,
+        block=512,
+        max_tokens=384,
+    )
+    fits = lambda gib, *args, **given: plan.verdict(
+        config.make(args[0]), largest(*args, **given), gib * plan.GIB, "it"
+    ).startswith("fits")
+    assert all(
+        fits(24, name, **small) for name in ("qwen2.5-0.5b", "qwen2.5-1.5b", "llama-3.2-1b")
+    ) and not fits(24, "qwen2.5-1.5b")
+    assert all(
+        fits(80, name) for name in ("qwen2.5-0.5b", "qwen2.5-1.5b", "llama-3.2-1b")
+    ) and not fits(80, "llama-3.1-8b", **small)
+    assert all(fits(139, name) and fits(139, name, "rlvr") for name in plan.SHAPES) and not fits(
+        139, "llama-3.1-8b", weights="float32"
+    )
 
 
 def test_fewer_rows_tokens_and_bytes_take_less():
     whole = largest("qwen2.5-1.5b")
-    assert largest("qwen2.5-1.5b", checkpoint=True) < whole and largest("qwen2.5-1.5b", weights="bfloat16") < whole
-    assert largest("qwen2.5-1.5b", weights="bfloat16", checkpoint=True, snippets=8) < largest("qwen2.5-1.5b", weights="bfloat16", checkpoint=True)
+    assert (
+        largest("qwen2.5-1.5b", checkpoint=True) < whole
+        and largest("qwen2.5-1.5b", weights="bfloat16") < whole
+    )
+    assert largest("qwen2.5-1.5b", weights="bfloat16", checkpoint=True, snippets=8) < largest(
+        "qwen2.5-1.5b", weights="bfloat16", checkpoint=True
+    )
 
 
 def test_hours_follow_the_work():
     cfg, net = config.make("qwen2.5-1.5b"), plan.SHAPES["qwen2.5-1.5b"]
     said = plan.hours(cfg, net, "em", 256, H200)
     steps, tokens, hours = said["M-steps"]
-    assert (steps, tokens) == (300, 300 * 65536) and hours == pytest.approx(6 * 1.5437e9 * tokens / (plan.TRAIN * 790e12) / 3600, rel=1e-3)
+    assert (steps, tokens) == (300, 300 * 65536) and hours == pytest.approx(
+        6 * 1.5437e9 * tokens / (plan.TRAIN * 790e12) / 3600, rel=1e-3
+    )
     twice = plan.hours(config.make("qwen2.5-1.5b", group=16), net, "em", 256, H200)
     assert 1.5 < twice["E-steps"][2] / said["E-steps"][2] < 2 and twice["NTP"] == said["NTP"]
     assert set(plan.hours(cfg, net, "ntp", 256, H200)) == {"NTP"}
-    few, many = (plan.hours(config.make("qwen2.5-1.5b", estep="hindsight", **more), net, "em", 256, H200) for more in ({}, {"proposals": 12, "own": 6}))
+    few, many = (
+        plan.hours(config.make("qwen2.5-1.5b", estep="hindsight", **more), net, "em", 256, H200)
+        for more in ({}, {"proposals": 12, "own": 6})
+    )
     assert 1.5 < many["infusion"][2] / few["infusion"][2] < 2 and few["E-steps"][2] == 0
-    late = plan.hours(config.make("qwen2.5-1.5b", estep="hindsight", selection="act,exact"), net, "em", 256, H200)
+    late = plan.hours(
+        config.make("qwen2.5-1.5b", estep="hindsight", selection="act,exact"), net, "em", 256, H200
+    )
     assert 2 * late["infusion"][2] == pytest.approx(few["infusion"][2])
 
 
 def test_dry_run_writes_nothing(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(plan, "machine_rates", lambda device, wall: H200)
     monkeypatch.setattr(train, "set_threads", lambda cfg: None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)                # no hub, no package with weights
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None
+    )  # no hub, no package with weights
     monkeypatch.chdir(tmp_path)
     train.main(["--preset", "llama-3.1-8b", "--dry-run", "24"])
     said = capsys.readouterr().out
-    assert "8,030.3 M parameters" in said and "does not fit" in said and "a device of 24 GiB" in said and "E-steps" in said and "not here" in said
+    assert (
+        "8,030.3 M parameters" in said
+        and "does not fit" in said
+        and "a device of 24 GiB" in said
+        and "E-steps" in said
+        and "not here" in said
+    )
     train.main(["--dry-run", "--n-expert", "20", "--n-heldout", "4"])
     said = capsys.readouterr().out
     assert "20 snippets to train on" in said and "\nfits:" in said and "pre-training" in said

@@ -1,4 +1,5 @@
 """Reports: the numbers by hand, from metrics made by hand; figures, page and command."""
+
 import json
 import pathlib
 import re
@@ -16,30 +17,70 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def held(model, steps, rates, tokens=1_000_000, seconds=10, flops=0.0):
     """Held-out lines: so many tokens and seconds, and a TFLOP, a step."""
-    return [dict(model=model, phase="rlvr-heldout", step=step, sampled_tokens=tokens * step, cpu_s=seconds * step, flops=flops + 1e12 * step,
-                 **{"pass@1": rate}, verdicts={"passed": 1}) for step, rate in zip(steps, rates)]
+    return [
+        dict(
+            model=model,
+            phase="rlvr-heldout",
+            step=step,
+            sampled_tokens=tokens * step,
+            cpu_s=seconds * step,
+            flops=flops + 1e12 * step,
+            **{"pass@1": rate},
+            verdicts={"passed": 1},
+        )
+        for step, rate in zip(steps, rates)
+    ]
 
 
 def training(model, steps):
-    return [dict(model=model, phase="rlvr", step=step, reward=0.1 * step, entropy=None if step == 2 else 0.5, kl_start=0.0) for step in range(1, steps + 1)]
+    return [
+        dict(
+            model=model,
+            phase="rlvr",
+            step=step,
+            reward=0.1 * step,
+            entropy=None if step == 2 else 0.5,
+            kl_start=0.0,
+        )
+        for step in range(1, steps + 1)
+    ]
 
 
 def folder(path, rows):
     path.mkdir()
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [dict(model="base", phase="pretrain", step=0, loss=1.0), *rows]))
+    (path / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps(row) + "\n"
+            for row in [dict(model="base", phase="pretrain", step=0, loss=1.0), *rows]
+        )
+    )
     return path
 
 
 @pytest.fixture
 def two(tmp_path):
     """Two seeds; `a` runs longer than `rlvr-ntp`, which begins at 3 TFLOP; `c` is in the first folder only."""
-    one = held("a", (0, 10, 20, 30), (0, .4, .6, .6)) + held("rlvr-ntp", (0, 10, 20), (.1, .2, .5), flops=3e12) + held("c", (0,), (.3,))
-    other = held("a", (0, 10, 20, 30), (.2, .2, .4, .8), tokens=2_000_000)
-    other += held("rlvr-ntp", (0, 10, 20), (.1, .9, .9), seconds=30, flops=3e12)
-    folders = [folder(tmp_path / "s0", one + training("a", 3)), folder(tmp_path / "s1", other + training("a", 2))]
+    one = (
+        held("a", (0, 10, 20, 30), (0, 0.4, 0.6, 0.6))
+        + held("rlvr-ntp", (0, 10, 20), (0.1, 0.2, 0.5), flops=3e12)
+        + held("c", (0,), (0.3,))
+    )
+    other = held("a", (0, 10, 20, 30), (0.2, 0.2, 0.4, 0.8), tokens=2_000_000)
+    other += held("rlvr-ntp", (0, 10, 20), (0.1, 0.9, 0.9), seconds=30, flops=3e12)
+    folders = [
+        folder(tmp_path / "s0", one + training("a", 3)),
+        folder(tmp_path / "s1", other + training("a", 2)),
+    ]
     (folders[0] / "settings.json").write_text(json.dumps({"seed": 0, "rl_lr": 2e-4}))
     (folders[1] / "settings.json").write_text(json.dumps({"seed": 1, "rl_lr": 2e-4}))
-    programs = [{"task_id": f"t/{i}", "verdict": "passed", "completion": "\n    # a <b>\n    return x < 1\n"} for i in range(9)]
+    programs = [
+        {
+            "task_id": f"t/{i}",
+            "verdict": "passed",
+            "completion": "\n    # a <b>\n    return x < 1\n",
+        }
+        for i in range(9)
+    ]
     (folders[1] / "samples-a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in programs))
     return [str(f) for f in folders]
 
@@ -51,73 +92,164 @@ def unseen(monkeypatch):
 
 
 def cells(text, model):
-    return next(line for line in text.splitlines() if line.startswith(f"| {model} |")).strip("| ").split(" | ")
+    return (
+        next(line for line in text.splitlines() if line.startswith(f"| {model} |"))
+        .strip("| ")
+        .split(" | ")
+    )
 
 
 # ---------------------------------------------------------------- numbers
 
+
 def test_area_threshold_and_spread_by_hand():
-    assert report.area([0, 10, 30], [0, .4, .6]) == pytest.approx((10 * .2 + 20 * .5) / 30)
-    assert report.area([5], [.7]) == .7
-    rows = held("a", (0, 10, 20, 30), (.1, .4, .3, .5))
-    assert [report.first_step(rows, t) for t in (0, .2, .4, .45, .6)] == [0, 10, 10, 30, None]
-    assert report.spread([.1, .3]) == "0.200 ± 0.141" and report.spread([.25]) == "0.250"                   # sqrt(.01 + .01) = .141
+    assert report.area([0, 10, 30], [0, 0.4, 0.6]) == pytest.approx((10 * 0.2 + 20 * 0.5) / 30)
+    assert report.area([5], [0.7]) == 0.7
+    rows = held("a", (0, 10, 20, 30), (0.1, 0.4, 0.3, 0.5))
+    assert [report.first_step(rows, t) for t in (0, 0.2, 0.4, 0.45, 0.6)] == [0, 10, 10, 30, None]
+    assert (
+        report.spread([0.1, 0.3]) == "0.200 ± 0.141" and report.spread([0.25]) == "0.250"
+    )  # sqrt(.01 + .01) = .141
 
 
 def test_interpolation_by_hand():
     grid, mean, deviation = report.over_seeds([([0, 2, 4], [0, 2, 0]), ([1, 3], [3, 5])])
-    assert grid.tolist() == [1, 2, 3]                                                                        # where both have values
-    assert mean.tolist() == [2, 3, 3] and deviation == pytest.approx([2 ** .5, 2 ** .5, 8 ** .5])            # (1, 3), (2, 4), (1, 5)
-    grid, mean, deviation = report.over_seeds([([0, 10], [.5, 1])])
-    assert (grid.tolist(), mean.tolist(), deviation.tolist()) == ([0, 10], [.5, 1], [0, 0])
-    assert [len(x) for x in report.over_seeds([([0, 1], [0, 1]), ([2, 3], [0, 1])])] == [0, 0, 0]            # nowhere do both
+    assert grid.tolist() == [1, 2, 3]  # where both have values
+    assert mean.tolist() == [2, 3, 3] and deviation == pytest.approx(
+        [2**0.5, 2**0.5, 8**0.5]
+    )  # (1, 3), (2, 4), (1, 5)
+    grid, mean, deviation = report.over_seeds([([0, 10], [0.5, 1])])
+    assert (grid.tolist(), mean.tolist(), deviation.tolist()) == ([0, 10], [0.5, 1], [0, 0])
+    assert [len(x) for x in report.over_seeds([([0, 1], [0, 1]), ([2, 3], [0, 1])])] == [
+        0,
+        0,
+        0,
+    ]  # nowhere do both
 
 
 def test_table_by_hand(two, unseen, tmp_path, capfd):
     report.main([*two, "--out", str(tmp_path / "r.png"), "--paired", "a,rlvr-ntp"])
     said = capfd.readouterr()
     # areas of a: (2 + 5 + 6) / 30 = .4333, (2 + 3 + 6) / 30 = .3667; the ends of rlvr-ntp are .5, which a reaches at 20, and .9, which it does not
-    assert cells(said.out, "a")[:7] == ["a", "2", "30", "0.100 ± 0.141", "0.700 ± 0.141", "0.400 ± 0.047", "20 (1 of 2)"]
+    assert cells(said.out, "a")[:7] == [
+        "a",
+        "2",
+        "30",
+        "0.100 ± 0.141",
+        "0.700 ± 0.141",
+        "0.400 ± 0.047",
+        "20 (1 of 2)",
+    ]
     assert cells(said.out, "a")[7:] == ["45.00 ± 21.21", "30.0 ± 0.0", "300 ± 0"]
-    assert cells(said.out, "rlvr-ntp")[1:8] == ["2", "20", "0.100 ± 0.000", "0.700 ± 0.283", "0.475 ± 0.318", "15 (2 of 2)", "20.00 ± 0.00"]
-    assert cells(said.out, "rlvr-ntp")[8:] == ["23.0 ± 0.0", "400 ± 283"]                                   # 3 of mid-training and 20
+    assert cells(said.out, "rlvr-ntp")[1:8] == [
+        "2",
+        "20",
+        "0.100 ± 0.000",
+        "0.700 ± 0.283",
+        "0.475 ± 0.318",
+        "15 (2 of 2)",
+        "20.00 ± 0.00",
+    ]
+    assert cells(said.out, "rlvr-ntp")[8:] == [
+        "23.0 ± 0.0",
+        "400 ± 283",
+    ]  # 3 of mid-training and 20
     assert cells(said.out, "c")[:7] == ["c", "1", "0", "0.300", "0.300", "0.300", "never (0 of 1)"]
     assert "steps to the end of rlvr-ntp" in said.out and said.err == ""
-    assert said.out.splitlines()[-1] == f"a - rlvr-ntp, pass rate at the end: +0.000 ± 0.141 over 2 seeds ({two[0]} +0.100, {two[1]} -0.100)"
-    report.main([*two, "--models", "a", "--out", str(tmp_path / "r.png"), "--max-step", "25", "--threshold", ".3"])
+    assert (
+        said.out.splitlines()[-1]
+        == f"a - rlvr-ntp, pass rate at the end: +0.000 ± 0.141 over 2 seeds ({two[0]} +0.100, {two[1]} -0.100)"
+    )
+    report.main(
+        [
+            *two,
+            "--models",
+            "a",
+            "--out",
+            str(tmp_path / "r.png"),
+            "--max-step",
+            "25",
+            "--threshold",
+            ".3",
+        ]
+    )
     said = capfd.readouterr().out
-    assert cells(said, "a")[2:7] == ["20", "0.100 ± 0.141", "0.500 ± 0.141", "0.300 ± 0.071", "15 (2 of 2)"] and "steps to .3" in said
+    assert (
+        cells(said, "a")[2:7]
+        == ["20", "0.100 ± 0.141", "0.500 ± 0.141", "0.300 ± 0.071", "15 (2 of 2)"]
+        and "steps to .3" in said
+    )
     assert "rlvr-ntp" not in said
 
 
 def test_no_model_to_compare_with_and_seeds_of_different_lengths(unseen, tmp_path, capfd):
-    f = [folder(tmp_path / "0", held("a", (0, 10, 20), (.1, .2, .3))), folder(tmp_path / "1", held("a", (0, 10), (.1, .5)))]
+    f = [
+        folder(tmp_path / "0", held("a", (0, 10, 20), (0.1, 0.2, 0.3))),
+        folder(tmp_path / "1", held("a", (0, 10), (0.1, 0.5))),
+    ]
     report.main([*map(str, f), "--out", str(tmp_path / "r.png")])
-    assert cells(capfd.readouterr().out, "a")[:7] == ["a", "2", "10 to 20", "0.100 ± 0.000", "0.400 ± 0.141", "0.250 ± 0.071", "-"]
+    assert cells(capfd.readouterr().out, "a")[:7] == [
+        "a",
+        "2",
+        "10 to 20",
+        "0.100 ± 0.000",
+        "0.400 ± 0.141",
+        "0.250 ± 0.071",
+        "-",
+    ]
 
 
 # ---------------------------------------------------------------- figures and the page
 
+
 def test_figures_and_page_are_written(two, tmp_path, capfd):
     out, plots, page = (tmp_path / name for name in ("r.png", "t.png", "r.html"))
-    report.main([*two, "--models", "a", "--out", str(out), "--training", str(plots), "--html", str(page)])
-    assert out.read_bytes().startswith(PNG) and plots.read_bytes().startswith(PNG) and min(len(p.read_bytes()) for p in (out, plots)) > 10_000
+    report.main(
+        [*two, "--models", "a", "--out", str(out), "--training", str(plots), "--html", str(page)]
+    )
+    assert (
+        out.read_bytes().startswith(PNG)
+        and plots.read_bytes().startswith(PNG)
+        and min(len(p.read_bytes()) for p in (out, plots)) > 10_000
+    )
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 2 and not re.search(r'(src|href)="(?!data:)', text)      # nothing outside it
-    assert "<td>0.700 ± 0.141</td>" in text and "<td>seed</td><td>0 / 1</td>" in text and "<td>rl_lr</td><td>0.0002</td>" in text
-    assert text.count("<mark>    # a &lt;b&gt;</mark>\n    return x &lt; 1</pre>") == 6 and "&quot;verdicts&quot;: {&quot;passed&quot;: 1}" in text
+    assert text.count("data:image/png;base64,") == 2 and not re.search(
+        r'(src|href)="(?!data:)', text
+    )  # nothing outside it
+    assert (
+        "<td>0.700 ± 0.141</td>" in text
+        and "<td>seed</td><td>0 / 1</td>" in text
+        and "<td>rl_lr</td><td>0.0002</td>" in text
+    )
+    assert (
+        text.count("<mark>    # a &lt;b&gt;</mark>\n    return x &lt; 1</pre>") == 6
+        and "&quot;verdicts&quot;: {&quot;passed&quot;: 1}" in text
+    )
 
 
 def test_figures_show_seeds_mean_and_band(two):
     runs = {f: report.read(f) for f in two}
     axis = report.new_figure(4, 3).subplots()
-    report.draw(axis, [(report.column(rows, "step"), report.column(rows, "pass@1")) for rows in report.select(runs, report.HELD, "a").values()], "C0", "a")
-    assert [line.get_ydata().tolist() for line in axis.lines[:2]] == [[0, .4, .6, .6], [.2, .2, .4, .8]]
-    assert axis.lines[2].get_label() == "a" and axis.lines[2].get_ydata() == pytest.approx([.1, .3, .5, .7])
+    report.draw(
+        axis,
+        [
+            (report.column(rows, "step"), report.column(rows, "pass@1"))
+            for rows in report.select(runs, report.HELD, "a").values()
+        ],
+        "C0",
+        "a",
+    )
+    assert [line.get_ydata().tolist() for line in axis.lines[:2]] == [
+        [0, 0.4, 0.6, 0.6],
+        [0.2, 0.2, 0.4, 0.8],
+    ]
+    assert axis.lines[2].get_label() == "a" and axis.lines[2].get_ydata() == pytest.approx(
+        [0.1, 0.3, 0.5, 0.7]
+    )
     edge = axis.collections[0].get_paths()[0].vertices[:, 1]
-    assert (edge.min(), edge.max()) == pytest.approx((.1 - .02 ** .5, .7 + .02 ** .5))
+    assert (edge.min(), edge.max()) == pytest.approx((0.1 - 0.02**0.5, 0.7 + 0.02**0.5))
     axis = report.new_figure(4, 3).subplots()
-    report.draw(axis, [([0], [.5])], "C0", "one point")
+    report.draw(axis, [([0], [0.5])], "C0", "one point")
     assert len(axis.lines) == 2
 
 
@@ -125,10 +257,11 @@ def test_without_matplotlib(two, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="need matplotlib.*requirements.txt"):
         report.main([*two, "--out", str(tmp_path / "r.png")])
-    assert cells(capfd.readouterr().out, "a")[1] == "2"                                                      # the table comes first
+    assert cells(capfd.readouterr().out, "a")[1] == "2"  # the table comes first
 
 
 # ---------------------------------------------------------------- mistakes
+
 
 def test_half_a_last_line_is_left_out_with_a_note(two, unseen, tmp_path, capfd):
     with open(f"{two[0]}/metrics.jsonl", "a") as f:
@@ -136,13 +269,25 @@ def test_half_a_last_line_is_left_out_with_a_note(two, unseen, tmp_path, capfd):
     report.main([*two, "--models", "a", "--out", str(tmp_path / "r.png")])
     said = capfd.readouterr()
     assert cells(said.out, "a")[2] == "30"
-    assert said.err == f"{two[0]}/metrics.jsonl: half a last line is left out; the run is being written, or was killed\n"
+    assert (
+        said.err
+        == f"{two[0]}/metrics.jsonl: half a last line is left out; the run is being written, or was killed\n"
+    )
 
 
-@pytest.mark.parametrize("line, said", [
-    ("{", "line 2: not JSON"), ("[1]", "line 2: expected an object"), ('{"model": "a", "phase": "rlvr-heldout", "step": 1}', "line 2: expected.*pass@1"),
-    ('{"model": "a", "phase": "rlvr-heldout", "step": 1, "sampled_tokens": 1, "cpu_s": 1, "flops": 1, "pass@1": "x"}', "line 2: expected.*pass@1"),
-    ('{"phase": "rlvr", "step": 1}', "line 2: expected an object with model")])
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("{", "line 2: not JSON"),
+        ("[1]", "line 2: expected an object"),
+        ('{"model": "a", "phase": "rlvr-heldout", "step": 1}', "line 2: expected.*pass@1"),
+        (
+            '{"model": "a", "phase": "rlvr-heldout", "step": 1, "sampled_tokens": 1, "cpu_s": 1, "flops": 1, "pass@1": "x"}',
+            "line 2: expected.*pass@1",
+        ),
+        ('{"phase": "rlvr", "step": 1}', "line 2: expected an object with model"),
+    ],
+)
 def test_damaged_metrics(line, said, tmp_path):
     f = folder(tmp_path / "run", [])
     with open(f / "metrics.jsonl", "a") as out:
@@ -152,37 +297,87 @@ def test_damaged_metrics(line, said, tmp_path):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("given, said", [
-    ("", "FOLDER"), ("{tmp}/no", "no/metrics.jsonl: cannot be read"), ("{tmp}/s0 {tmp}/s0/", "each folder once"),
-    ("{tmp}/plain", "no lines of phase rlvr-heldout"),
-    ("{tmp}/s0 {tmp}/s1 --models a,rlvr-x", "rlvr-x: no lines of phase rlvr-heldout in .*s0, .*s1; there are: a, c, rlvr-ntp"),
-    ("{tmp}/s0 --against b", "b: no lines"), ("{tmp}/s0 --paired a", "--paired a: expected two models"), ("{tmp}/s0 --paired a,b", "b: no lines"),
-    ("{tmp}/s0 {tmp}/lone --paired c,d", "--paired c,d: no folder has both"), ("{tmp}/s0 --threshold x", "--threshold x: expected a number"),
-    ("{tmp}/s0 --threshold 2", "--threshold 2: expected a rate"), ("{tmp}/s0 --threshold .5 --against a", "no --against beside it"),
-    ("{tmp}/s0 --max-step -1", "--max-step -1: expected"), ("{tmp}/s0 --max-step x", "--max-step x: expected a whole number"),
-    ("{tmp}/s0 --out {tmp}", "--out .*expected a file"), ("{tmp}/s0 --html {tmp}/no/r.html", "--html .*expected a file"),
-    ("{tmp}/s0 --models c --out {tmp}/r.png --training {tmp}/t.png", "c: no lines of phase rlvr in"), ("{tmp}/s0 --modles a", "did you mean --models")])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("", "FOLDER"),
+        ("{tmp}/no", "no/metrics.jsonl: cannot be read"),
+        ("{tmp}/s0 {tmp}/s0/", "each folder once"),
+        ("{tmp}/plain", "no lines of phase rlvr-heldout"),
+        (
+            "{tmp}/s0 {tmp}/s1 --models a,rlvr-x",
+            "rlvr-x: no lines of phase rlvr-heldout in .*s0, .*s1; there are: a, c, rlvr-ntp",
+        ),
+        ("{tmp}/s0 --against b", "b: no lines"),
+        ("{tmp}/s0 --paired a", "--paired a: expected two models"),
+        ("{tmp}/s0 --paired a,b", "b: no lines"),
+        ("{tmp}/s0 {tmp}/lone --paired c,d", "--paired c,d: no folder has both"),
+        ("{tmp}/s0 --threshold x", "--threshold x: expected a number"),
+        ("{tmp}/s0 --threshold 2", "--threshold 2: expected a rate"),
+        ("{tmp}/s0 --threshold .5 --against a", "no --against beside it"),
+        ("{tmp}/s0 --max-step -1", "--max-step -1: expected"),
+        ("{tmp}/s0 --max-step x", "--max-step x: expected a whole number"),
+        ("{tmp}/s0 --out {tmp}", "--out .*expected a file"),
+        ("{tmp}/s0 --html {tmp}/no/r.html", "--html .*expected a file"),
+        (
+            "{tmp}/s0 --models c --out {tmp}/r.png --training {tmp}/t.png",
+            "c: no lines of phase rlvr in",
+        ),
+        ("{tmp}/s0 --modles a", "did you mean --models"),
+    ],
+)
 def test_mistakes_give_one_clear_line(given, said, two, unseen, tmp_path):
     folder(tmp_path / "plain", [])
-    folder(tmp_path / "lone", held("d", (0, 10), (.1, .2)))
+    folder(tmp_path / "lone", held("d", (0, 10), (0.1, 0.2)))
     with pytest.raises(UserError, match=said) as e:
         report.main([a.format(tmp=tmp_path) for a in given.split()])
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("name, text, said", [("settings.json", "[1", "settings.json: cannot be read as a JSON object"),
-                                              ("samples-a.jsonl", '{"task_id": 1}\n', "samples-a.jsonl: expected rows with task_id")])
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("settings.json", "[1", "settings.json: cannot be read as a JSON object"),
+        ("samples-a.jsonl", '{"task_id": 1}\n', "samples-a.jsonl: expected rows with task_id"),
+    ],
+)
 def test_damaged_files_of_the_page(name, text, said, two, unseen, tmp_path):
     pathlib.Path(two[0], name).write_text(text)
     with pytest.raises(UserError, match=said):
-        report.main([*two, "--models", "a", "--out", str(tmp_path / "r.png"), "--html", str(tmp_path / "r.html")])
+        report.main(
+            [
+                *two,
+                "--models",
+                "a",
+                "--out",
+                str(tmp_path / "r.png"),
+                "--html",
+                str(tmp_path / "r.html"),
+            ]
+        )
 
 
 def test_exit_status(two, tmp_path):
-    command = lambda *argv: subprocess.run([sys.executable, "report.py", *argv], cwd=HERE, capture_output=True, text=True)
+    command = lambda *argv: subprocess.run(
+        [sys.executable, "report.py", *argv], cwd=HERE, capture_output=True, text=True
+    )
     done = command(*two, "--out", str(tmp_path / "r.png"))
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("| model | seeds |") and (tmp_path / "r.png").stat().st_size > 0
+    assert (
+        (done.returncode, done.stderr) == (0, "")
+        and done.stdout.startswith("| model | seeds |")
+        and (tmp_path / "r.png").stat().st_size > 0
+    )
     done = command(str(tmp_path / "no"))
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("report.py: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and done.stdout == ""
+        and done.stderr.startswith("report.py: ")
+        and done.stderr.count("\n") == 1
+    )
     done = command("--help")
-    assert done.returncode == 0 and done.stderr == "" and "--max-step" in done.stdout and "mean pass rate y" in done.stdout
+    assert (
+        done.returncode == 0
+        and done.stderr == ""
+        and "--max-step" in done.stdout
+        and "mean pass rate y" in done.stdout
+    )

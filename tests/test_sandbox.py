@@ -1,4 +1,5 @@
 """The grader: the verdict of every program of the corpus, the same however it is run, and nothing left behind."""
+
 import contextlib
 import importlib.util
 import json
@@ -19,16 +20,52 @@ import pytest
 
 import programs
 import sandbox
-from programs import ADD, CASES, CHECK, DAEMON, LEFT, MARK, NEEDS, RIGHT, SETTINGS, SUM, SUM_RIGHT, WRONG
+from programs import (
+    ADD,
+    CASES,
+    CHECK,
+    DAEMON,
+    LEFT,
+    MARK,
+    NEEDS,
+    RIGHT,
+    SETTINGS,
+    SUM,
+    SUM_RIGHT,
+    WRONG,
+)
 from sandbox import Grader, HarnessError, Job, grade, graded
 
-LEVELS = ("namespaces", "landlock", "process")      # strongest first
-SMALL = [                                           # for every level and user
-    "plain: right", "plain: wrong, check", "plain: right, a method", "plain: right, stdio", "plain: wrong, stdio",
-    "exit: os._exit in the function", "exit: kills itself", "lie: in a list", "lie: from a method", "builtin replaced: all",
-    "module replaced: math.isclose", "marker: every descriptor", "time: sleeps", "memory: one block", "output: one print", "process: a daemon",
-    "process: 50 zombies", "thread: one stays", "files: scratch", "files: locked directories", "files: moves and links", "error: when called",
-    "syntax: unclosed", "result: generator", "state: sorts in place", "class: stack", "input: fstat", "end: an error after the answer",
+LEVELS = ("namespaces", "landlock", "process")  # strongest first
+SMALL = [  # for every level and user
+    "plain: right",
+    "plain: wrong, check",
+    "plain: right, a method",
+    "plain: right, stdio",
+    "plain: wrong, stdio",
+    "exit: os._exit in the function",
+    "exit: kills itself",
+    "lie: in a list",
+    "lie: from a method",
+    "builtin replaced: all",
+    "module replaced: math.isclose",
+    "marker: every descriptor",
+    "time: sleeps",
+    "memory: one block",
+    "output: one print",
+    "process: a daemon",
+    "process: 50 zombies",
+    "thread: one stays",
+    "files: scratch",
+    "files: locked directories",
+    "files: moves and links",
+    "error: when called",
+    "syntax: unclosed",
+    "result: generator",
+    "state: sorts in place",
+    "class: stack",
+    "input: fstat",
+    "end: an error after the answer",
 ]
 ROOT = pathlib.Path(sandbox.__file__).resolve().parent
 linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
@@ -39,7 +76,11 @@ def jobs_of(names):
 
 
 def wrong_verdicts(names, verdicts):
-    return {name: verdict for name, verdict in zip(names, verdicts, strict=True) if verdict not in CASES[name][1]}
+    return {
+        name: verdict
+        for name, verdict in zip(names, verdicts, strict=True)
+        if verdict not in CASES[name][1]
+    }
 
 
 def processes(folder=None):
@@ -51,7 +92,11 @@ def processes(folder=None):
                 if (process / "comm").read_text().strip() == MARK:
                     found.add(int(process.name))
                 elif folder is not None:
-                    text = (process / "cmdline").read_bytes() + (process / "environ").read_bytes() + os.fsencode(os.readlink(process / "cwd"))
+                    text = (
+                        (process / "cmdline").read_bytes()
+                        + (process / "environ").read_bytes()
+                        + os.fsencode(os.readlink(process / "cwd"))
+                    )
                     if os.fsencode(folder) in text:
                         found.add(int(process.name))
     return found
@@ -66,7 +111,11 @@ def wait_for(condition, seconds=10):
 
 def outside():
     """The files that the corpus tries to leave."""
-    return [path for path in (pathlib.Path(left).expanduser() for left in LEFT if not left.startswith("..")) if path.exists()]
+    return [
+        path
+        for path in (pathlib.Path(left).expanduser() for left in LEFT if not left.startswith(".."))
+        if path.exists()
+    ]
 
 
 def own():
@@ -95,25 +144,39 @@ def batch(tmp_path_factory):
             patch.setenv("TMPDIR", str(folder))
             patch.setattr(tempfile, "tempdir", None)
             level = grade([Job(RIGHT, ADD)])[0].isolation
-            names = [name for name in CASES if (level == "namespaces" or not name.startswith("kill: "))
-                     and (name not in NEEDS or importlib.util.find_spec(NEEDS[name]))]
+            names = [
+                name
+                for name in CASES
+                if (level == "namespaces" or not name.startswith("kill: "))
+                and (name not in NEEDS or importlib.util.find_spec(NEEDS[name]))
+            ]
             before = own()
             first = dict(zip(names, grade(jobs_of(names), workers=6, **SETTINGS), strict=True))
             random.Random(0).shuffle(names)
             second = dict(zip(names, grade(jobs_of(names), workers=8, **SETTINGS), strict=True))
         wait_for(lambda: not processes(folder))
-        return types.SimpleNamespace(first=first, second=second, level=level, before=before, after=own(), files=os.listdir(folder),
-                                     outside=outside(), processes=processes(folder))
+        return types.SimpleNamespace(
+            first=first,
+            second=second,
+            level=level,
+            before=before,
+            after=own(),
+            files=os.listdir(folder),
+            outside=outside(),
+            processes=processes(folder),
+        )
     finally:
         for path in outside():
             path.unlink()
-        subprocess.run(["rm", "-rf", folder])       # a leftover may be too deep for shutil
+        subprocess.run(["rm", "-rf", folder])  # a leftover may be too deep for shutil
 
 
 def test_the_corpus():
     assert len(CASES) >= 150
     assert sum(verdicts == ("passed",) for _, verdicts in CASES.values()) >= 60
-    assert {verdict for _, verdicts in CASES.values() for verdict in verdicts} == set(sandbox.VERDICTS)
+    assert {verdict for _, verdicts in CASES.values() for verdict in verdicts} == set(
+        sandbox.VERDICTS
+    )
     assert set(SMALL) <= set(CASES)
 
 
@@ -125,9 +188,15 @@ def test_verdict(batch, name):
     result = batch.first[name]
     assert result.verdict in CASES[name][1]
     assert result.isolation == batch.level
-    assert result.mode in (["stdio"] if CASES[name][0]["kind"] == "stdio" else ["separate", "in_process"])
+    assert result.mode in (
+        ["stdio"] if CASES[name][0]["kind"] == "stdio" else ["separate", "in_process"]
+    )
     limit = CASES[name][0].get("time_limit", SETTINGS["time_limit"])
-    assert 0 <= result.seconds < (limit + 1) * (len(CASES[name][0]["tests"]) if result.mode == "stdio" else 1)
+    assert (
+        0
+        <= result.seconds
+        < (limit + 1) * (len(CASES[name][0]["tests"]) if result.mode == "stdio" else 1)
+    )
 
 
 @linux
@@ -137,9 +206,25 @@ def test_same_verdicts_shuffled(batch):
 
 @linux
 def test_mode(batch):
-    separate = ["plain: right", "plain: wrong", "plain: right, check", "plain: right, a method", "result: nested lists", "state: sorts in place",
-                "builtin replaced: all", "module replaced: math.isclose", "error: when called", "exit: os._exit in the function"]
-    in_process = ["class: stack", "class: dataclass", "lie: from a method", "result: endless generator", "result: closures"]
+    separate = [
+        "plain: right",
+        "plain: wrong",
+        "plain: right, check",
+        "plain: right, a method",
+        "result: nested lists",
+        "state: sorts in place",
+        "builtin replaced: all",
+        "module replaced: math.isclose",
+        "error: when called",
+        "exit: os._exit in the function",
+    ]
+    in_process = [
+        "class: stack",
+        "class: dataclass",
+        "lie: from a method",
+        "result: endless generator",
+        "result: closures",
+    ]
     expected = dict.fromkeys(separate, "separate") | dict.fromkeys(in_process, "in_process")
     assert {name: batch.first[name].mode for name in expected} == expected
 
@@ -156,7 +241,9 @@ def test_the_corpus_leaves_nothing(batch):
 
 
 def test_order(scratch):
-    jobs = [Job(program, ADD) for program in (WRONG, RIGHT, "(", RIGHT, WRONG)] + [Job(SUM_RIGHT, SUM, kind="stdio")]
+    jobs = [Job(program, ADD) for program in (WRONG, RIGHT, "(", RIGHT, WRONG)] + [
+        Job(SUM_RIGHT, SUM, kind="stdio")
+    ]
     expected = ["wrong_answer", "passed", "syntax_error", "passed", "wrong_answer", "passed"]
     assert [result.verdict for result in grade(jobs)] == expected
     seen = dict(graded(jobs, workers=3))
@@ -182,7 +269,10 @@ def test_jobs_one_by_one(scratch):
         assert [f.result().verdict for f in first] == ["passed", "wrong_answer", "wrong_answer"]
         with pytest.raises(ValueError, match="no tests"):
             grader.submit(Job("x = 1"))
-        later = [grader.submit(Job(f"import time\ntime.sleep({100 + i})", "assert True", time_limit=200)) for i in range(2)]
+        later = [
+            grader.submit(Job(f"import time\ntime.sleep({100 + i})", "assert True", time_limit=200))
+            for i in range(2)
+        ]
         time.sleep(1)
     assert later[1].cancelled() and isinstance(later[0].exception(), HarnessError)
     assert time.perf_counter() - begin < 60
@@ -192,12 +282,26 @@ def test_limits(scratch):
     loop = "while True:\n    pass\n"
     grow = "x = bytearray(400 << 20)\n" + RIGHT
     speak = "print('x' * (3 << 20))\n" + RIGHT
-    timed = grade([Job(loop, ADD), Job(loop, ADD, time_limit=0.2), Job(loop, SUM, kind="stdio")], time_limit=1.0, workers=1)
+    timed = grade(
+        [Job(loop, ADD), Job(loop, ADD, time_limit=0.2), Job(loop, SUM, kind="stdio")],
+        time_limit=1.0,
+        workers=1,
+    )
     assert [result.verdict for result in timed] == ["timeout"] * 3
     assert all(limit <= result.seconds < limit + 1 for result, limit in zip(timed, (1.0, 0.2, 1.0)))
-    assert grade([Job("import time\ntime.sleep(1)\n" + RIGHT, ADD, time_limit=30.0)], time_limit=0.5)[0].verdict == "passed"
-    assert [grade([Job(grow, ADD)], memory_limit=limit << 20)[0].verdict for limit in (300, 1000)] == ["memory_limit", "passed"]
-    assert [grade([Job(speak, ADD)], output_limit=limit << 20)[0].verdict for limit in (2, 4)] == ["output_limit", "passed"]
+    assert (
+        grade([Job("import time\ntime.sleep(1)\n" + RIGHT, ADD, time_limit=30.0)], time_limit=0.5)[
+            0
+        ].verdict
+        == "passed"
+    )
+    assert [
+        grade([Job(grow, ADD)], memory_limit=limit << 20)[0].verdict for limit in (300, 1000)
+    ] == ["memory_limit", "passed"]
+    assert [grade([Job(speak, ADD)], output_limit=limit << 20)[0].verdict for limit in (2, 4)] == [
+        "output_limit",
+        "passed",
+    ]
 
 
 def test_environment(scratch, monkeypatch):
@@ -212,11 +316,27 @@ def facts():
         "stdin": (stat.S_ISREG(os.fstat(0).st_mode), sys.stdin.read()),
     }
 """
-    expected = {"directory": (0o700, True, []), "private": False, "python": (1, 0, "utf-8", "utf-8"), "stdin": (True, "")}
+    expected = {
+        "directory": (0o700, True, []),
+        "private": False,
+        "python": (1, 0, "utf-8", "utf-8"),
+        "stdin": (True, ""),
+    }
     assert grade([Job(look, f"assert facts() == {expected}", "facts")])[0].verdict == "passed"
     # of the directory, a stdio program sees nothing that another test left
     fresh = "import os\nprint('seen' if os.path.exists('mine') else 'fresh', 'PRIVATE' in os.environ)\nopen('mine', 'w').close()\n"
-    assert grade([Job(fresh, [{"input": str(i), "output": "fresh False"} for i in range(2)], kind="stdio")])[0].verdict == "passed"
+    assert (
+        grade(
+            [
+                Job(
+                    fresh,
+                    [{"input": str(i), "output": "fresh False"} for i in range(2)],
+                    kind="stdio",
+                )
+            ]
+        )[0].verdict
+        == "passed"
+    )
 
 
 @linux
@@ -273,11 +393,23 @@ def add():
 class P:
     add = staticmethod(add)
 """
-    expected = [], dict.fromkeys(sorted(files - {"__init__", "assertions", "client"}), "own") | {"boot": "shared"}
-    jobs = [Job(look, f"assert add() == {expected}"), Job(look, f"assert P().add() == {expected}"),
-            Job(look + "said = add()\nprint(said[0], sorted(said[1].items()))\n",
-                [{"input": "", "output": f"{expected[0]} {sorted(expected[1].items())}"}], kind="stdio")]
-    assert [(result.verdict, result.mode) for result in grade(jobs)] == [("passed", mode) for mode in ("separate", "in_process", "stdio")]
+    expected = (
+        [],
+        dict.fromkeys(sorted(files - {"__init__", "assertions", "client"}), "own")
+        | {"boot": "shared"},
+    )
+    jobs = [
+        Job(look, f"assert add() == {expected}"),
+        Job(look, f"assert P().add() == {expected}"),
+        Job(
+            look + "said = add()\nprint(said[0], sorted(said[1].items()))\n",
+            [{"input": "", "output": f"{expected[0]} {sorted(expected[1].items())}"}],
+            kind="stdio",
+        ),
+    ]
+    assert [(result.verdict, result.mode) for result in grade(jobs)] == [
+        ("passed", mode) for mode in ("separate", "in_process", "stdio")
+    ]
 
 
 def test_links_are_not_followed(scratch, tmp_path):
@@ -302,18 +434,22 @@ sandbox.grade([sandbox.Job({program!r} + f"# {{i}}", "assert True") for i in ran
 """
     trainer = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE)
     try:
-        assert wait_for(lambda: len(processes()) >= 4, 20)      # two programs and their daemons
+        assert wait_for(lambda: len(processes()) >= 4, 20)  # two programs and their daemons
         trainer.send_signal(number)
         said = trainer.communicate(timeout=20)[1]
     finally:
         trainer.kill()
         trainer.wait()
-    assert b"KeyboardInterrupt" in said if number == signal.SIGINT else trainer.returncode == -number
+    assert (
+        b"KeyboardInterrupt" in said if number == signal.SIGINT else trainer.returncode == -number
+    )
     # the fixture looks for what is left
 
 
 def command(*arguments):
-    return subprocess.run([sys.executable, ROOT / "sandbox.py", *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, ROOT / "sandbox.py", *map(str, arguments)], capture_output=True, text=True
+    )
 
 
 def test_command_line(scratch, tmp_path):
@@ -329,26 +465,45 @@ def test_command_line(scratch, tmp_path):
     done = command(file, "--time-limit", 1, "--workers", 2)
     out = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0
-    assert [list(row) for row in out] == [["name", "verdict", "seconds", "isolation", "mode"]] * len(rows)
+    assert [list(row) for row in out] == [
+        ["name", "verdict", "seconds", "isolation", "mode"]
+    ] * len(rows)
     assert [row["name"] for row in out] == [row["name"] for row in rows]
-    assert [row["verdict"] for row in out] == ["passed", "wrong_answer", "passed", "timeout", "passed"]
-    assert [row["mode"] for row in out] == ["separate", "separate", "stdio", "separate", "in_process"]
-    assert sum(out[0]["isolation"] in line for line in done.stderr.splitlines()) == 1       # the level is told once
+    assert [row["verdict"] for row in out] == [
+        "passed",
+        "wrong_answer",
+        "passed",
+        "timeout",
+        "passed",
+    ]
+    assert [row["mode"] for row in out] == [
+        "separate",
+        "separate",
+        "stdio",
+        "separate",
+        "in_process",
+    ]
+    assert (
+        sum(out[0]["isolation"] in line for line in done.stderr.splitlines()) == 1
+    )  # the level is told once
 
 
-@pytest.mark.parametrize("text", [
-    None,                                                                           # no such file
-    "{",
-    "[]",
-    json.dumps({"name": "a", "tests": ADD}),
-    json.dumps({"name": "a", "program": 3, "tests": ADD}),
-    json.dumps({"name": "a", "program": RIGHT, "tests": ADD, "kind": "other"}),
-    json.dumps({"name": "a", "program": RIGHT, "tests": ADD, "kind": "stdio"}),
-    json.dumps({"name": "a", "program": RIGHT, "tests": [{"input": "1"}], "kind": "stdio"}),
-    json.dumps({"name": "a", "program": RIGHT, "tests": ""}),
-    json.dumps({"name": "a", "program": RIGHT, "tests": "assert ("}),
-    json.dumps({"name": "a", "program": RIGHT, "tests": ADD}) + "\nnonsense",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,  # no such file
+        "{",
+        "[]",
+        json.dumps({"name": "a", "tests": ADD}),
+        json.dumps({"name": "a", "program": 3, "tests": ADD}),
+        json.dumps({"name": "a", "program": RIGHT, "tests": ADD, "kind": "other"}),
+        json.dumps({"name": "a", "program": RIGHT, "tests": ADD, "kind": "stdio"}),
+        json.dumps({"name": "a", "program": RIGHT, "tests": [{"input": "1"}], "kind": "stdio"}),
+        json.dumps({"name": "a", "program": RIGHT, "tests": ""}),
+        json.dumps({"name": "a", "program": RIGHT, "tests": "assert ("}),
+        json.dumps({"name": "a", "program": RIGHT, "tests": ADD}) + "\nnonsense",
+    ],
+)
 def test_command_line_says_what_is_wrong(tmp_path, text):
     file = tmp_path / "rows.jsonl"
     if text is not None:
@@ -359,20 +514,23 @@ def test_command_line_says_what_is_wrong(tmp_path, text):
     assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("job, settings, words", [
-    (Job(RIGHT, " \n"), {}, "no tests"),
-    (Job(RIGHT, CHECK), {}, "entry_point"),
-    (Job(RIGHT, "assert ("), {}, "compile"),
-    (Job(RIGHT, CHECK, "add("), {}, "compile"),
-    (Job(SUM_RIGHT, [], kind="stdio"), {}, "tests"),
-    (Job(SUM_RIGHT, "assert True", kind="stdio"), {}, "tests"),
-    (Job(SUM_RIGHT, SUM, kind="other"), {}, "other"),
-    (Job(RIGHT, ADD, time_limit=0.0), {}, "time_limit"),
-    (Job(RIGHT, ADD), dict(time_limit=0.0), "time_limit"),
-    (Job(RIGHT, ADD), dict(memory_limit=0), "memory_limit"),
-    (Job(RIGHT, ADD), dict(output_limit=0), "output_limit"),
-    (Job(RIGHT, ADD), dict(workers=0), "workers"),
-])
+@pytest.mark.parametrize(
+    "job, settings, words",
+    [
+        (Job(RIGHT, " \n"), {}, "no tests"),
+        (Job(RIGHT, CHECK), {}, "entry_point"),
+        (Job(RIGHT, "assert ("), {}, "compile"),
+        (Job(RIGHT, CHECK, "add("), {}, "compile"),
+        (Job(SUM_RIGHT, [], kind="stdio"), {}, "tests"),
+        (Job(SUM_RIGHT, "assert True", kind="stdio"), {}, "tests"),
+        (Job(SUM_RIGHT, SUM, kind="other"), {}, "other"),
+        (Job(RIGHT, ADD, time_limit=0.0), {}, "time_limit"),
+        (Job(RIGHT, ADD), dict(time_limit=0.0), "time_limit"),
+        (Job(RIGHT, ADD), dict(memory_limit=0), "memory_limit"),
+        (Job(RIGHT, ADD), dict(output_limit=0), "output_limit"),
+        (Job(RIGHT, ADD), dict(workers=0), "workers"),
+    ],
+)
 def test_bad_jobs_and_settings_raise(scratch, job, settings, words):
     with pytest.raises(ValueError, match=words):
         grade([Job(RIGHT, ADD), job], **settings)
@@ -401,7 +559,12 @@ def python_for(user):
     """A Python that the user can run, or None."""
     for python in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
         with contextlib.suppress(OSError):
-            test = subprocess.run([python, "-c", "import sys; assert sys.version_info >= (3, 11)"], capture_output=True, cwd="/", **user)
+            test = subprocess.run(
+                [python, "-c", "import sys; assert sys.version_info >= (3, 11)"],
+                capture_output=True,
+                cwd="/",
+                **user,
+            )
             if test.returncode == 0:
                 return python
 
@@ -416,21 +579,42 @@ def test_every_level_and_user(level, ordinary):
     python = python_for(user)
     if python is None:
         pytest.skip("no Python that an ordinary user can run")
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="ra3-test-", dir="/tmp"))          # pytest's directories are closed to other users
+    folder = pathlib.Path(
+        tempfile.mkdtemp(prefix="ra3-test-", dir="/tmp")
+    )  # pytest's directories are closed to other users
     try:
         scratch = folder / "scratch"
         scratch.mkdir()
         for file in (sandbox.__file__, programs.__file__):
             shutil.copy(file, folder)
-        shutil.copytree(ROOT / "grader", folder / "grader", ignore=shutil.ignore_patterns("__pycache__"))
-        for path, mode in ((folder, 0o755), (folder / "grader", 0o755), (scratch, 0o777), *((file, 0o644) for file in folder.rglob("*.py"))):
+        shutil.copytree(
+            ROOT / "grader", folder / "grader", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        for path, mode in (
+            (folder, 0o755),
+            (folder / "grader", 0o755),
+            (scratch, 0o777),
+            *((file, 0o644) for file in folder.rglob("*.py")),
+        ):
             path.chmod(mode)
-        env = {"PATH": os.environ["PATH"], "TMPDIR": str(scratch), "RA3_SANDBOX_LEVEL": level, "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run([python, "-c", GRADE_SMALL, json.dumps(SMALL)], cwd=folder, env=env, capture_output=True, text=True, **user)
+        env = {
+            "PATH": os.environ["PATH"],
+            "TMPDIR": str(scratch),
+            "RA3_SANDBOX_LEVEL": level,
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        done = subprocess.run(
+            [python, "-c", GRADE_SMALL, json.dumps(SMALL)],
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            **user,
+        )
         assert done.returncode == 0, done.stderr
         verdicts, levels = zip(*json.loads(done.stdout))
         assert wrong_verdicts(SMALL, verdicts) == {}
-        assert len(set(levels)) == 1 and levels[0] in LEVELS[LEVELS.index(level):]
+        assert len(set(levels)) == 1 and levels[0] in LEVELS[LEVELS.index(level) :]
         assert wait_for(lambda: not processes(scratch))
         assert os.listdir(scratch) == []
     finally:

@@ -1,4 +1,5 @@
 """Three styles of published tokenizers (Qwen, Llama 3, SmolLM2) against the `tokenizers` library, and lines, thoughts and prompts in each of them."""
+
 import collections
 import json
 import os
@@ -38,11 +39,50 @@ tokenizers = pytest.importorskip("tokenizers")
 torch.set_num_threads(1)
 STYLES = ("qwen", "llama", "smollm2")
 ADVERSARIAL = ODD + [
-    "", "\t", "\t\tx\n\t\t# y\n\t\treturn x", "\tif a:\n\t    b\n    \tc", "a\r\nb\r\n\r\n  c\r\n", "\r", "a \r\n \r b", "x = 1", "x = 1\n", "x = 1\n\n\n", "f()\n\n\n    g()",
-    "   \n   \n", " \n \n x", "\n" * 50, " " * 300 + "\n" + " " * 299 + "x", "\t" * 60 + "x", "7" * 100, "1234567.0001e-12", "a1b22c333d4444e55555", "0x1F_FF", "x" * 400,
-    "#" * 100 + "\n", "#!x\n#include <a>\n# b#c", "        #x\n  ##y\n # z", "'''\n\"\"\"\n", "!=:=->**//@...;{}[]()\n\n}", "don't I'LL we'Ve 'S 'ſ ’s",
-    "naïve café résumé Ünïcödé", "变量 = 函数(参数)  # 注释", "مرحبا بالعالم", "👩‍👩‍👧‍👦🏳️‍🌈", "\u0301\u0301", "e\u0301 A\u030a \u212b \u2126 \u1e9b\u0323", "\ufeffx", "\u2028x\u2029y\x85z\x1c",
-    "\x00\x01\x7f", "\u00a0\u2003 x\u3000\ty", "١٢٣ ४५ Ⅷ½²", "ǅ ﬁ ß ẞ", "\ud7ff\ue000\U0010ffff", "<|endoftext|><|im_start|>a<|end_of_text|><|begin_of_text|>", "_ __a__ _1", "a\u200db"]
+    "",
+    "\t",
+    "\t\tx\n\t\t# y\n\t\treturn x",
+    "\tif a:\n\t    b\n    \tc",
+    "a\r\nb\r\n\r\n  c\r\n",
+    "\r",
+    "a \r\n \r b",
+    "x = 1",
+    "x = 1\n",
+    "x = 1\n\n\n",
+    "f()\n\n\n    g()",
+    "   \n   \n",
+    " \n \n x",
+    "\n" * 50,
+    " " * 300 + "\n" + " " * 299 + "x",
+    "\t" * 60 + "x",
+    "7" * 100,
+    "1234567.0001e-12",
+    "a1b22c333d4444e55555",
+    "0x1F_FF",
+    "x" * 400,
+    "#" * 100 + "\n",
+    "#!x\n#include <a>\n# b#c",
+    "        #x\n  ##y\n # z",
+    "'''\n\"\"\"\n",
+    "!=:=->**//@...;{}[]()\n\n}",
+    "don't I'LL we'Ve 'S 'ſ ’s",
+    "naïve café résumé Ünïcödé",
+    "变量 = 函数(参数)  # 注释",
+    "مرحبا بالعالم",
+    "👩‍👩‍👧‍👦🏳️‍🌈",
+    "\u0301\u0301",
+    "e\u0301 A\u030a \u212b \u2126 \u1e9b\u0323",
+    "\ufeffx",
+    "\u2028x\u2029y\x85z\x1c",
+    "\x00\x01\x7f",
+    "\u00a0\u2003 x\u3000\ty",
+    "١٢٣ ४५ Ⅷ½²",
+    "ǅ ﬁ ß ẞ",
+    "\ud7ff\ue000\U0010ffff",
+    "<|endoftext|><|im_start|>a<|end_of_text|><|begin_of_text|>",
+    "_ __a__ _1",
+    "a\u200db",
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +99,14 @@ def published(tmp_path_factory):
     folder = root / "smollm2"
     folder.mkdir()
     hf.write_tokenizer(tok, folder)
-    hf.write_json(hf.config_json(ModelConfig(tok.vocab_size), torch.float32), folder / "config.json")
+    hf.write_json(
+        hf.config_json(ModelConfig(tok.vocab_size), torch.float32), folder / "config.json"
+    )
     theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    theirs.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([tokenizers.pre_tokenizers.Digits(individual_digits=True), level])       # as published
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.Digits(individual_digits=True), level]
+    )  # as published
     theirs.save(str(folder / "tokenizer.json"))
     return {**out, "smollm2": (str(folder), theirs, tok)}
 
@@ -86,9 +130,10 @@ def stdlib():
 
 # ---------------------------------------------------------------- ids
 
+
 def test_ids_are_those_of_tokenizers(style, stdlib):
     name, folder, theirs, tok = style
-    theirs.encode_special_tokens = True                      # special tokens in a text are text, for us
+    theirs.encode_special_tokens = True  # special tokens in a text are text, for us
     texts = [text for _, text, _ in stdlib] + ADVERSARIAL
     rng = random.Random(0)
     texts += ["".join(rng.choices(ADVERSARIAL, k=3)) for _ in range(300)]
@@ -96,39 +141,76 @@ def test_ids_are_those_of_tokenizers(style, stdlib):
     again = tokenizer.folder_tokenizer(folder)
     for text, ids in zip(texts, theirs.encode_batch(texts, add_special_tokens=False)):
         assert tok.encode(text) == ids.ids == again.encode(text), text
-        if name != "smollm2":                                # which drops bytes that it lacks
-            assert tok.decode(tok.encode(text)) == (theirs.normalizer.normalize_str(text) if theirs.normalizer else text)
+        if name != "smollm2":  # which drops bytes that it lacks
+            assert tok.decode(tok.encode(text)) == (
+                theirs.normalizer.normalize_str(text) if theirs.normalizer else text
+            )
     bos = [] if name != "llama" else [theirs.token_to_id("<|begin_of_text|>")]
     assert tok.bos == again.bos == bos and theirs.encode("x = 1").ids == bos + tok.encode("x = 1")
     eos = theirs.token_to_id("<|end_of_text|>" if name == "llama" else "<|endoftext|>")
     assert tok.eos == again.eos == eos and tok.decode(bos + tok.encode("x") + [eos]) == "x"
-    assert again.vocab_size == tok.vocab_size == json.load(open(os.path.join(folder, "config.json")))["vocab_size"]
-    assert (again.thought_ids, again.stop_ids, again.joins_before) == (tok.thought_ids, tok.stop_ids, name != "smollm2")
+    assert (
+        again.vocab_size
+        == tok.vocab_size
+        == json.load(open(os.path.join(folder, "config.json")))["vocab_size"]
+    )
+    assert (again.thought_ids, again.stop_ids, again.joins_before) == (
+        tok.thought_ids,
+        tok.stop_ids,
+        name != "smollm2",
+    )
 
 
 def test_thoughts_begin_and_end_with_one_token(style):
     """The mass of <think> is that of all tokens which begin a comment; what ends one are all tokens which hold a newline: those that bring the last
     punctuation with one newline are part of it, the others are not."""
     name, _, theirs, tok = style
-    assert (theirs.token_to_id("#") in tok.thought_ids) and (theirs.token_to_id("Ġ#") in tok.thought_ids)
-    texts = {i: tok.enc.decode_single_token_bytes(i) for i in range(tok.vocab_size) if tok.nbytes[i]}
-    assert tok.thought_ids == [i for i, t in texts.items() if t.lstrip(b" ").startswith(b"#") and b"\n" not in t and b"\r" not in t]
-    assert {*tok.stop_ids, *tok.closing_ids} == {tok.eos} | {i for i, t in texts.items() if b"\n" in t or b"\r" in t}
+    assert (theirs.token_to_id("#") in tok.thought_ids) and (
+        theirs.token_to_id("Ġ#") in tok.thought_ids
+    )
+    texts = {
+        i: tok.enc.decode_single_token_bytes(i) for i in range(tok.vocab_size) if tok.nbytes[i]
+    }
+    assert tok.thought_ids == [
+        i
+        for i, t in texts.items()
+        if t.lstrip(b" ").startswith(b"#") and b"\n" not in t and b"\r" not in t
+    ]
+    assert {*tok.stop_ids, *tok.closing_ids} == {tok.eos} | {
+        i for i, t in texts.items() if b"\n" in t or b"\r" in t
+    }
     assert not {*tok.stop_ids} & {*tok.closing_ids} and bool(tok.closing_ids) == tok.joins_before
-    assert tok.closing_ids == [i for i, t in texts.items() if tok.joins_before and re.fullmatch(rb"[^\r\n]*[^\s][^\r\n]*\n", t)]
+    assert tok.closing_ids == [
+        i
+        for i, t in texts.items()
+        if tok.joins_before and re.fullmatch(rb"[^\r\n]*[^\s][^\r\n]*\n", t)
+    ]
     for indent in ("", "    ", "        "):
         for text in ("# the sum", "#x", "## a", "#!", "# the sum.", "# f(x)", "# else:"):
-            ids = tok.encode("x\n" + indent + text + "\n" + indent + "y")[len(tok.encode("x")):]
-            at = next(i for i, t in enumerate(ids) if t in tok.thought_ids)           # the decision
-            assert tok.decode(ids[:at]) == "\n" + indent[:-1] and tok.decode([ids[at]]).strip(" ") == text.split(" ")[0][:len(tok.decode([ids[at]]).strip(" "))]
+            ids = tok.encode("x\n" + indent + text + "\n" + indent + "y")[len(tok.encode("x")) :]
+            at = next(i for i, t in enumerate(ids) if t in tok.thought_ids)  # the decision
+            assert (
+                tok.decode(ids[:at]) == "\n" + indent[:-1]
+                and tok.decode([ids[at]]).strip(" ")
+                == text.split(" ")[0][: len(tok.decode([ids[at]]).strip(" "))]
+            )
             end = next(i for i in range(at, len(ids)) if ids[i] in tok.stop_ids + tok.closing_ids)
             end += ids[end] in tok.closing_ids
-            assert (tok.decode(ids[at:end]).strip(" \n"), ids[end - 1] in tok.closing_ids) == (text, tok.joins_before and text[-1] in ".):!")
-            whole, sep = ids[at:-1], tok.encode("\n" + indent + "#")[:-1]            # the comment, its newline, and the indentation
-            assert data.inserted(tok, ids[at:end], sep) == whole and thought_share(tok, ids) == pytest.approx((end - at) / len(ids))
+            assert (tok.decode(ids[at:end]).strip(" \n"), ids[end - 1] in tok.closing_ids) == (
+                text,
+                tok.joins_before and text[-1] in ".):!",
+            )
+            whole, sep = (
+                ids[at:-1],
+                tok.encode("\n" + indent + "#")[:-1],
+            )  # the comment, its newline, and the indentation
+            assert data.inserted(tok, ids[at:end], sep) == whole and thought_share(
+                tok, ids
+            ) == pytest.approx((end - at) / len(ids))
 
 
 # ---------------------------------------------------------------- lines and thoughts
+
 
 def cut(tok, ids):
     return "|".join(tok.decode([i]) for i in ids)
@@ -145,26 +227,57 @@ def test_where_lines_begin(style):
     name, _, _, tok = style
     text = "def f(x):\n    if x:\n        return x\n    print()\n    y = x\n\n    return y"
     snip = data.snippet(tok, text, 9)
-    lines = [tok.decode(snip.ids[a:b]) for a, b in zip(snip.first, snip.first[1:])] + [tok.decode(snip.ids[snip.first[-1]:])]
-    before = name != "smollm2"                               # a newline joins what stands before it
-    assert lines == [" if x:\n       ", " return x\n   ", " print()\n   ", " y = x\n\n   ", " return y"]
-    assert [tok.decode(ids) for ids in snip.sep] == ["\n   ", "\n       ", "\n   ", "\n   ", "\n   "]
+    lines = [tok.decode(snip.ids[a:b]) for a, b in zip(snip.first, snip.first[1:])] + [
+        tok.decode(snip.ids[snip.first[-1] :])
+    ]
+    before = name != "smollm2"  # a newline joins what stands before it
+    assert lines == [
+        " if x:\n       ",
+        " return x\n   ",
+        " print()\n   ",
+        " y = x\n\n   ",
+        " return y",
+    ]
+    assert [tok.decode(ids) for ids in snip.sep] == [
+        "\n   ",
+        "\n       ",
+        "\n   ",
+        "\n   ",
+        "\n   ",
+    ]
     assert [len(ids) for ids in snip.sep] == ([2] * 5 if before else [1] * 5)
-    assert tok.decode(snip.ids[:snip.prompt]) == ("def f(x" if before else "def f(x):") and snip.ids[:len(tok.bos)] == tok.bos
-    assert cut(tok, snip.ids[snip.prompt:snip.first[0]]) == ("):\n|   " if before else "\n   ")
-    ids, _ = data.infuse(tok, snip, [None, tok.encode(" # as it is"), None, None, tok.encode(" # done")])
-    assert tok.decode(ids) == text.replace("        return x", "        # as it is\n        return x").replace("    return y", "    # done\n    return y")
+    assert (
+        tok.decode(snip.ids[: snip.prompt]) == ("def f(x" if before else "def f(x):")
+        and snip.ids[: len(tok.bos)] == tok.bos
+    )
+    assert cut(tok, snip.ids[snip.prompt : snip.first[0]]) == ("):\n|   " if before else "\n   ")
+    ids, _ = data.infuse(
+        tok, snip, [None, tok.encode(" # as it is"), None, None, tok.encode(" # done")]
+    )
+    assert tok.decode(ids) == text.replace(
+        "        return x", "        # as it is\n        return x"
+    ).replace("    return y", "    # done\n    return y")
     assert data.canonical(tok, ids)
     thoughts = [None, written(tok, " # x is (not)."), None, None, written(tok, " # it ends here:")]
     ids, kinds = data.infuse(tok, snip, thoughts)
-    assert tok.decode(ids) == text.replace("        return x", "        # x is (not).\n        return x").replace("    return y", "    # it ends here:\n    return y")
-    assert data.canonical(tok, ids) and [i for i, kind in zip(ids, kinds) if kind != data.THOUGHT] == snip.ids
+    assert tok.decode(ids) == text.replace(
+        "        return x", "        # x is (not).\n        return x"
+    ).replace("    return y", "    # it ends here:\n    return y")
+    assert (
+        data.canonical(tok, ids)
+        and [i for i, kind in zip(ids, kinds) if kind != data.THOUGHT] == snip.ids
+    )
     assert cut(tok, thoughts[4]).endswith("|:\n" if before else "|:")
-    assert not data.canonical(tok, ids[:-1] + tok.encode("x")[:1] * 2 + tok.encode("x")) or len(tok.encode("xxx")) == 3
+    assert (
+        not data.canonical(tok, ids[:-1] + tok.encode("x")[:1] * 2 + tok.encode("x"))
+        or len(tok.encode("xxx")) == 3
+    )
     given, head = tok.start("def f(x):")
-    assert (cut(tok, given[len(tok.bos):]).endswith("):\n"), head) == ((True, "\n") if before else (False, "")) and given[:len(tok.bos)] == tok.bos
+    assert (cut(tok, given[len(tok.bos) :]).endswith("):\n"), head) == (
+        (True, "\n") if before else (False, "")
+    ) and given[: len(tok.bos)] == tok.bos
     whole = tok.bos + tok.encode(text)
-    assert whole[:len(given)] == given                       # what a model is given is a prefix of the whole text's ids
+    assert whole[: len(given)] == given  # what a model is given is a prefix of the whole text's ids
 
 
 def test_infused_ids_are_canonical(style, stdlib):
@@ -177,9 +290,17 @@ def test_infused_ids_are_canonical(style, stdlib):
         closed += sum(bool(z) and z[-1] in tok.closing_ids for z in thoughts)
         ids, kinds = data.infuse(tok, snip, thoughts)
         assert data.canonical(tok, ids), tok.decode(ids)
-        assert [i for i, k in zip(ids, kinds) if k != data.THOUGHT] == snip.ids == tok.bos + tok.encode(text) + [tok.eos]
+        assert (
+            [i for i, k in zip(ids, kinds) if k != data.THOUGHT]
+            == snip.ids
+            == tok.bos + tok.encode(text) + [tok.eos]
+        )
         assert functions.strip_comments(tok.decode(ids)) == text
-        n, lines, statements = n + 1, lines + len(snip.first), statements + sum(at >= prompt for at in data.statements(text))
+        n, lines, statements = (
+            n + 1,
+            lines + len(snip.first),
+            statements + sum(at >= prompt for at in data.statements(text)),
+        )
     print(f"{name}: {n} functions, {lines} lines of {statements} can take a thought")
     assert n > 1000 and lines > 0.95 * statements and (closed > 500 or name == "smollm2")
 
@@ -188,11 +309,19 @@ def test_rollouts_of_a_random_model_give_canonical_ids(style, stdlib):
     name, _, _, tok = style
     cfg = config.make("smollm2", c=0.0, think_max=6, resample=2)
     net = Transformer(ModelConfig(tok.vocab_size, 1, 2, 1, 16, 16, 2048)).init_weights(3)
-    snips = [s for _, text, prompt in stdlib[:200] if len(text) < 500 and (s := data.snippet(tok, text, prompt)) and len(s.first) > 2][:40]
+    snips = [
+        s
+        for _, text, prompt in stdlib[:200]
+        if len(text) < 500 and (s := data.snippet(tok, text, prompt)) and len(s.first) > 2
+    ][:40]
     cfg.estep, cfg.rate = "random", 0.5
     stats = collections.Counter()
-    docs, kinds = zip(*mstep.infuse_corpus(net, net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats))
-    assert stats["think"] > 10 and stats["not_canonical"] > 10                       # a random model joins tokens that the tokenizer would not
+    docs, kinds = zip(
+        *mstep.infuse_corpus(net, net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats)
+    )
+    assert (
+        stats["think"] > 10 and stats["not_canonical"] > 10
+    )  # a random model joins tokens that the tokenizer would not
     for snip, ids, kind in zip(snips, docs, kinds):
         assert [i for i, k in zip(ids, kind) if k != data.THOUGHT] == snip.ids
         assert tok.bos + tok.encode(tok.decode(ids)) + [tok.eos] == ids
@@ -207,30 +336,67 @@ def test_closing_tokens_in_rollouts(kind, published):
     with torch.no_grad():
         q.head.weight[tok.closing_ids, 0] = 2.5
     text = "def f(x):\n    if x:\n        return x\n    y = x\n    return y\nz = f(1)\nf(z)"
-    snips, G, think_max = [data.snippet(tok, text, 9), data.snippet(tok, text, 30), data.snippet(tok, text, 60)], 4, 3
-    assert snips[0].sep[-1] == tok.encode("\n")                                      # nothing stands behind a closing token in column 0
+    snips, G, think_max = (
+        [data.snippet(tok, text, 9), data.snippet(tok, text, 30), data.snippet(tok, text, 60)],
+        4,
+        3,
+    )
+    assert snips[0].sep[-1] == tok.encode("\n")  # nothing stands behind a closing token in column 0
     for scorer in (q, pi):
-        rolls, closed, short = rollout(q, scorer, tok, snips, G, think_max, (3, 1), rate=0.5, states=True), 0, 0
+        rolls, closed, short = (
+            rollout(q, scorer, tok, snips, G, think_max, (3, 1), rate=0.5, states=True),
+            0,
+            0,
+        )
         for n, row in enumerate(rolls.rows):
             snip, mine = snips[n // G], rolls.events[:, 0] == n
-            ids, thoughts, logq = sequential(q, tok, snip, draw_uniforms((3, 1), n // G, n % G, len(snip.first), think_max), think_max, rate=0.5)
-            assert (row.thoughts, row.ids) == (thoughts, ids) and data.infuse(tok, snip, thoughts)[0] == ids
+            ids, thoughts, logq = sequential(
+                q,
+                tok,
+                snip,
+                draw_uniforms((3, 1), n // G, n % G, len(snip.first), think_max),
+                think_max,
+                rate=0.5,
+            )
+            assert (row.thoughts, row.ids) == (thoughts, ids) and data.infuse(tok, snip, thoughts)[
+                0
+            ] == ids
             assert np.allclose(rolls.logq[mine], logq, rtol=0, atol=1e-4)
-            assert np.allclose(row.line_logp, scored(scorer, tok, snip, thoughts), rtol=0, atol=1e-3)
+            assert np.allclose(
+                row.line_logp, scored(scorer, tok, snip, thoughts), rtol=0, atol=1e-3
+            )
             for t in thoughts:
                 till = [{s: z for s, z in thoughts.items() if s < end} for end in (t, t + 1)]
                 without, gained = (scored(scorer, tok, snip, z)[t:].sum() for z in till)
                 assert row.gain[t] == pytest.approx(gained - without, abs=1e-3)
             for z in thoughts.values():
-                closed, short = closed + (z[-1] in tok.closing_ids), short + (z[-1] in tok.closing_ids and len(z) < think_max)
+                closed, short = (
+                    closed + (z[-1] in tok.closing_ids),
+                    short + (z[-1] in tok.closing_ids and len(z) < think_max),
+                )
             assert tok.decode(ids).count("\n") == text.count("\n") + len(thoughts)
-            words = {t: [hindsight.first_token(tok, snip, t)] + tok.encode(" x" + tok.decode(z[-1:])) for t, z in thoughts.items() if z[-1] in tok.closing_ids}
+            words = {
+                t: [hindsight.first_token(tok, snip, t)] + tok.encode(" x" + tok.decode(z[-1:]))
+                for t, z in thoughts.items()
+                if z[-1] in tok.closing_ids
+            }
             assert data.canonical(tok, data.infuse(tok, snip, words)[0])
         assert closed > short > 5
-        A = advantages(rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain), rolls.think, rolls.valid, G, 0.0)
+        A = advantages(
+            rolls.lines(lambda r: r.line_logp),
+            rolls.lines(lambda r: r.gain),
+            rolls.think,
+            rolls.valid,
+            G,
+            0.0,
+        )
         _, away, _, gap = policy_gradient(q, scorer, tok, rolls, A, kl=float(scorer is pi))
         p, other = ([distributions(net, row.ids) for row in rolls.rows] for net in (q, scorer))
-        kl = [(p[n][j - 1] * np.log(p[n][j - 1] / other[n][j - 1])).sum() for n, j, kind, *_ in rolls.events if kind >= TOKEN]
+        kl = [
+            (p[n][j - 1] * np.log(p[n][j - 1] / other[n][j - 1])).sum()
+            for n, j, kind, *_ in rolls.events
+            if kind >= TOKEN
+        ]
         assert gap < 1e-4 and away == pytest.approx(np.mean(kl), rel=1e-3)
 
 
@@ -243,17 +409,22 @@ def test_closing_tokens_in_hindsight(published):
     head, at = hindsight.first_token(tok, snip, 0), snip.first[0]
     thoughts = [[head]] + [[head, w] for w in range(tok.vocab_size) if w not in tok.stop_ids]
     found = hindsight.propose(net, tok, [snip], lambda b, logp: [0], 1, 1, 2, thoughts=[thoughts])
-    assert np.exp(found.logp[0]).sum() == pytest.approx(np.exp(found.think[0]), rel=1e-4) and np.exp(found.logq[0]).sum() == pytest.approx(1, rel=1e-4)
+    assert np.exp(found.logp[0]).sum() == pytest.approx(
+        np.exp(found.think[0]), rel=1e-4
+    ) and np.exp(found.logq[0]).sum() == pytest.approx(1, rel=1e-4)
     some = [[head, tok.encode(" x")[0], w] for w in tok.closing_ids[:3]]
     found = hindsight.propose(net, tok, [snip], lambda b, logp: [0], 1, 1, 4, thoughts=[some])
     for k, z in enumerate(some):
         ids = snip.ids[:at] + z + tok.encode("   ") + snip.ids[at:]
         logp = np.log(distributions(net, ids))
-        assert found.logp[0, k] == pytest.approx(sum(logp[at + i - 1, i_th] for i, i_th in enumerate(z)), abs=1e-3)
+        assert found.logp[0, k] == pytest.approx(
+            sum(logp[at + i - 1, i_th] for i, i_th in enumerate(z)), abs=1e-3
+        )
         assert found.given[0, k, 1] == pytest.approx(scored(net, tok, snip, {0: z}).sum(), abs=1e-3)
 
 
 # ---------------------------------------------------------------- evaluation
+
 
 def test_a_program_ends_at_its_stop_sequence(style, monkeypatch):
     """Sampling stops at the token that completes a stop sequence, whichever token holds the newline, and the program is put together from prompt and rest."""
@@ -263,9 +434,23 @@ def test_a_program_ends_at_its_stop_sequence(style, monkeypatch):
     for rest in ("def g():\n    pass\n", "class A:\n", "print(f(1))\n", "@g\n"):
         ids = tok.encode(("" if tok.joins_before else "\n") + body + rest)
         ends = Ends(stops, tok.decode, tok.eos, tok.vocab_size)
-        at = next(n for n in range(1, len(ids) + 1) if tok.decode(ids[:n]).count("\n" + rest[0]))             # the token that the stop sequence begins in, or later
-        stopped = [n for n in range(1, len(ids) + 1) if ends.may(torch.tensor(ids[n - 1:n]).numpy())[0] and ends.here(torch.tensor(ids[:n]).numpy())]
-        assert stopped and stopped[0] == next(n for n in range(1, len(ids) + 1) if any(s in tok.decode(ids[:n]) for s in stops)) >= at
+        at = next(
+            n for n in range(1, len(ids) + 1) if tok.decode(ids[:n]).count("\n" + rest[0])
+        )  # the token that the stop sequence begins in, or later
+        stopped = [
+            n
+            for n in range(1, len(ids) + 1)
+            if ends.may(torch.tensor(ids[n - 1 : n]).numpy())[0]
+            and ends.here(torch.tensor(ids[:n]).numpy())
+        ]
+        assert (
+            stopped
+            and stopped[0]
+            == next(
+                n for n in range(1, len(ids) + 1) if any(s in tok.decode(ids[:n]) for s in stops)
+            )
+            >= at
+        )
 
     task = tasks.Task("f", 'def f(x):\n    """Itself."""', "", "assert f(3) == 3", "f", stops=stops)
     given = []
@@ -274,36 +459,69 @@ def test_a_program_ends_at_its_stop_sequence(style, monkeypatch):
         given.extend(prompts)
         text = ("" if tok.joins_before else "\n") + body + "print(f(1))\n"
         return [[types.SimpleNamespace(ids=tok.encode(text))]]
+
     monkeypatch.setattr(evaluate, "generate", generate)
-    rows = evaluate.solve(types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100)), tok, [task], 1, 0.0, 50, 0, progress=False)
-    assert rows[0]["verdict"] == "passed" and rows[0]["completion"].rstrip("\n") == "\n    return (x)"
-    assert given[0] + tok.encode("" if tok.joins_before else "\n" + body)[:0] == tok.start(task.prompt)[0]
+    rows = evaluate.solve(
+        types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100)),
+        tok,
+        [task],
+        1,
+        0.0,
+        50,
+        0,
+        progress=False,
+    )
+    assert (
+        rows[0]["verdict"] == "passed" and rows[0]["completion"].rstrip("\n") == "\n    return (x)"
+    )
+    assert (
+        given[0] + tok.encode("" if tok.joins_before else "\n" + body)[:0]
+        == tok.start(task.prompt)[0]
+    )
 
 
 # ---------------------------------------------------------------- what cannot be read
 
+
 def test_text_in_another_normal_form_is_no_snippet(published):
     text = "def f(x):\n    y = 'e\u0301'\n    return y\n"
-    assert data.snippet(published["qwen"][2], text, 9) is None and data.snippet(published["llama"][2], text, 9) is not None
+    assert (
+        data.snippet(published["qwen"][2], text, 9) is None
+        and data.snippet(published["llama"][2], text, 9) is not None
+    )
     assert data.snippet(published["qwen"][2], text.replace("e\u0301", "\u00e9"), 9) is not None
 
 
-@pytest.mark.parametrize("change, match", [
-    (lambda t: t["model"].update(type="Unigram"), "its model is Unigram; expected byte-level BPE"),
-    (lambda t: t["model"].update(byte_fallback=True), "expected byte-level BPE"),
-    (lambda t: t.update(normalizer={"type": "NFKC"}), "normalizer is NFKC"),
-    (lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="a|b"), "rule that is not known"),
-    (lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "rule that is not known"),
-    (lambda t: t["model"]["merges"].reverse(), "do not rise"),
-    (lambda t: t["model"]["merges"].pop(), "no merge makes its token"),
-    (lambda t: t.pop("model"), "expected a tokenizer"),
-])
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (
+            lambda t: t["model"].update(type="Unigram"),
+            "its model is Unigram; expected byte-level BPE",
+        ),
+        (lambda t: t["model"].update(byte_fallback=True), "expected byte-level BPE"),
+        (lambda t: t.update(normalizer={"type": "NFKC"}), "normalizer is NFKC"),
+        (
+            lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="a|b"),
+            "rule that is not known",
+        ),
+        (
+            lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
+            "rule that is not known",
+        ),
+        (lambda t: t["model"]["merges"].reverse(), "do not rise"),
+        (lambda t: t["model"]["merges"].pop(), "no merge makes its token"),
+        (lambda t: t.pop("model"), "expected a tokenizer"),
+    ],
+)
 def test_other_tokenizers_are_refused(change, match, published, tmp_path):
     folder = published["qwen"][0]
     said = json.load(open(os.path.join(folder, "tokenizer.json")))
     change(said)
     json.dump(said, open(tmp_path / "tokenizer.json", "w"))
-    json.dump(json.load(open(os.path.join(folder, "config.json"))), open(tmp_path / "config.json", "w"))
+    json.dump(
+        json.load(open(os.path.join(folder, "config.json"))), open(tmp_path / "config.json", "w")
+    )
     with pytest.raises(UserError, match=match) as e:
         tokenizer.folder_tokenizer(tmp_path)
     assert "\n" not in str(e.value)
@@ -315,16 +533,24 @@ def test_no_tokenizer(tmp_path):
 
 
 def test_patterns_are_the_published_ones():
-    assert tokenizer.GGUF_PATTERNS["qwen2"] == QWEN and tokenizer.GGUF_PATTERNS["llama-bpe"] == LLAMA and len(SPECIAL["qwen"]) == 3
+    assert (
+        tokenizer.GGUF_PATTERNS["qwen2"] == QWEN
+        and tokenizer.GGUF_PATTERNS["llama-bpe"] == LLAMA
+        and len(SPECIAL["qwen"]) == 3
+    )
 
 
 # ---------------------------------------------------------------- exports
+
 
 def test_a_domain_tokenizer_as_a_folder(tok, stdlib, tmp_path):
     """The small tokenizer of the built-in domain, written out, read by `tokenizers` and by us."""
     hf.write_tokenizer(tok, tmp_path)
     hf.write_json({"vocab_size": tok.vocab_size}, tmp_path / "config.json")
-    theirs, again = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), tokenizer.folder_tokenizer(tmp_path)
+    theirs, again = (
+        tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")),
+        tokenizer.folder_tokenizer(tmp_path),
+    )
     for text in [text for _, text, _ in stdlib[:300]] + ADVERSARIAL:
         if "<|endoftext|>" not in text:
             assert tok.encode(text) == again.encode(text) == theirs.encode(text).ids
@@ -337,31 +563,96 @@ def test_a_run_from_a_folder_and_its_export(kind, weights, published, tmp_path):
     """A small model in Hugging Face's format through all of --stage em, and out again: transformers computes the same, with the same tokenizer."""
     transformers = pytest.importorskip("transformers")
     folder, theirs, tok = published[kind]
-    hf.write_model(Transformer(hf.read_config(folder)).init_weights(0), folder, json.load(open(os.path.join(folder, "config.json"))))
+    hf.write_model(
+        Transformer(hf.read_config(folder)).init_weights(0),
+        folder,
+        json.load(open(os.path.join(folder, "config.json"))),
+    )
     out = str(tmp_path / "run")
-    given = {"preset": "qwen2.5-0.5b" if kind == "qwen" else "llama-3.2-1b", "model": folder, "data": textwrap.__file__, "out": out, "weights": weights, "iters": 1, "device": "cpu",
-             "n_expert": 30, "n_heldout": 2, "infuse": 4, "mstep_steps": 2, "estep_steps": 1, "snippets": 2, "group": 2, "think_max": 5, "rows": 2, "elbo_samples": 2, "lr": 1e-2,
-             "checkpoint": "true", "decontaminate": "false", "eval_tasks": 2, "threads": 1, "compile": "false", "c": 0.0, "max_tokens": 700, "max_len": 4096}
-    train.main(["--stage", "em"] + [part for key, value in given.items() for part in ("--" + key, str(value))])
+    given = {
+        "preset": "qwen2.5-0.5b" if kind == "qwen" else "llama-3.2-1b",
+        "model": folder,
+        "data": textwrap.__file__,
+        "out": out,
+        "weights": weights,
+        "iters": 1,
+        "device": "cpu",
+        "n_expert": 30,
+        "n_heldout": 2,
+        "infuse": 4,
+        "mstep_steps": 2,
+        "estep_steps": 1,
+        "snippets": 2,
+        "group": 2,
+        "think_max": 5,
+        "rows": 2,
+        "elbo_samples": 2,
+        "lr": 1e-2,
+        "checkpoint": "true",
+        "decontaminate": "false",
+        "eval_tasks": 2,
+        "threads": 1,
+        "compile": "false",
+        "c": 0.0,
+        "max_tokens": 700,
+        "max_len": 4096,
+    }
+    train.main(
+        ["--stage", "em"]
+        + [part for key, value in given.items() for part in ("--" + key, str(value))]
+    )
     base, ra3 = (load_model(os.path.join(out, name + ".pt"))[0] for name in ("base", "ra3"))
-    assert ra3.dtype == getattr(torch, weights) and not torch.equal(base.embed.weight, ra3.embed.weight)
+    assert ra3.dtype == getattr(torch, weights) and not torch.equal(
+        base.embed.weight, ra3.embed.weight
+    )
     if weights == "float32":
-        assert all(torch.equal(a, b) for a, b in zip(base.parameters(), hf.read_model(folder).parameters()))
+        assert all(
+            torch.equal(a, b) for a, b in zip(base.parameters(), hf.read_model(folder).parameters())
+        )
 
     hf.main(["export", os.path.join(out, "ra3.pt"), str(tmp_path / "made"), "--shard-gb", "0.0001"])
-    assert open(tmp_path / "made" / "tokenizer.json").read() == open(os.path.join(folder, "tokenizer.json")).read()
-    made = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=torch.float32).eval()
+    assert (
+        open(tmp_path / "made" / "tokenizer.json").read()
+        == open(os.path.join(folder, "tokenizer.json")).read()
+    )
+    made = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "made", dtype=torch.float32
+    ).eval()
     ids = torch.tensor([tok.encode(TEXT)])
     with torch.no_grad():
         ours = ra3.float()
         assert (ours(ids) @ ours.head_weight.T - made(ids).logits).abs().max() <= 1e-4
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "made")(TEXT).input_ids == tok.bos + tok.encode(TEXT)
-    assert (made.config.model_type, made.config.eos_token_id) == ("qwen2" if kind == "qwen" else "llama", theirs.token_to_id(SPECIAL[kind][1]))
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "made")(
+        TEXT
+    ).input_ids == tok.bos + tok.encode(TEXT)
+    assert (made.config.model_type, made.config.eos_token_id) == (
+        "qwen2" if kind == "qwen" else "llama",
+        theirs.token_to_id(SPECIAL[kind][1]),
+    )
     with pytest.raises(UserError, match="base.pt: made from --model"):
-        train.main(["--stage", "eval", "--preset", "smollm2", "--model", os.path.join(folder, "."), "--data", textwrap.__file__, "--out", out, "--decontaminate", "false"])
+        train.main(
+            [
+                "--stage",
+                "eval",
+                "--preset",
+                "smollm2",
+                "--model",
+                os.path.join(folder, "."),
+                "--data",
+                textwrap.__file__,
+                "--out",
+                out,
+                "--decontaminate",
+                "false",
+            ]
+        )
     with pytest.raises(UserError, match="exists already"):
         hf.main(["export", os.path.join(out, "ra3.pt"), str(tmp_path / "made")])
-    assert sorted(os.listdir(tmp_path)) == ["made", "run"] or sorted(os.listdir(tmp_path)) == ["corpora", "made", "run"]
+    assert sorted(os.listdir(tmp_path)) == ["made", "run"] or sorted(os.listdir(tmp_path)) == [
+        "corpora",
+        "made",
+        "run",
+    ]
 
 
 def test_export_of_a_model_of_the_built_in_domain(tok, tmp_path):
@@ -370,9 +661,20 @@ def test_export_of_a_model_of_the_built_in_domain(tok, tmp_path):
     save_model(net, tmp_path / "ra3.pt")
     tokenizer.save_tokenizer(tok, tmp_path / "tokenizer.txt")
     hf.export(str(tmp_path / "ra3.pt"), str(tmp_path / "made"), torch.bfloat16)
-    made, words = (kind.from_pretrained(tmp_path / "made") for kind in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer))
-    assert made.dtype == torch.bfloat16 and torch.equal(made.lm_head.weight, net.embed.weight.bfloat16())
-    assert words(TEXT).input_ids == tok.encode(TEXT) and words.eos_token_id == made.config.eos_token_id == tok.eos and words.decode(tok.encode(TEXT)) == TEXT
+    made, words = (
+        kind.from_pretrained(tmp_path / "made")
+        for kind in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer)
+    )
+    assert made.dtype == torch.bfloat16 and torch.equal(
+        made.lm_head.weight, net.embed.weight.bfloat16()
+    )
+    assert (
+        words(TEXT).input_ids == tok.encode(TEXT)
+        and words.eos_token_id == made.config.eos_token_id == tok.eos
+        and words.decode(tok.encode(TEXT)) == TEXT
+    )
     os.remove(tmp_path / "tokenizer.txt")
-    with pytest.raises(UserError, match="settings.json: expected the run's settings, found no such file"):
+    with pytest.raises(
+        UserError, match="settings.json: expected the run's settings, found no such file"
+    ):
         hf.export(str(tmp_path / "ra3.pt"), str(tmp_path / "other"))

@@ -1,4 +1,5 @@
 """Runs end to end at the smallest size: exact resume, limits, results, and mistakes on the command line."""
+
 import dataclasses
 import hashlib
 import json
@@ -17,9 +18,11 @@ import train
 from config import Config, UserError
 
 HERE = pathlib.Path(train.__file__).parent
-TINY = ("--threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 --max-len 4096 --pretrain-steps 120 --pretrain-lr 1e-2 "
-        "--notes-share 0 --rows 2 --n-expert 24 --n-heldout 4 --iters 2 --estep-steps 4 --estep-lr 1e-4 --snippets 4 --group 2 --think-max 6 --mstep-steps 6 "
-        "--eval-tasks 2 --samples 5 --max-new 20 --elbo-samples 2").split()
+TINY = (
+    "--threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 --max-len 4096 --pretrain-steps 120 --pretrain-lr 1e-2 "
+    "--notes-share 0 --rows 2 --n-expert 24 --n-heldout 4 --iters 2 --estep-steps 4 --estep-lr 1e-4 --snippets 4 --group 2 --think-max 6 --mstep-steps 6 "
+    "--eval-tasks 2 --samples 5 --max-new 20 --elbo-samples 2"
+).split()
 
 
 def run(out, *more):
@@ -29,7 +32,14 @@ def run(out, *more):
 def metrics(out):
     """The lines of a run's metrics, without what a clock says, and what torch.compile has made in this process."""
     lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_s", "graphs") and not k.endswith("_s")} for line in lines]
+    return [
+        {
+            k: v
+            for k, v in line.items()
+            if k not in ("seconds", "tokens_per_s", "graphs") and not k.endswith("_s")
+        }
+        for line in lines
+    ]
 
 
 def weights(path):
@@ -43,7 +53,10 @@ def same_weights(a, b):
 
 def listing(folder):
     """What lies under a folder, with a checksum of each file."""
-    return {str(p.relative_to(folder)): p.is_file() and hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*")}
+    return {
+        str(p.relative_to(folder)): p.is_file() and hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +80,18 @@ def stall(run, name, **m):
 train.Run.log = stall
 train.main(sys.argv[1:])
 """
-STOPS = [("ntp", "mstep", 0, 4), ("ntp", "mstep", 1, 3), ("ra3", "diagnose", 0, None), ("ra3", "estep", 0, 2), ("ra3", "infuse", 0, None),
-         ("ra3", "mstep", 0, 0), ("ra3", "mstep", 0, 3), ("ra3", "heldout", 0, None), ("ra3", "estep", 1, 3), ("ra3", "mstep", 1, 5)]
+STOPS = [
+    ("ntp", "mstep", 0, 4),
+    ("ntp", "mstep", 1, 3),
+    ("ra3", "diagnose", 0, None),
+    ("ra3", "estep", 0, 2),
+    ("ra3", "infuse", 0, None),
+    ("ra3", "mstep", 0, 0),
+    ("ra3", "mstep", 0, 3),
+    ("ra3", "heldout", 0, None),
+    ("ra3", "estep", 1, 3),
+    ("ra3", "mstep", 1, 5),
+]
 
 
 class Stop(Exception):
@@ -77,10 +100,12 @@ class Stop(Exception):
 
 def stop_after(stop, log, monkeypatch):
     """Let a run stop as soon as a line of metrics is written: stop = (model, phase, iteration, step). log: Run.log as it is."""
+
     def log_and_stop(self, name, **m):
         log(self, name, **m)
         if (name, m["phase"], m.get("iteration"), m.get("step")) == stop:
             raise Stop
+
     monkeypatch.setattr(train.Run, "log", log_and_stop)
 
 
@@ -89,8 +114,12 @@ def test_resume_is_exact(whole, tmp_path, monkeypatch):
     both EM iterations, against the uninterrupted run: all weights bit for bit, all metrics but times, all results."""
     out = tmp_path / "run"
     argv = ["--save-every", "2"]
-    with subprocess.Popen([sys.executable, "-c", KILLED, *TINY, "--out", str(out), *argv], cwd=HERE, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, *TINY, "--out", str(out), *argv],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as child:
         assert child.stdout.readline() == b"there\n"
         child.send_signal(signal.SIGKILL)
     assert (out / "base.state").exists() and not (out / "base.pt").exists()
@@ -102,10 +131,12 @@ def test_resume_is_exact(whole, tmp_path, monkeypatch):
         stop_after(stop, log, monkeypatch)
         with pytest.raises(Stop):
             run(out, *argv, "--resume")
-        if stop[1:3] == ("estep", 0):                        # resumed with other settings: refused, nothing changed
+        if stop[1:3] == ("estep", 0):  # resumed with other settings: refused, nothing changed
             before = listing(out)
             for other in ("--estep-lr", "--mstep-steps"):
-                with pytest.raises(UserError, match=f"{other[2:].replace('-', '_')}=.*same settings"):
+                with pytest.raises(
+                    UserError, match=f"{other[2:].replace('-', '_')}=.*same settings"
+                ):
                     run(out, *argv, "--resume", other, "1")
             assert listing(out) == before
     monkeypatch.setattr(train.Run, "log", log)
@@ -117,7 +148,7 @@ def test_resume_is_exact(whole, tmp_path, monkeypatch):
     assert json.load(open(out / "results.json")) == json.load(open(whole / "results.json"))
     assert not list(out.glob("*.state")) + list(out.glob("*.part"))
 
-    done = {p: p.stat().st_mtime_ns for p in out.glob("*.pt")}         # once more: nothing is left to do
+    done = {p: p.stat().st_mtime_ns for p in out.glob("*.pt")}  # once more: nothing is left to do
     run(out, *argv, "--resume")
     assert {p: p.stat().st_mtime_ns for p in out.glob("*.pt")} == done
 
@@ -126,7 +157,10 @@ def test_starting_over_forgets_what_was_unfinished(whole, tmp_path, monkeypatch)
     """Stopped in the second M-step, then started over without --resume and stopped with the first iteration's documents just written: the state of
     the second is not beside them."""
     out, log = copied(whole, tmp_path), train.Run.log
-    for stop, left in ((("ra3", "mstep", 1, 3), ["ra3.docs", "ra3.state"]), (("ra3", "infuse", 0, None), ["ra3.docs"])):
+    for stop, left in (
+        (("ra3", "mstep", 1, 3), ["ra3.docs", "ra3.state"]),
+        (("ra3", "infuse", 0, None), ["ra3.docs"]),
+    ):
         stop_after(stop, log, monkeypatch)
         with pytest.raises(Stop):
             run(out, "--save-every", "2", "--estep", "none", "--models", "ra3")
@@ -136,12 +170,18 @@ def test_starting_over_forgets_what_was_unfinished(whole, tmp_path, monkeypatch)
 def test_the_run_thinks(whole):
     """The comparison above would be empty if nothing were thought: thoughts are found, trained on, and change the weights."""
     lines = [line for line in metrics(whole) if line["model"] == "ra3"]
-    assert all(any(line["think_share"] > 0 for line in lines if line["phase"] == phase) for phase in ("estep", "infuse"))
-    assert any(line.get("ce_thought") for line in lines) and not same_weights(whole / "ra3.pt", whole / "ntp.pt")
+    assert all(
+        any(line["think_share"] > 0 for line in lines if line["phase"] == phase)
+        for phase in ("estep", "infuse")
+    )
+    assert any(line.get("ce_thought") for line in lines) and not same_weights(
+        whole / "ra3.pt", whole / "ntp.pt"
+    )
     assert any(line["grad_norm"] > 0 for line in lines if line["phase"] == "estep")
 
 
 # ---------------------------------------------------------------- limits and results
+
 
 def copied(whole, tmp_path):
     out = tmp_path / "copy"
@@ -157,8 +197,19 @@ def test_without_thoughts_it_is_ntp(whole, tmp_path, how):
     numbers. A name of its own keeps it apart from ra3 and ntp."""
     out = copied(whole, tmp_path)
     run(out, *how.split(), "--name", "no-thoughts", "--models", "ntp")
-    assert same_weights(out / "no-thoughts.pt", whole / "ntp.pt") and same_weights(out / "ntp.pt", whole / "ntp.pt") and not (out / "ra3.pt").exists()
-    lines = {name: [line["loss"] for line in metrics(out) if line["model"] == name and line["phase"] == "mstep"] for name in ("ntp", "no-thoughts")}
+    assert (
+        same_weights(out / "no-thoughts.pt", whole / "ntp.pt")
+        and same_weights(out / "ntp.pt", whole / "ntp.pt")
+        and not (out / "ra3.pt").exists()
+    )
+    lines = {
+        name: [
+            line["loss"]
+            for line in metrics(out)
+            if line["model"] == name and line["phase"] == "mstep"
+        ]
+        for name in ("ntp", "no-thoughts")
+    }
     assert lines["ntp"] == lines["no-thoughts"] and len(lines["ntp"]) == 12
     results = json.load(open(out / "results.json"))
     assert set(results) == {"ntp", "no-thoughts"}
@@ -170,8 +221,22 @@ def test_results(whole):
     results = json.load(open(whole / "results.json"))
     assert list(results) == ["base", "ntp", "ra3"]
     for name, said in results.items():
-        assert {"pass@1", "pass@5", "greedy", "ce_code", "elbo", "elbo_no_think", "think_share", "think_len", "duration", "flops"} <= set(said)
-        assert all(isinstance(v, float) for v in said.values()) and 0 <= said["pass@1"] <= said["pass@5"] <= 1
+        assert {
+            "pass@1",
+            "pass@5",
+            "greedy",
+            "ce_code",
+            "elbo",
+            "elbo_no_think",
+            "think_share",
+            "think_len",
+            "duration",
+            "flops",
+        } <= set(said)
+        assert (
+            all(isinstance(v, float) for v in said.values())
+            and 0 <= said["pass@1"] <= said["pass@5"] <= 1
+        )
         assert len(open(whole / f"samples-{name}.jsonl").readlines()) == 2
     assert results["ra3"]["flops"] > results["ntp"]["flops"] > 0
 
@@ -181,7 +246,10 @@ def test_ntp_of_equal_compute(whole, tmp_path):
     out = copied(whole, tmp_path)
     shutil.copy(whole / "ra3.pt", out)
     run(out, "--stage", "ntp", "--match", "ra3", "--block", "400")
-    flops = {name: torch.load(out / f"{name}.pt", weights_only=True)["extra"]["flops"] for name in ("ra3", "ntp-as-ra3")}
+    flops = {
+        name: torch.load(out / f"{name}.pt", weights_only=True)["extra"]["flops"]
+        for name in ("ra3", "ntp-as-ra3")
+    }
     assert 0.6 < flops["ntp-as-ra3"] / flops["ra3"] < 1.1
 
 
@@ -191,7 +259,10 @@ def test_every_metric_is_defined(whole, tmp_path):
         pytest.skip("there is no README.md yet")
     defined = set(re.findall(r"`([^`\s]+)`", (HERE / "README.md").read_text()))
     out = copied(whole, tmp_path)
-    run(out, *"--stage rlvr --init base --rl-steps 1 --prompts 1 --completions 2 --eval-every 1 --reward random --mask-overlong false".split())
+    run(
+        out,
+        *"--stage rlvr --init base --rl-steps 1 --prompts 1 --completions 2 --eval-every 1 --reward random --mask-overlong false".split(),
+    )
     lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
     assert {"rlvr", "rlvr-heldout"} <= {line["phase"] for line in lines}
     lines += [json.loads(line) for line in open(whole / "metrics.jsonl")]
@@ -202,6 +273,7 @@ def test_every_metric_is_defined(whole, tmp_path):
 
 # ---------------------------------------------------------------- mistakes
 
+
 def test_help_lists_every_setting(capsys, monkeypatch):
     """--help against the fields of Config: each with its text and its default."""
     monkeypatch.setenv("COLUMNS", "1000")
@@ -211,10 +283,12 @@ def test_help_lists_every_setting(capsys, monkeypatch):
     assert stop.value.code == 0 and "--stage" in said
     for f in dataclasses.fields(Config):
         text = f.metadata["help"].replace("%%", "%")
-        assert f"--{f.name.replace('_', '-')} " in said and f"{text} (default {f.default!r})" in said, f.name
+        assert (
+            f"--{f.name.replace('_', '-')} " in said and f"{text} (default {f.default!r})" in said
+        ), f.name
 
 
-MISTAKES = {                                                 # what is given -> what the answer names
+MISTAKES = {  # what is given -> what the answer names
     "--gruop 4": "--gruop.*--group",
     "--group four": "--group four.*whole number",
     "--c much": "--c much.*a number",
@@ -246,15 +320,23 @@ def test_a_mistake_is_one_line_and_changes_nothing(given, tmp_path, capfd):
     before = listing(tmp_path)
     with pytest.raises(UserError) as e:
         run(tmp_path / "new", "--n-expert", "4", *given.format(tmp=tmp_path).split())
-    assert re.search(MISTAKES[given], str(e.value)) and "\n" not in str(e.value) and capfd.readouterr().err == ""
+    assert (
+        re.search(MISTAKES[given], str(e.value))
+        and "\n" not in str(e.value)
+        and capfd.readouterr().err == ""
+    )
     assert listing(tmp_path) == before
 
 
 def test_a_model_of_another_shape(whole, tmp_path):
     """A folder whose base.pt was made with other settings is refused and left alone, and so are missing models and one that is no checkpoint."""
     before = listing(whole)
-    for given, named in (("--d-model 64", "base.pt.*d_model=32 and not 64"), ("--pretrain-steps 61", "base.pt.*pretrain_steps=120 and not 61"),
-                         ("--stage eval --models base,ra4", "ra4.pt"), ("--stage ntp --match ra4", "ra4.pt")):
+    for given, named in (
+        ("--d-model 64", "base.pt.*d_model=32 and not 64"),
+        ("--pretrain-steps 61", "base.pt.*pretrain_steps=120 and not 61"),
+        ("--stage eval --models base,ra4", "ra4.pt"),
+        ("--stage ntp --match ra4", "ra4.pt"),
+    ):
         with pytest.raises(UserError, match=named) as e:
             run(whole, *given.split())
         assert "\n" not in str(e.value)
@@ -271,6 +353,14 @@ def test_a_model_of_another_shape(whole, tmp_path):
 
 def test_exit_status(tmp_path):
     """The program itself, given a mistake: status 2, one line on stderr, no folder."""
-    done = subprocess.run([sys.executable, "train.py", *TINY, "--out", str(tmp_path / "new"), "--gruop", "4"], cwd=HERE, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "train.py: --gruop: no such setting; did you mean --group?; see --help\n"
+    done = subprocess.run(
+        [sys.executable, "train.py", *TINY, "--out", str(tmp_path / "new"), "--gruop", "4"],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr == "train.py: --gruop: no such setting; did you mean --group?; see --help\n"
+    )
     assert done.stdout == "" and not os.listdir(tmp_path)
