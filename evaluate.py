@@ -379,7 +379,7 @@ def main(argv):
         raise UserError(
             f"--suite {args.suite} --limit {args.limit}: expected at least one name, and a limit that is not negative"
         )
-    suites = {
+    problem_sets = {
         name: (
             domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
             if name == "domain"
@@ -391,9 +391,9 @@ def main(argv):
         model, tok = open_model(cfg, args.checkpoint)
         model = for_rollouts(model, cfg)
     n = 1 if cfg.temperature == 0 else cfg.samples  # greedy samples are all the same
-    for name, tasks in suites.items():
+    for name, tasks in problem_sets.items():
         tasks = tasks[: args.limit or None]
-        path = path_of(cfg, args, name, len(suites) > 1)
+        path = path_of(cfg, args, name, len(problem_sets) > 1)
         if args.completions:
             given, made = (
                 read_completions(args.completions, tasks),
