@@ -77,7 +77,7 @@ class Config:
     )
     weights: str = setting(
         "float32",
-        "weights in training; bfloat16: gradients and Adam's moments too, the weights rounded at random (optim.py): half the memory",
+        "weights in training; bfloat16: gradients and Adam's moments too, the weights rounded at random (engine/optim.py): half the memory",
         ("float32", "bfloat16"),
     )
     rollout_bf16: bool = setting(
@@ -390,8 +390,19 @@ def selection_of(cfg, iteration):
     return which[min(iteration, len(which) - 1)]
 
 
+def program_name():
+    """The command as it was typed. Example: python -m grader ... -> "python -m grader"; python train.py ... -> "train.py" """
+    spec = sys.modules["__main__"].__spec__
+    if spec is None:
+        return os.path.basename(sys.argv[0])
+    return f"python -m {spec.name.removesuffix('.__main__')}"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with a mistake told in one line and the nearest setting named."""
+
+    def __init__(self, **keywords):
+        super().__init__(**{"prog": program_name(), **keywords})
 
     def error(self, message):
         if message.startswith("unrecognized arguments: "):
@@ -411,7 +422,7 @@ def command(main, stopped=""):
     try:
         main(sys.argv[1:])
     except UserError as e:
-        print(f"{os.path.basename(sys.argv[0])}: {e}", file=sys.stderr)
+        print(f"{program_name()}: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if stopped:
@@ -561,3 +572,15 @@ POSITIVE = {
     "elbo_samples",
     "think_max",
 }
+
+RLVR, COIN, SHUFFLE = 5, 6, 7  # second word of every seed, after the run's own
+
+
+def cores():
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(
+    5
+)  # second word of every seed, after the run's own

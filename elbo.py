@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, the prior over latents, the KL, and the temporal variational bound of RA3 (arXiv 2509.25810).
+"""The prior over latents, the KL, and the temporal variational bound of RA3 (arXiv 2509.25810).
 
     log pi(a_{0:T} | s_0)  >=  E_{z ~ q} [ sum_t  log pi(a_t | s_t, z_t)  -  KL( q(z_t | s_t, z_{<t}) || p(z_t | s_t, z_{t-1}) ) ]     (bound)
     p(z_t | s_t, z_{t-1}) = alpha delta(z_t = <act>) + (1 - alpha) U(z_t)                                                            (prior)
@@ -12,225 +12,15 @@ Departures from the paper
    would be paid for thinking by the prior it gives to `#`, and not by what the thought does for the line.
 2. The K-sample bound (arXiv 1509.00519) is ours; it says how loose the bound is.
 
-Shapes: N tokens, D width, V vocabulary, L lines, G rollouts, K samples.
+Shapes: M states, D width, L lines, G rollouts, K samples.
 """
 
-import functools
 import math
 
+import numpy as np
 import torch
 
-
-# ---------------------------------------------------------------- log-probabilities of tokens
-
-COMPILE = None  # torch.compile for what is elementwise: True, False, or None: on a GPU only. What it gains on a CPU: speed/logprobs.py
-KEEP = (
-    2**29
-)  # bytes of logits, at most, that are kept for the way back; the others are computed anew there
-
-
-def token_logprobs(hidden, weight, targets, sets=(), chunk=None, entropy=False):
-    """Log-probabilities of target tokens, the only place where they are computed (a sampler reads its own off the distribution it draws from).
-
-    hidden (N, D) the states that predict; weight (V, D); targets (N,) -> (1 + len(sets) + entropy, N) float32 (float64 from float64): row 0 is
-    log p(target), row i the log of the total mass of the token ids sets[i-1], the last one with `entropy` that of each distribution, in nats and
-    without gradient. Differentiable. Products are in the type of their factors, or in autocast's where that is on, and all else in float32.
-    Logits are computed in blocks of `chunk` x `chunk` (default: 2,048 states x 1,024 tokens, on a GPU 8,192 x 8,192), so that memory does not grow with
-    N times V. An id outside the vocabulary gives nan.
-    """
-    flat = [i for ids in sets for i in ids]
-    lse, picked, negentropy = Softmax.apply(
-        hidden, weight, targets, flat, () if entropy else None, chunk, torch.is_grad_enabled()
-    )
-    logit, *of_sets = picked.split([1] + [len(ids) for ids in sets], 1)  # (N, 1), (N, ids) each
-    out = [logit[:, 0] - lse]  # log p(target)
-    out += [logits.logsumexp(1) - lse for logits in of_sets]  # log p(any token of the set)
-    if entropy:
-        out.append(-negentropy.detach())
-    return torch.stack(out)  # (1 + sets + entropy, N)
-
-
-def token_kl(hidden, weight, other, other_weight, chunk=None):
-    """KL(q || p) of the next-token distributions at N states, in nats: (N,). hidden, other (N, D), weights (V, D) of q and of p. The
-    gradient goes to q. Types and memory are as in token_logprobs."""
-    none = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
-    return Softmax.apply(
-        hidden,
-        weight,
-        none,
-        [],
-        (other.detach(), other_weight.detach()),
-        chunk,
-        torch.is_grad_enabled(),
-    )[2]
-
-
-class Softmax(torch.autograd.Function):
-    """What log-probabilities need of the logits x = hidden weight^T (N, V), block by block: everything that takes N V operations is here.
-
-    lse (N,)                  log sum_v exp(x_v), so that log p = x - lse;    d lse / d x_v = p_v
-    picked (N, 1 + len(ids))  x of the target and of `ids`
-    S (N,)                    sum_v p_v (log p_v - log p'_v);                 d S / d x_v = p_v (log p_v - log p'_v - S)
-
-    against: None, no S; (), log p' = 0 and S is the negative entropy; (other, weight'), p' = softmax(other weight'^T) and S is KL(p || p').
-    A block fits the processor's cache. What is summed over blocks, both gradients included, is summed in float32.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, ids, against, chunk, grad):
-        device, ctx.dtype = hidden.device, torch.promote_types(hidden.dtype, weight.dtype)
-        if torch.is_autocast_enabled(device.type) and ctx.dtype != torch.float64:
-            ctx.dtype = torch.get_autocast_dtype(device.type)
-        ctx.ids, ctx.against, ctx.kept = ids, against, {}
-        ctx.block = (
-            (chunk, chunk) if chunk else (8192, 8192) if device.type == "cuda" else (2048, 1024)
-        )
-        room = KEEP if grad and any(ctx.needs_input_grad) else 0
-        lse = torch.full(
-            hidden.shape[:1],
-            -math.inf,
-            dtype=torch.promote_types(ctx.dtype, torch.float32),
-            device=device,
-        )
-        other, S, picked = (
-            lse.clone(),
-            torch.zeros_like(lse),
-            lse.new_full((len(lse), 1 + len(ids)), math.nan),
-        )
-        for cols in cuts(len(weight), ctx.block[1]):
-            some, at_some = columns_of(ids, cols, device)
-            for rows in cuts(len(hidden), ctx.block[0]):
-                x, y = Softmax.logits(ctx, hidden, weight, rows, cols)  # (n, C)
-                if room >= x.nbytes:
-                    room, ctx.kept[rows.start, cols.start] = room - x.nbytes, x
-                at, inside = column_of(targets[rows], cols)
-                picked[rows, 0] = torch.where(
-                    inside, x.gather(1, at[:, None])[:, 0], picked[rows, 0]
-                )
-                picked[rows, some] = x[:, at_some].to(lse.dtype)
-                lse[rows], other[rows], S[rows] = fused(add_block, device)(
-                    lse[rows], other[rows], S[rows], x, y, against is not None
-                )
-        ctx.save_for_backward(hidden, weight, targets, lse, other, S)
-        ctx.set_materialize_grads(False)
-        return lse, picked, S
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d_lse, d_picked, d_S):
-        hidden, weight, targets, lse, other, S = ctx.saved_tensors
-        device, (need_h, need_w) = hidden.device, ctx.needs_input_grad[:2]
-        d_lse = torch.zeros_like(lse) if d_lse is None else d_lse
-        d_hidden, d_weight = (
-            torch.zeros_like(hidden, dtype=lse.dtype),
-            torch.empty_like(weight) if need_w else None,
-        )
-        for cols in cuts(len(weight), ctx.block[1]):
-            w, d_w = (
-                weight[cols].to(ctx.dtype),
-                torch.zeros_like(weight[cols], dtype=lse.dtype),
-            )  # (C, D)
-            some, at_some = columns_of(ctx.ids, cols, device)
-            for rows in cuts(len(hidden), ctx.block[0]):
-                x, y = Softmax.logits(ctx, hidden, weight, rows, cols)  # (n, C)
-                d = fused(block_gradient, device)(
-                    lse[rows],
-                    other[rows],
-                    S[rows],
-                    d_lse[rows],
-                    None if d_S is None else d_S[rows],
-                    x,
-                    y,
-                )
-                if d_picked is not None:
-                    at, inside = column_of(targets[rows], cols)
-                    d.scatter_add_(1, at[:, None], (d_picked[rows, 0] * inside)[:, None])
-                    d.index_add_(1, at_some, d_picked[rows, some])
-                d = d.to(ctx.dtype)
-                if need_h:
-                    d_hidden[rows] += d @ w
-                if need_w:
-                    d_w += d.T @ hidden[rows].to(ctx.dtype)
-            if need_w:
-                d_weight[cols] = d_w
-        return d_hidden.to(hidden.dtype) if need_h else None, d_weight, None, None, None, None, None
-
-    @staticmethod
-    def logits(ctx, hidden, weight, rows, cols):
-        """A block of x, and of the logits of p', if there is one: (n, C)."""
-        product = lambda h, w: h[rows].to(ctx.dtype) @ w[cols].to(ctx.dtype).T
-        x = ctx.kept.pop((rows.start, cols.start), None)
-        return product(hidden, weight) if x is None else x, product(
-            *ctx.against
-        ) if ctx.against else None
-
-
-def cuts(n, size):
-    """range(n) in slices of nearly one length, at most `size`. Example: cuts(5, 3) -> [0:2, 2:5]"""
-    k = -(-n // size)
-    return [slice(n * i // k, n * (i + 1) // k) for i in range(k)]
-
-
-def column_of(targets, cols):
-    """Where targets (n,) stand in a block of columns (0 for those that do not), and which do. Example: [5, 9], 8:16 -> [0, 1], [False, True]"""
-    inside = (targets >= cols.start) & (targets < cols.stop)
-    return (targets - cols.start) * inside, inside
-
-
-def columns_of(ids, cols, device):
-    """Which of some ids, a list, stand in a block of columns: their columns in `picked`, and in the block."""
-    found = [(1 + k, i - cols.start) for k, i in enumerate(ids) if cols.start <= i < cols.stop]
-    return torch.tensor(found, dtype=torch.int64, device=device).view(-1, 2).unbind(1)
-
-
-def add_block(lse, other, S, x, y, want_S):
-    """lse, that of p', and S of the columns so far, (n,) each -> the same with a block of further columns. x, y (n, C): logits of p and p'."""
-    logp, lse, old, new = join(lse, x)
-    if want_S:  # S = sum over both parts of P (S given the part + log P - log P')
-        logq, other, old_q, new_q = (0, other, 0, 0) if y is None else join(other, y)
-        so_far = torch.where(old == -math.inf, 0, old.exp() * (S + old - old_q))
-        S = so_far + new.exp() * ((logp.exp() * (logp - logq)).sum(-1) + new - new_q)
-    return lse, other, S
-
-
-def join(lse, x):
-    """-> log p given the block (n, C); lse of all columns; log P of those before, and of the block: (n,) each."""
-    x = x.to(lse.dtype)
-    logp = x.log_softmax(-1)
-    here = x[:, 0] - logp[:, 0]  # lse of the block; on the CPU logsumexp takes twice as long
-    both = torch.logaddexp(lse, here)
-    return logp, both, lse - both, here - both
-
-
-def block_gradient(lse, other, S, d_lse, d_S, x, y):
-    """The gradient with respect to a block of logits, but for what is picked: (n, C)."""
-    logp = x.to(lse.dtype).sub_(lse[:, None])  # (n, C); x is not needed again
-    if d_S is None:
-        return (
-            logp.mul_(1 / math.log(2)).exp2_().mul_(d_lse[:, None])
-        )  # on the CPU exp takes twice as long
-    return logp.exp() * (
-        d_lse[:, None]
-        + d_S[:, None]
-        * (logp - (0 if y is None else y.to(lse.dtype) - other[:, None]) - S[:, None])
-    )
-
-
-compiled = functools.cache(functools.partial(torch.compile, dynamic=True))
-
-
-def fused(function, device):
-    """The function as one kernel, where COMPILE says so; one version serves all sizes."""
-    return (
-        compiled(function) if (device.type == "cuda" if COMPILE is None else COMPILE) else function
-    )
-
-
-def log1mexp(x):
-    """log(1 - exp(x)) for x < 0, to full precision. Example: log1mexp(log .25) -> log .75"""
-    x = x.clamp(max=-1e-7)
-    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
-
+from logprobs import log1mexp, token_logprobs
 
 # ---------------------------------------------------------------- prior, KL, bound
 
@@ -267,3 +57,79 @@ def line_rewards(line_logp, think, c):
 def iw_bound(log_w, dim=0):
     """log 1/K sum_k w_k over `dim`: K = 1 is the bound, K -> infinity is log p(x). log_w (K, ...) -> (...)."""
     return log_w.logsumexp(dim) - math.log(log_w.shape[dim])
+
+
+def summary(rolls, c, hard=None):
+    """What the rollouts say of the bound and of the thoughts, as a dict of floats (every name is defined in the README).
+    hard: for each of the B snippets the indices of its hard lines, where they are known. What gains are is left out where they were not measured."""
+    think, valid = rolls.think, rolls.valid
+    code = sum(len(r.snip.ids) - r.snip.first[0] for r in rolls.rows)  # code tokens, over all rows
+    logp = np.array([r.line_logp.sum() for r in rolls.rows])  # (N,)
+    reward = rolls.reward(c)  # (N,)
+    gains = np.array([r.gain[t] for r in rolls.rows for t in sorted(r.thoughts)])
+    lengths = [len(ids) for r in rolls.rows for ids in r.thoughts.values()]
+    several = iw_bound(torch.from_numpy(reward.reshape(-1, rolls.G)), dim=1)  # (B,)
+    out = {
+        "elbo": float(reward.mean()),
+        "elbo_no_think": float(np.mean([b.sum() for b in rolls.base_logp])),
+        f"elbo_{rolls.G}_samples": float(several.mean()),
+        "ce_code": float(-logp.sum() / code),
+        "think_share": float(think.sum() / valid.sum()),
+        "think_len": float(np.mean(lengths)) if lengths else 0.0,
+        "duration": float(
+            np.mean(
+                [d for r in rolls.rows for d in durations(sorted(r.thoughts), len(r.first))]
+                or [0.0]
+            )
+        ),
+    }
+    if not np.isnan(gains).any():
+        out |= {
+            "gain": float(gains.mean()) if len(gains) else 0.0,
+            "gain_above_c": float((gains > c).mean()) if len(gains) else 0.0,
+        }
+    if hard:
+        is_hard = np.zeros_like(valid)
+        for n in range(len(rolls.rows)):
+            is_hard[n, list(hard[n // rolls.G])] = True
+        out["think_hard"] = float(think[is_hard].mean())
+        out["think_easy"] = float(think[valid & ~is_hard].mean())
+    return out
+
+
+def durations(lines, n_lines):
+    """How many lines each intent lasts: to the next thought, or to the end. Example: durations([1, 4], 6) -> [3, 2]"""
+    return [b - a for a, b in zip(lines, lines[1:] + [n_lines])]
+
+
+def line_logprobs(net, hidden, pieces, tok):
+    """log pi(a_t | s_t, z_t), summed by line. hidden (M, D). pieces: [(ids, first, lo, hi, at)]: the states of the tokens lo to hi - 1 of a row with
+    these ids, whose lines begin at `first`, are hidden[at:at + hi - lo], and what they predict is code. -> (pieces, Lmax) float64, zeros where a piece
+    has no part in a line. The first token of a line is conditional on not beginning a comment (elbo.py, departure 1)."""
+    sizes = np.array([hi - lo for *_, lo, hi, _ in pieces])
+    most = max(len(first) for _, first, *_ in pieces)
+    pos = np.concatenate(
+        [np.arange(lo + 1, hi + 1) for *_, lo, hi, _ in pieces]
+    )  # (m,) where the predicted tokens stand
+    line = np.concatenate(
+        [
+            np.searchsorted(first, np.arange(lo + 1, hi + 1), side="right") - 1
+            for _, first, lo, hi, _ in pieces
+        ]
+    )
+    opens = (
+        np.concatenate([np.asarray(first) for _, first, *_ in pieces])[
+            np.repeat(np.cumsum([0] + [len(first) for _, first, *_ in pieces[:-1]]), sizes) + line
+        ]
+        == pos
+    )
+    at = torch.from_numpy(
+        np.concatenate([at + np.arange(hi - lo) for *_, lo, hi, at in pieces])
+    ).to(hidden.device)
+    targets = torch.from_numpy(
+        np.concatenate([ids[lo + 1 : hi + 1] for ids, _, lo, hi, _ in pieces])
+    ).to(hidden.device)
+    logp, mass = token_logprobs(hidden[at].float(), net.head, targets, [tok.thought_ids]).cpu()
+    logp = logp - torch.where(torch.from_numpy(opens), log1mexp(mass), 0.0)
+    cell = np.repeat(np.arange(len(pieces)) * most, sizes) + line
+    return np.bincount(cell, logp.double().numpy(), len(pieces) * most).reshape(-1, most)

@@ -14,7 +14,7 @@ Two ways to credit a decision; both leave the expectation of the gradient as it 
              anything later is thought; it is 0 for <act>. The differences telescope: at discount 1, A_t = R_t - V(prefix before t), so V
              is a baseline that knows which thoughts stand in the context already, where a mean over the group does not.
 
-Latents are drawn from q exactly as line by line, in few forwards, and rewarded by pi, V included: rollouts.py.
+Latents are drawn from q exactly as line by line, in few forwards, and rewarded by pi, V included: engine/rollouts.py.
 
 Departures from the paper
 1. The comment stands at the indentation of its line, and before a line at most one. 2. log pi of a line is conditional on the decision
@@ -30,16 +30,28 @@ before lines where two notes in three are right. The M-step does not get such a 
 Shapes: B snippets, G rollouts each, N = B*G rows, L lines, T tokens, D width, M events (a decision, a thought's token, its end).
 """
 
+import collections
+import copy
+import dataclasses
+import functools
 import math
+import time
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-import parallel
-from data import one_tree, tree_parts
-from elbo import iw_bound, line_rewards, log1mexp, token_kl, token_logprobs
-from rollouts import ACT, END, TOKEN, begin_of
-
+from config import DIAGNOSE, ESTEP, selection_of
+from elbo import line_rewards, summary
+from engine import parallel, training
+from engine.machine import steps_bar
+from engine.packing import hidden_before, tree_parts
+from engine.rollouts import ACT, END, TOKEN, begin_of, rollout, rollouts
+from engine.training import for_rollouts
+from evaluate import rollouts_of
+from hindsight.propose import choose
+from logprobs import log1mexp, token_kl, token_logprobs
+from model import work_size
 
 # ---------------------------------------------------------------- advantages and the update
 
@@ -89,17 +101,6 @@ def advantages(
         ]
     )
     return A / (A[0][valid].std() + 1e-6) if normalise else A
-
-
-def hidden_before(model, rows, at, amp=False):
-    """Read rows, what they begin with alike only once -> (states (T, D), node (M,)): states[node[m]] predicts token j of row n, at[m] = (n, j, ...).
-    rows: lists of ids; at (M, 2 or more) ints."""
-    ids, pos, doc, before, where = one_tree(rows)  # (1, T)
-    start = np.cumsum([0] + [len(w) for w in where])
-    node = torch.cat(where)[start[at[:, 0]] + at[:, 1] - 1].to(model.device)  # (M,)
-    ids, pos, doc = (x.to(model.device) for x in (ids, pos, doc))
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
-        return model(ids, pos, doc, before=before)[0], node
 
 
 def event_logprobs(q, tok, hidden, events, amp=False):
@@ -189,47 +190,273 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
     return loss, total_kl / max(1, contents), read, max(gaps)
 
 
-# ---------------------------------------------------------------- what the bound says
+def one_row(tok, snip, uniforms, think_max, rate=None, horizon=0):
+    """Line by line and token by token, as the definition has it: a generator that yields tokens to read, gets the log-probabilities (V,) of the next
+    one, and returns (ids, thoughts, log q of each event, log pi of each line)."""
+    ids, thoughts, logq, lines = [], {}, [], np.zeros(len(snip.first))
+
+    def read(tokens):
+        ids.extend(tokens)
+        return (yield tokens)
+
+    def pick(logp, u):
+        cdf = np.cumsum(np.exp(logp))
+        return min(int(np.searchsorted(cdf, u * cdf[-1], side="right")), len(cdf) - 1)
+
+    logp = yield from read(snip.ids[: snip.first[0]])
+    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
+        if not horizon or t < horizon:
+            begin = logp[tok.thought_ids]
+            thinks = uniforms[0][t] < (np.exp(begin).sum() if rate is None else rate)
+            logq.append(np.log1p(-np.exp(begin).sum()))
+            if thinks:
+                k = pick(begin, uniforms[1][t, 0])
+                logq[-1], thoughts[t] = begin[k], [tok.thought_ids[k]]
+                while len(thoughts[t]) < think_max:
+                    logp = yield from read(thoughts[t][-1:])
+                    token = pick(logp, uniforms[1][t, len(thoughts[t])])
+                    if token in tok.stop_ids:
+                        logq.append(np.log(np.exp(logp[tok.stop_ids]).sum()))
+                        break
+                    logq.append(logp[token])
+                    thoughts[t].append(token)
+                unread = thoughts[t][-1:] if len(thoughts[t]) == think_max else []
+                logp = yield from read(unread + snip.sep[t])
+        lines[t] = -np.log1p(-np.exp(logp[tok.thought_ids]).sum())
+        for token in snip.ids[a:b]:
+            lines[t] += logp[token]
+            if len(ids) + 1 < len(snip.ids) + sum(
+                len(z) + len(snip.sep[s]) for s, z in thoughts.items()
+            ):  # nothing follows the last
+                logp = yield from read([token])
+    return ids + snip.ids[-1:], thoughts, logq, lines
 
 
-def summary(rolls, c, hard=None):
-    """What the rollouts say of the bound and of the thoughts, as a dict of floats (every name is defined in the README).
-    hard: for each of the B snippets the indices of its hard lines, where they are known. What gains are is left out where they were not measured."""
-    think, valid = rolls.think, rolls.valid
-    code = sum(len(r.snip.ids) - r.snip.first[0] for r in rolls.rows)  # code tokens, over all rows
-    logp = np.array([r.line_logp.sum() for r in rolls.rows])  # (N,)
-    reward = rolls.reward(c)  # (N,)
-    gains = np.array([r.gain[t] for r in rolls.rows for t in sorted(r.thoughts)])
-    lengths = [len(ids) for r in rolls.rows for ids in r.thoughts.values()]
-    several = iw_bound(torch.from_numpy(reward.reshape(-1, rolls.G)), dim=1)  # (B,)
-    out = {
-        "elbo": float(reward.mean()),
-        "elbo_no_think": float(np.mean([b.sum() for b in rolls.base_logp])),
-        f"elbo_{rolls.G}_samples": float(several.mean()),
-        "ce_code": float(-logp.sum() / code),
-        "think_share": float(think.sum() / valid.sum()),
-        "think_len": float(np.mean(lengths)) if lengths else 0.0,
-        "duration": float(
-            np.mean(
-                [d for r in rolls.rows for d in durations(sorted(r.thoughts), len(r.first))]
-                or [0.0]
+def diagnose(run, pi):
+    """What the model's own thoughts are worth before the E-step, printed: the rule of thumb is that a gain below c dies out."""
+    cfg = run.cfg
+    rolls = rollouts_of(pi, run.tok, run.expert[:32], 4, cfg, (cfg.seed, DIAGNOSE), "diagnose")
+    s = summary(rolls, cfg.c)
+    words = {}
+    for row in rolls.rows:
+        for t, ids in row.thoughts.items():
+            word = run.tok.decode(ids[1:3]).strip().split(" ")[0] or "(empty)"
+            words.setdefault(word, []).append(row.gain[t])
+    top = sorted(words.items(), key=lambda kv: -len(kv[1]))[:6]
+    tqdm.write(
+        f"thoughts of the model as it is: before {s['think_share']:.1%} of lines, gain {s['gain']:+.2f} nats each, "
+        f"{s['gain_above_c']:.0%} of them above c = {cfg.c:g}; by first word: "
+        + ", ".join(f"{w!r} {np.mean(g):+.2f} ({len(g)})" for w, g in top)
+    )
+    if s["gain"] < cfg.c:
+        tqdm.write(
+            f"warning: the mean gain is below c = {cfg.c:g}: the bound is served best by thinking less, and thinking may die out"
+        )
+    return {k: s[k] for k in ("think_share", "gain", "gain_above_c", "elbo", "elbo_no_think")}
+
+
+def learn_q(run, name, pi, iteration, state, flops, seconds):
+    """The E-step by policy gradient, from a copy of pi. Returns q and the FLOPs so far."""
+    cfg, start = run.cfg, state["step"] if state else 0
+    q, opt = training.trained(
+        copy.deepcopy(pi),
+        cfg,
+        lambda m: training.adamw(m, cfg.estep_lr, 0.0),
+        state if start else None,
+        "q",
+    )
+    if not start:
+        run.log(name, phase="diagnose", iteration=iteration, **diagnose(run, pi))
+    pi.requires_grad_(False)  # or the KL's gradient would wait in pi for the M-step's first step
+    pi_fixed = for_rollouts(pi, cfg)
+    bar = steps_bar(f"{name}: E-step {iteration + 1}", start, cfg.estep_steps)
+    for step in bar:
+        began = time.time()
+        for group in opt.param_groups:
+            group["lr"] = training.learning_rate(
+                step, cfg.estep_steps, cfg.estep_lr * cfg.estep_lr_decay**iteration, 1
             )
-        ),
-    }
-    if not np.isnan(gains).any():
-        out |= {
-            "gain": float(gains.mean()) if len(gains) else 0.0,
-            "gain_above_c": float((gains > c).mean()) if len(gains) else 0.0,
-        }
-    if hard:
-        is_hard = np.zeros_like(valid)
-        for n in range(len(rolls.rows)):
-            is_hard[n, list(hard[n // rolls.G])] = True
-        out["think_hard"] = float(think[is_hard].mean())
-        out["think_easy"] = float(think[valid & ~is_hard].mean())
-    return out
+        mine = np.random.default_rng([cfg.seed, ESTEP, iteration, step]).choice(
+            len(run.expert), min(cfg.snippets, len(run.expert)), replace=False
+        )
+        rolls = rollouts(
+            for_rollouts(q, cfg),
+            pi_fixed,
+            run.tok,
+            [run.expert[i] for i in mine],
+            cfg.group,
+            cfg.think_max,
+            (cfg.seed, ESTEP, iteration, step),
+            mine.tolist(),
+            cfg.snippets,
+            horizon=cfg.horizon,
+            need="gains" if cfg.credit == "prefix" else "rewards",
+            states=cfg.kl > 0,
+        )
+        sampled = time.time()
+        logp, gain = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain)
+        A = advantages(
+            logp,
+            gain,
+            rolls.think,
+            rolls.valid,
+            cfg.group,
+            cfg.c,
+            cfg.credit,
+            cfg.discount,
+            cfg.normalise,
+            cfg.gain_floor,
+        )
+        loss, away, trained, gap = policy_gradient(
+            q, pi, run.tok, rolls, A, cfg.kl, cfg.bf16, cfg.micro_tokens
+        )
+        norm = parallel.clip(q, cfg.grad_clip).item()
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        flops += work_size(q) * (2 * rolls.forward_tokens + 6 * trained)
+        s = summary(rolls, cfg.c, run.expert_hard and [run.expert_hard[i] for i in mine])
+        tokens = rolls.forward_tokens + trained
+        run.log(
+            name,
+            phase="estep",
+            iteration=iteration,
+            step=step,
+            flops=flops,
+            reward=s["elbo"],
+            loss=loss,
+            kl=away,
+            grad_norm=norm,
+            logq_gap=gap,
+            rollout_s=sampled - began,
+            update_s=time.time() - sampled,
+            tokens=tokens,
+            tokens_per_s=tokens / (time.time() - began),
+            **{k: s[k] for k in s if k not in ("elbo", "ce_code")},
+        )
+        bar.set_postfix(
+            reward=f"{s['elbo']:.2f}",
+            think=f"{s['think_share']:.2f}",
+            gain=f"{s.get('gain', math.nan):+.2f}",
+            tok_s=f"{tokens / (time.time() - began):.0f}",
+        )
+        if (step + 1) % cfg.save_every == 0:
+            run.save_state(
+                name,
+                phase="estep",
+                iteration=iteration,
+                step=step + 1,
+                flops=flops,
+                q=parallel.state(q),
+                opt=parallel.state(opt),
+                weights=pi.state_dict(),
+                seconds=seconds(),
+            )
+    pi.requires_grad_(True)
+    return parallel.whole(q), flops
 
 
-def durations(lines, n_lines):
-    """How many lines each intent lasts: to the next thought, or to the end. Example: durations([1, 4], 6) -> [3, 2]"""
-    return [b - a for a, b in zip(lines, lines[1:] + [n_lines])]
+# ---------------------------------------------------------------- who proposes thoughts for the M-step
+
+
+@dataclasses.dataclass
+class Proposer:
+    """Who thinks for the M-step, who scores, and what fixes their draws."""
+
+    q: object  # the model that thinks
+    pi: object  # the model that scores
+    tok: object
+    cfg: object
+    seed: tuple  # ints; the other part of a draw's seed is the snippet's number
+    stats: collections.Counter  # `forward_tokens` counts the tokens forwarded
+    iteration: int = 0
+    tasks: list = ()  # the built-in domain's tasks, by number of the snippet
+
+
+def rolled_out(source, snippets, numbers, n, rate=None):
+    """n rollouts of q over each snippet, with rewards if n > 1 -> Rollouts."""
+    cfg = source.cfg
+    rolls = rollout(
+        source.q,
+        source.pi,
+        source.tok,
+        snippets,
+        n,
+        cfg.think_max,
+        source.seed,
+        horizon=cfg.horizon,
+        need="rewards" if n > 1 else "latents",
+        rate=rate,
+        numbers=numbers,
+    )
+    source.stats["forward_tokens"] += rolls.forward_tokens
+    return rolls
+
+
+def resampled(source, snippets, numbers):
+    """One of cfg.resample rollouts of q, drawn in proportion to exp(sum_t r_t); of one: a plain sample of q."""
+    n = source.cfg.resample
+    rolls = rolled_out(source, snippets, numbers, n)
+    reward = rolls.reward(source.cfg.c).reshape(-1, n)  # (B, n)
+    noise = [np.random.default_rng([*source.seed, i]).gumbel(size=n) for i in numbers]
+    # Gumbel: argmax of reward + noise is a draw from softmax(reward)
+    best = (reward + np.array(noise)).argmax(1)
+    return [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
+
+
+def best_of_n(source, snippets, numbers):
+    """Of cfg.group rollouts of the frozen model (q is pi) the one with the largest sum_t r_t."""
+    n = source.cfg.group
+    rolls = rolled_out(source, snippets, numbers, n)
+    best = rolls.reward(source.cfg.c).reshape(-1, n).argmax(1)  # (B,)
+    return [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
+
+
+def in_hindsight(source, snippets, numbers):
+    """Thoughts proposed after seeing the line, weighed as cfg.selection says for this iteration."""
+    which = selection_of(source.cfg, source.iteration)
+    thoughts, tokens = choose(
+        source.pi, source.tok, snippets, source.cfg, which, source.seed, numbers
+    )
+    source.stats["forward_tokens"] += tokens
+    return thoughts
+
+
+def sampled(source, snippets, numbers):
+    """The model's own thoughts, one sample as it is."""
+    return [row.thoughts for row in rolled_out(source, snippets, numbers, 1).rows]
+
+
+def sampled_at_rate(source, snippets, numbers):
+    """The model's own thoughts before each line with probability cfg.rate."""
+    rolls = rolled_out(source, snippets, numbers, 1, source.cfg.rate)
+    return [row.thoughts for row in rolls.rows]
+
+
+def oracle(source, snippets, numbers):
+    """The worked notes of the built-in domain's tasks."""
+    encode = source.tok.encode
+    return [{t: encode(f" # {note}") for t, note in source.tasks[i].notes} for i in numbers]
+
+
+def never(source, snippets, numbers):
+    """No thought at all, as with c = inf."""
+    return [{} for _ in snippets]
+
+
+PROPOSALS = {
+    "reinforce": resampled,
+    "best-of-n": best_of_n,
+    "hindsight": in_hindsight,
+    "none": sampled,
+    "random": sampled_at_rate,
+    "oracle": oracle,
+}  # cfg.estep -> a function (source, snippets, numbers) -> [{line: ids}]
+
+
+def proposals(source):
+    """-> (a function (snippets, numbers) -> [{line: ids}], as cfg.estep says; how many snippets to give it at once)."""
+    cfg = source.cfg
+    rows = {"best-of-n": cfg.group, "reinforce": cfg.resample, "hindsight": cfg.proposals}
+    silent = cfg.c == math.inf and cfg.estep != "oracle"
+    propose = never if silent else PROPOSALS[cfg.estep]
+    return functools.partial(propose, source), max(1, 256 // rows.get(cfg.estep, 1))

@@ -7,7 +7,7 @@
     python evaluate.py --suite humaneval --completions runs/smollm2-0/samples-ra3-humaneval+.jsonl          the same samples, by another suite's tests
     python evaluate.py --suite domain --checkpoint runs/tiny-0/ra3.pt                 the built-in domain's held-out tasks
 
-Suites: see benchmarks.py (`python benchmarks.py --list`); intervals are 95% bootstrap intervals over problems. Samples and verdicts go to a .jsonl,
+Suites: see benchmarks/suites.py (`python -m benchmarks --list`); intervals are 95% bootstrap intervals over problems. Samples and verdicts go to a .jsonl,
 {"task_id", "completion", "verdict", "seconds"} a line, as they are graded: with --resume an interrupted evaluation goes on where it stopped.
 
 The bound is estimated with the model as its own q: thoughts are sampled as it would think, and the same model scores the expert's lines.
@@ -24,19 +24,23 @@ import sys
 import numpy as np
 import torch
 
-import benchmarks
-import hf
-import parallel
-from completions import cut, job_of
+from benchmarks import suites
+from benchmarks.samples import beside, path_of, read_completions, write_samples
+from benchmarks.sanitise import sanitised
 from config import UserError, parse
-from estep import summary
-from model import device_of, set_threads
-from rollouts import rollouts
-from sample import generate
-from sandbox import HarnessError, grade
-from tasks import domain_tasks
-from tokenizer import load_tokenizer
-from weights import load_model
+from domain import domain_tasks
+from elbo import summary
+from engine import parallel
+from engine.machine import device_of, set_threads
+from engine.rollouts import rollouts
+from engine.sample import generate
+from engine.training import for_rollouts
+from formats import huggingface
+from formats.checkpoints import load_model
+from formats.tokenizers import load_tokenizer
+from grader.grade import grade
+from grader.messages import HarnessError
+from tasks import cut, job_of
 
 
 def pass_at_k(n, c, k):
@@ -49,9 +53,9 @@ def pass_at_k(n, c, k):
 def open_model(cfg, checkpoint=""):
     """(model, tokenizer) of a checkpoint, or of the preset as loaded if none is given. Raises UserError."""
     if cfg.preset != "tiny":
-        path = hf.find(cfg)
-        tok = hf.open_tokenizer(path)
-        model = load_model(checkpoint)[0] if checkpoint else hf.open_model(path)
+        path = huggingface.find(cfg)
+        tok = huggingface.open_tokenizer(path)
+        model = load_model(checkpoint)[0] if checkpoint else huggingface.open_model(path)
     elif checkpoint:
         model, path = (
             load_model(checkpoint)[0],
@@ -72,16 +76,6 @@ def open_model(cfg, checkpoint=""):
             "give the preset that the checkpoint was made with"
         )
     return model.to(device_of(cfg)), tok
-
-
-def for_rollouts(model, cfg):
-    """The model that samples and scores: itself, or a bfloat16 copy; whole on every rank."""
-    model = parallel.whole(model)
-    return (
-        copy.deepcopy(model).bfloat16()
-        if cfg.rollout_bf16 and model.dtype != torch.bfloat16
-        else model
-    )
 
 
 def solve(
@@ -140,8 +134,9 @@ def solve(
 def grade_completions(tasks, completions, sanitise=False, progress=True):
     """Run the tests of a rank's own tasks and completions, a list of texts a task -> the rows of all ranks, as `solve` returns them."""
     pairs = [(task, text) for task, texts in zip(tasks, completions) for text in texts]
+    jobs = [job_of(*pair) for pair in pairs]
     results = grade(
-        [job_of(*pair, clean=sanitise) for pair in pairs],
+        [sanitised(job) for job in jobs] if sanitise else jobs,
         progress=progress,
         desc="grading",
         workers=parallel.workers(),
@@ -162,31 +157,6 @@ def grade_completions(tasks, completions, sanitise=False, progress=True):
         for of_task in parallel.gather([[next(rows) for _ in texts] for texts in completions])
         for row in of_task
     ]
-
-
-def read_completions(path, tasks):
-    """{task_id: [completions]} of a .jsonl such as `solve_suite` writes, for those of the tasks that it holds. Raises UserError."""
-    found, line = {}, 0
-    try:
-        with open(path) as f:
-            for line, text in enumerate(f, 1):
-                row = json.loads(text)
-                found.setdefault(row["task_id"], []).append(row["completion"] + "")
-    except OSError as e:
-        raise UserError(
-            f"--completions {path}: cannot be read ({e.strerror}); give a .jsonl of task_id and completion, as --samples-out writes it"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"--completions {path}: line {line} is no object with task_id and completion; give a .jsonl as --samples-out writes it"
-        ) from None
-    found = {task.name: found[task.name] for task in tasks if task.name in found}
-    if len({len(texts) for texts in found.values()}) != 1:
-        raise UserError(
-            f"--completions {path}: expected equally many completions for each problem of the suite that it holds; there are "
-            + (", ".join(map(str, sorted({len(x) for x in found.values()}))) or "none at all")
-        )
-    return found
 
 
 def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc="sampling"):
@@ -218,7 +188,7 @@ def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc=
             raise UserError(
                 f"{path}: its rows are not those of this suite; leave out --resume to start over, or give another --samples-out"
             )
-    write_samples(path, rows, settings)
+    parallel.alone(write_samples)(path, rows, settings)
     for start in range(len(rows) // n, len(tasks), at_once):
         some = tasks[start : start + at_once]
         new = solve(
@@ -238,26 +208,6 @@ def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc=
                 f.writelines(json.dumps(row) + "\n" for row in new)
         rows += new
     return rows
-
-
-def beside(path):
-    return path + ".settings.json"
-
-
-@parallel.alone
-def write_samples(path, rows, settings):
-    """Write rows, and the settings beside them. Raises UserError."""
-    try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path + ".part", "w") as f:
-            f.writelines(json.dumps(row) + "\n" for row in rows)
-        with open(beside(path), "w") as f:
-            json.dump(settings, f)
-        os.replace(path + ".part", path)
-    except OSError as e:
-        raise UserError(
-            f"--samples-out {path}: cannot be written ({e.strerror}); give another path"
-        ) from None
 
 
 def rates(rows, n, k):
@@ -306,28 +256,6 @@ def bound(model, tok, snippets, cfg, hard=None):
     )  # inf times no thoughts is not a number
 
 
-def path_of(cfg, args, suite, several):
-    """Where the rows of a suite go: sampled, greedy and graded ones, and those of several models or suites, to files of their own."""
-
-    def stem(path, ending):
-        return os.path.basename(path).removesuffix(ending)
-
-    suite = stem(suite, ".jsonl")  # which may be a file
-    if args.samples_out:
-        start, ending = os.path.splitext(args.samples_out)
-        return f"{start}-{suite}{ending}" if several else args.samples_out
-    given = args.completions or args.checkpoint
-    words = (
-        [stem(args.completions, ".jsonl"), "graded"]
-        if args.completions
-        else ["samples" if cfg.temperature else "greedy", stem(args.checkpoint, ".pt")]
-    )
-    return os.path.join(
-        args.out or (os.path.dirname(given) if given else cfg.out),
-        "-".join(word for word in [*words, suite] if word) + ".jsonl",
-    )
-
-
 def main(argv):
     cfg, args = parse(
         argv,
@@ -335,7 +263,7 @@ def main(argv):
             "--suite": dict(
                 default="humaneval",
                 metavar="NAME[,NAME...]",
-                help="domain, or suites of `python benchmarks.py --list` (default humaneval)",
+                help="domain, or suites of `python -m benchmarks --list` (default humaneval)",
             ),
             "--checkpoint": dict(
                 default="",
@@ -383,7 +311,7 @@ def main(argv):
         name: (
             domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
             if name == "domain"
-            else benchmarks.load(name, cfg.data_dir)
+            else suites.load(name, cfg.data_dir)
         )
         for name in names
     }
@@ -408,13 +336,13 @@ def main(argv):
                 len(next(iter(given.values()))),
             )
             settings = dict(suite=name, **made, samples=n, sanitise=args.sanitise)
-            write_samples(path, [], settings)  # before the work: can it be written?
+            parallel.alone(write_samples)(path, [], settings)  # before the work: can it be written?
             rows = grade_completions(
                 parallel.mine(tasks),
                 parallel.mine([given[task.name] for task in tasks]),
                 args.sanitise,
             )
-            write_samples(path, rows, settings)
+            parallel.alone(write_samples)(path, rows, settings)
         else:
             made = {"temperature": cfg.temperature}
             settings = dict(
@@ -466,3 +394,99 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\nstopped; the same command with --resume goes on", file=sys.stderr)
         sys.exit(130)
+
+
+def evaluate(run, names):
+    """Evaluate models of the run's folder, print a table, merge the figures into results.json."""
+    cfg = run.cfg
+    problems = (
+        domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split) if cfg.data == "domain" else []
+    )
+    results, shown = {}, {}
+    for name in names:
+        model, extra = run.load(name)
+        said = {"pass@1": None, "pass@5": None}
+        if problems:
+            for key, n, temperature in (("", cfg.samples, cfg.temperature), ("greedy", 1, 0.0)):
+                rows = solve(
+                    for_rollouts(model, cfg),
+                    run.tok,
+                    problems,
+                    n,
+                    temperature,
+                    cfg.max_new,
+                    cfg.seed,
+                    desc=f"{name}: {key or 'sampling'}",
+                )
+                said.update({"greedy": score(rows, 1)["pass@1"]} if key else score(rows, n))
+            shown[name] = rows  # the greedy ones
+            write_programs(run, name, rows)
+        said.update(bound(model, run.tok, run.heldout, cfg, run.hard), flops=extra["flops"])
+        results[name] = said
+    write_results(run, results)
+    print_table(results)
+    print_programs(run, names[-1], problems, shown.get(names[-1], []))
+
+
+@parallel.alone
+def write_programs(run, name, rows):
+    with open(run.path(f"samples-{name}.jsonl"), "w") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@parallel.alone
+def write_results(run, results):
+    path = run.path("results.json")
+    try:
+        kept = json.load(open(path))
+    except (OSError, ValueError):
+        kept = {}
+    with open(path + ".part", "w") as f:
+        json.dump({**kept, **results}, f, indent=1)
+    os.replace(path + ".part", path)
+
+
+COLUMNS = (
+    ("pass@1", "pass@1", "{:.3f}"),
+    ("pass@5", "pass@5", "{:.3f}"),
+    ("greedy", "greedy", "{:.3f}"),
+    ("CE of code", "ce_code", "{:.4f}"),
+    ("ELBO", "elbo", "{:.3f}"),
+    ("never thinking", "elbo_no_think", "{:.3f}"),
+    ("lines with a thought", "think_share", "{:.1%}"),
+    ("hard", "think_hard", "{:.1%}"),
+    ("easy", "think_easy", "{:.1%}"),
+    ("gain", "gain", "{:+.2f}"),
+    ("length", "think_len", "{:.1f}"),
+    ("lasts", "duration", "{:.1f}"),
+    ("TFLOP", "flops", "{:.0f}"),
+)
+
+
+def print_table(results):
+    """A line a model; ELBO in nats a snippet, CE in nats a token, gain in nats a thought, length in tokens, duration in lines."""
+    table = [["", *(title for title, _, _ in COLUMNS)]]
+    for name, said in results.items():
+        value = {**said, "flops": said["flops"] / 1e12}
+        table.append(
+            [name]
+            + [
+                form.format(value[key]) if value.get(key) is not None else "-"
+                for _, key, form in COLUMNS
+            ]
+        )
+    width = [max(map(len, column)) for column in zip(*table)]
+    print(
+        "\n" + "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, width)) for line in table)
+    )
+
+
+def print_programs(run, name, problems, rows):
+    """Two held-out programs of a model with their thoughts; if there are no problems, two held-out snippets with sampled thoughts."""
+    for task, row in list(zip(problems, rows))[:2]:
+        print(f"\n--- {task.name}: {row['verdict']}\n{task.prompt}{row['completion']}")
+    if not problems:
+        for row in rollouts_of(
+            run.load(name)[0], run.tok, run.heldout[:2], 1, run.cfg, (run.cfg.seed, 78), "samples"
+        ).rows:
+            print(f"\n--- {row.snip.name}\n{run.tok.decode(row.ids)}")

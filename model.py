@@ -4,7 +4,7 @@
 
 RMSNorm (arXiv 1910.07467), rotary positions (2104.09864, in the half-split layout), grouped-query attention (2305.13245),
 SwiGLU (2002.05202), optional biases on q, k, v, tied or untied head. `forward` stops at the last hidden state: log-probabilities
-of tokens are computed in one place only, `elbo.token_logprobs`, which never holds the logits of a long batch.
+of tokens are computed in one place only, `logprobs.token_logprobs`, which never holds the logits of a long batch.
 
 The key/value cache is indexed by *position*: a token at position p of its row lives in slot p, and a query at position p sees slots
 0..p. So "cut this row back to n tokens" is nothing but writing from position n again, rows may have any lengths, and
@@ -15,19 +15,14 @@ Training has no padding: documents lie one behind the other in a long row, and a
 Shapes: B batch, T new tokens, S slots of the cache, D width, H query heads, K key/value heads, E head width, V vocabulary.
 """
 
-import ctypes
 import dataclasses
 import math
-import os
-import sys
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
-
-from config import UserError
-from sandbox import cores
 
 try:
     from torch.nn.attention.varlen import (
@@ -405,22 +400,6 @@ def hollow(cfg, dtype=torch.float32, device="cpu"):
     return model
 
 
-def compile_blocks(model, cfg):
-    """torch.compile every block in place, if the settings say so: one graph before attention and one after it, for every layer and length."""
-    if cfg.compile == "true" or cfg.compile == "auto" and model.device.type == "cuda":
-        for block in model.blocks:
-            block.compile(dynamic=True)
-
-
-def graphs():
-    """How many graphs torch.compile has made in this process so far."""
-    return (
-        sys.modules["torch._dynamo"].utils.counters["stats"]["unique_graphs"]
-        if "torch._dynamo" in sys.modules
-        else 0
-    )
-
-
 def count_params(model, embedding=True):
     """Number of parameters; without the embedding (and so without a tied head) if asked."""
     n = sum(p.numel() for p in model.parameters())
@@ -432,36 +411,3 @@ def work_size(model):
     return count_params(model, embedding=False) + (
         model.head_weight.numel() if model.cfg.tied else 0
     )
-
-
-def device_of(cfg):
-    """The torch device of the settings. Raises UserError if it is not there."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError):
-        raise UserError(
-            f"--device {name}: not available here; expected cpu"
-            + (" or cuda" if torch.cuda.is_available() else "")
-        ) from None
-    return torch.device(name)
-
-
-def set_threads(cfg):
-    """As many threads as the settings say, or as this process has cores; and memory as a training loop wants it."""
-    torch.set_num_threads(cfg.threads or cores())
-    settle_memory()
-
-
-def settle_memory():
-    """On the CPU, before the first product: memory that tensors free stays with the process, and fewer kernels are kept.
-
-    glibc gives blocks of some MB back to the system at once, and the next ones like them cost a page fault every 4 KiB: an eighth of a training step
-    of SmolLM2. (Other C libraries are left as they are.) oneDNN keeps the last 1,024 shapes' kernels, of up to 3 MB each; without padding every step
-    brings new shapes, so that is what a long run comes to.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD, bytes: what is smaller comes from the heap,
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap does not shrink

@@ -19,78 +19,40 @@ file of the run's folder. A step reads its own and no other; of all, 36 bytes a 
 Shapes: T tokens of a packed row, M predicted tokens.
 """
 
-import array
 import collections
-import functools
-import os
+import time
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import parallel
-from config import UserError, selection_of
-from corpus import sizes
-from data import PROMPT, THOUGHT, canonical, infuse, one_row
-from elbo import token_logprobs
-from hindsight import choose
-from model import compile_blocks, graphs
-from optim import RoundedAdamW
-from rollouts import rollout
-
+from config import MSTEP
+from data import PROMPT, THOUGHT, canonical, infuse
+from engine import documents, parallel, training
+from engine.machine import graphs, steps_bar
+from engine.packing import micro_batches, one_row
+from logprobs import token_logprobs
+from model import work_size
 
 # ---------------------------------------------------------------- infusion
 
 
-def infuse_corpus(q, pi, tok, snippets, cfg, seed, numbers, stats, iteration=0):
-    """Sample thoughts for expert snippets and write them in -> yields (ids, kinds) of each, in order. stats: a Counter of thoughts, lines, tokens, ...
+def infuse_corpus(tok, snippets, numbers, propose, at_once, block, stats):
+    """Write proposed thoughts into expert snippets -> yields (ids, kinds) of each, in order. stats: a Counter of thoughts, lines, tokens, ...
 
-    cfg.estep says how. reinforce draws one of cfg.resample rollouts of q with probability proportional to exp(sum_t r_t), rewards from pi; for
-    cfg.resample = 1 that is a plain sample of q. best-of-n takes, of cfg.group rollouts of the frozen model (q is pi), the one with the best
-    sum_t r_t. hindsight proposes thoughts after seeing the line, and weighs them as cfg.selection says for this iteration (hindsight.py). none takes one
-    sample as it is; so does random, which thinks before each line with probability cfg.rate.
-    numbers: one int a snippet, seeds its draws with `seed`, a tuple of ints. Ranks share the snippets out, and all get all documents.
+    propose: (snippets, numbers) -> [{line: ids}], the thoughts of each (estep.proposals); numbers: one int a snippet, which seeds its draws.
+    at_once: snippets of a call on each rank. block: tokens of a document, at most. Ranks share the snippets out, and all get all documents.
     """
-    never = cfg.c == float("inf")
-    n = {"best-of-n": cfg.group, "reinforce": cfg.resample, "hindsight": cfg.proposals}.get(
-        cfg.estep, 1
-    )
-    at_once = max(1, 256 // n) * parallel.world()
+    at_once *= parallel.world()
     for start in tqdm(
         range(0, len(snippets), at_once), desc="infuse", unit="batch", delay=2, leave=False
     ):
         part, of_part = (
             list(parallel.mine(x[start : start + at_once])) for x in (snippets, numbers)
         )
-        if never or not part:
-            chosen = [{}] * len(part)
-        elif cfg.estep == "hindsight":
-            chosen, tokens = choose(pi, tok, part, cfg, selection_of(cfg, iteration), seed, of_part)
-            stats["forward_tokens"] += tokens
-        else:
-            rolls = rollout(
-                q,
-                pi,
-                tok,
-                part,
-                n,
-                cfg.think_max,
-                seed,
-                horizon=cfg.horizon,
-                need="rewards" if n > 1 else "latents",
-                rate=cfg.rate if cfg.estep == "random" else None,
-                numbers=of_part,
-            )
-            stats["forward_tokens"] += rolls.forward_tokens
-            reward = rolls.reward(cfg.c).reshape(-1, n)  # (B, n)
-            if cfg.estep == "best-of-n":
-                best = reward.argmax(1)
-            else:  # Gumbel: argmax of reward + noise is a draw from softmax(reward)
-                noise = [np.random.default_rng([*seed, i]).gumbel(size=n) for i in of_part]
-                best = (reward + np.array(noise)).argmax(1)
-            chosen = [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
+        proposed = propose(part, of_part) if part else []
         yield from parallel.gather(
-            [write(tok, snip, thoughts, cfg.block, stats) for snip, thoughts in zip(part, chosen)]
+            [write(tok, snip, thoughts, block, stats) for snip, thoughts in zip(part, proposed)]
         )
     total = sum(parallel.everyone(stats), collections.Counter())
     stats.clear()
@@ -119,85 +81,6 @@ def write(tok, snip, thoughts, block, stats):
     return infuse(tok, snip, kept)
 
 
-# ---------------------------------------------------------------- documents, read as they are needed
-
-
-class Code:
-    """Snippets, a list or a corpus.Corpus, as documents without thoughts: len, lengths (n,) in tokens, and code[i] -> (ids, kinds)."""
-
-    def __init__(self, tok, snippets):
-        self.tok, self.snippets, self.lengths = tok, snippets, sizes(snippets)[0]
-
-    def __len__(self):
-        return len(self.snippets)
-
-    def __getitem__(self, i):
-        return infuse(self.tok, self.snippets[i], {})
-
-
-class Written:
-    """The documents of a file that `write_documents` made: len, lengths (n,) and written[i] -> (ids, kinds). Raises UserError if there is no such file."""
-
-    def __init__(self, path):
-        try:
-            self.words = np.memmap(path, np.uint32, "r")
-        except (OSError, ValueError):
-            raise UserError(
-                f"{path}: expected the documents of an unfinished M-step, found none; leave out --resume to start over"
-            ) from None
-        n = int(self.words[-1])
-        self.lengths = np.array(self.words[-1 - n : -1])  # (n,)
-        self.ends = self.lengths.cumsum(dtype=np.int64)  # (n,)
-
-    def __len__(self):
-        return len(self.lengths)
-
-    def __getitem__(self, i):
-        words = self.words[self.ends[i] - self.lengths[i] : self.ends[i]]
-        return (words >> 2).tolist(), (words & 3).tolist()
-
-
-def write_documents(path, docs):
-    """Documents, an iterable of (ids, kinds), to a file, whole or not at all: 4 id + kind of every token, the documents' lengths, their number, all uint32.
-    Every rank goes through all documents, and rank 0 writes."""
-    first, lengths = parallel.rank() == 0, array.array("I")
-    with open(f"{path}.part" if first else os.devnull, "wb") as f:
-        for ids, kinds in docs:
-            f.write((np.array(ids, np.uint32) << 2 | np.array(kinds, np.uint32)).tobytes())
-            lengths.append(len(ids))
-        f.write(np.append(lengths, len(lengths)).astype(np.uint32).tobytes())
-        f.flush()
-        if first:
-            os.fsync(f.fileno())
-            os.replace(f.name, path)
-    parallel.everyone(None)
-
-
-def step_documents(lengths, size, seed):
-    """-> a function: step -> indices of its documents, which depend on nothing else, so that a resumed run sees the same data. The epochs, each of
-    every document once in an order of its own, are one endless stream of tokens; step s takes the documents that begin at its tokens
-    s size, ..., (s + 1) size - 1.   Example: four documents of 3 tokens, size 6 -> two a step, two steps an epoch
-    """
-    lengths = np.asarray(lengths, np.int64)
-    total = int(lengths.sum())
-
-    @functools.lru_cache(maxsize=1)  # most steps are in the epoch of the step before
-    def epoch(n):
-        order = np.random.default_rng([*seed, n]).permutation(len(lengths))
-        return order, n * total + lengths[order].cumsum() - lengths[
-            order
-        ]  # where each document begins
-
-    def of_step(step):
-        begin, chosen = step * size, []
-        for n in range(begin // total, (begin + size - 1) // total + 1):
-            order, at = epoch(n)
-            chosen += order[slice(*np.searchsorted(at, (begin, begin + size)))].tolist()
-        return chosen
-
-    return of_step
-
-
 # ---------------------------------------------------------------- next-token training
 
 
@@ -216,52 +99,6 @@ def ntp_loss(model, ids, pos, doc, kind):
 def predicted(doc, kind):
     """Which tokens from the second on are predicted. doc, kind (1, T) -> (1, T-1) bool."""
     return (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] > PROMPT)
-
-
-def micro_batches(docs, kinds, most):
-    """Deal documents out to as few parts as have at most `most` tokens each (or a single document) -> [(docs, kinds), ...].
-
-    Dealt longest first, like cards, the parts differ by less than the longest document.   Example: lengths 5, 4, 2, 1, most 8 -> 5 + 2, 4 + 1
-    """
-    order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))
-    n = min(len(docs), -(-sum(map(len, docs)) // most))
-    while (
-        n < len(docs) and sum(len(docs[i]) for i in order[::n]) > most
-    ):  # the first part is the largest
-        n += 1
-    return [([docs[i] for i in order[k::n]], [kinds[i] for i in order[k::n]]) for k in range(n)]
-
-
-def learning_rate(step, steps, peak, warmup):
-    """Linear warm-up, constant, linear decay over the last 40% of the steps. Example: half-way through the decay -> peak / 2"""
-    return peak * min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1.0, 0.4 * steps))
-
-
-def adamw(model, lr, weight_decay):
-    """AdamW with decay on matrices only; for bfloat16 weights that of optim.py."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    if model.dtype == torch.bfloat16:
-        return RoundedAdamW(groups, lr)
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
-
-
-def trained(model, cfg, optimizer, state=None, weights="weights"):
-    """(the model as it is trained, its optimizer), both as in a state, if there is one. optimizer: model -> Optimizer. What the model was before
-    must not be used until `parallel.whole` gives it back."""
-    if state:
-        model.load_state_dict(state[weights])
-    model.checkpoint = cfg.checkpoint
-    compile_blocks(model, cfg)
-    model = parallel.spread(model, cfg.shard)
-    opt = optimizer(model)
-    if state:
-        parallel.restore(opt, state["opt"])
-    return model, opt
 
 
 def ntp_step(model, opt, docs, kinds, lr, cfg):
@@ -301,3 +138,48 @@ def ntp_step(model, opt, docs, kinds, lr, cfg):
         "tokens": sum(map(len, docs)),
         "graphs": graphs(),
     }
+
+
+def expert_part(run, iteration):
+    """Indices of the expert snippets of one M-step, cfg.infuse of them; the M-step goes over them as often as its steps need."""
+    return np.random.default_rng([run.cfg.seed, MSTEP, iteration]).permutation(len(run.expert))[
+        : run.cfg.infuse
+    ]
+
+
+def fine_tune(run, name, model, docs, iteration, steps, state, flops, keep=lambda: {}):
+    """The M-step: `steps` of next-token training on docs, documents.Code or documents.Written. state: where to go on (it is emptied), or None; keep(): what else
+    its checkpoints hold. Returns the model and the FLOPs so far."""
+    cfg, start = run.cfg, 0
+    model, opt = training.trained(
+        model, cfg, lambda m: training.adamw(m, cfg.lr, cfg.weight_decay), state
+    )
+    if state:
+        start, flops = state["step"], state["flops"]
+        state.clear()  # or its weights would take memory until the end
+    of_step = documents.step_documents(
+        docs.lengths, cfg.rows * cfg.block, (cfg.seed, MSTEP, iteration, 1)
+    )
+    bar = steps_bar(f"{name}: M-step {iteration + 1}", start, steps)
+    for step in bar:
+        began = time.time()
+        some, kinds = zip(*(docs[i] for i in of_step(step)))
+        m = ntp_step(
+            model, opt, some, kinds, training.learning_rate(step, steps, cfg.lr, cfg.warmup), cfg
+        )
+        flops += 6 * work_size(model) * m["tokens"]
+        m["tokens_per_s"] = m["tokens"] / (time.time() - began)
+        run.log(name, phase="mstep", iteration=iteration, step=step, flops=flops, **m)
+        bar.set_postfix(loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}")
+        if (step + 1) % cfg.save_every == 0 and step + 1 < steps:
+            run.save_state(
+                name,
+                phase="mstep",
+                iteration=iteration,
+                step=step + 1,
+                flops=flops,
+                weights=parallel.state(model),
+                opt=parallel.state(opt),
+                **keep(),
+            )
+    return parallel.whole(model), flops

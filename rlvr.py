@@ -35,34 +35,22 @@ Shapes: N completions, B groups, G of each, M their tokens together, T tokens of
 import copy
 import dataclasses
 import time
-import zlib
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import benchmarks
-import mstep
-import parallel
-from completions import cut, job_of
-from config import UserError
-from data import tree_parts
-from decontaminate import checker
-from elbo import log1mexp, token_kl, token_logprobs
-from estep import hidden_before
-from evaluate import for_rollouts, score, solve
+from config import COIN, RLVR, SHUFFLE
+from engine import parallel, training
+from engine.machine import steps_bar
+from engine.packing import hidden_before, tree_parts
+from engine.sample import generate
+from engine.training import for_rollouts
+from evaluate import score, solve
+from grader.grade import Grader
+from logprobs import log1mexp, token_kl, token_logprobs
 from model import work_size
-from runs import steps_bar
-from sample import generate
-from sandbox import Grader
-from tasks import domain_tasks, parts
-
-RLVR, COIN, SHUFFLE = 5, 6, 7  # second word of every seed, after the run's own
-TRAINING = {
-    "leetcode": "leetcode-train",
-    "leetcode-train": "leetcode-train",
-    "mbpp-train": "mbpp-train",
-}  # suites whose tests may be rewards
+from tasks import cut, job_of, parts
 
 
 @dataclasses.dataclass
@@ -83,57 +71,7 @@ class Sample:
     seconds: float = 0.0  # that its program ran
 
 
-# ---------------------------------------------------------------- problems
-
-
-def problems(cfg, tok, max_len):
-    """(training problems, held-out problems, counts to print). Raises UserError."""
-    train, held, counts = [], [], {}
-    for name in dict.fromkeys(TRAINING.get(n, n) for n in cfg.suite.split(",") if n):
-        if name == "domain":
-            found = domain_tasks(cfg.seed, cfg.n_rl, "rl")
-            held += [] if cfg.eval_suite else domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
-        elif name in TRAINING or name.endswith(".jsonl"):
-            found = benchmarks.load(name, cfg.data_dir)
-            if cfg.decontaminate:
-                check = checker(cfg.data_dir)
-                check.forget_phrases([task.prompt + task.solution for task in found])
-                found = [
-                    task
-                    for task in found
-                    if not check(task.entry_point, task.prompt + task.solution)
-                ]
-                tqdm.write(f"{name}: {check.line()}")
-            if not cfg.eval_suite:  # by checksum: a problem is on one side in every run
-                aside = [zlib.crc32(task.prompt.encode()) % 10 == 0 for task in found]
-                held += [task for task, a in zip(found, aside) if a][: cfg.eval_tasks]
-                found = [task for task, a in zip(found, aside) if not a]
-        else:
-            raise UserError(
-                f"--suite {name}: expected domain, leetcode, mbpp-train or a .jsonl file"
-                + ("; that one is there to be evaluated on" if name in benchmarks.SUITES else "")
-            )
-        counts[name] = len(found)
-        train += found
-    for name in (n for n in cfg.eval_suite.split(",") if n):
-        found = (
-            domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
-            if name == "domain"
-            else benchmarks.load(name, cfg.data_dir)
-        )
-        held += found[: cfg.eval_tasks]
-    room = max_len - cfg.max_new
-    kept = [
-        [task for task in some if task.prompt and len(tok.start(task.prompt)[0]) <= room]
-        for some in (train, held)
-    ]
-    counts["too long"] = len(train) - len(kept[0])
-    if not kept[0]:
-        raise UserError(
-            f"--suite {cfg.suite}: no problem is left of {len(train)}, with prompts of at most {room} tokens; give other problems or a smaller "
-            "--max-new"
-        )
-    return *kept, counts
+# ---------------------------------------------------------------- the order of problems
 
 
 def drawn(n, seed, first, count):
@@ -526,7 +464,7 @@ def rlvr(run, name):
     start, extra = run.load(cfg.init)
     model = copy.deepcopy(start)
     start.requires_grad_(False)
-    train, held, counts = run.problems or problems(cfg, tok, start.cfg.max_len)
+    train, held, counts = run.training_problems()
     tqdm.write(
         f"{name}: from {cfg.init}; problems: "
         + ", ".join(f"{k} {n}" for k, n in counts.items() if n)
@@ -542,7 +480,7 @@ def rlvr(run, name):
         flops=0.0 if cfg.init == "base" else extra["flops"],
     )  # of all that came after pre-training
     state = run.restore(name)
-    model, opt = mstep.trained(model, cfg, lambda m: mstep.adamw(m, cfg.rl_lr, 0.0), state)
+    model, opt = training.trained(model, cfg, lambda m: training.adamw(m, cfg.rl_lr, 0.0), state)
     if state:
         at = {key: state[key] for key in at}
 

@@ -1,44 +1,12 @@
-"""Problems: a prompt, an expert solution, unit tests. The built-in domain; benchmarks.py has the readers of the others.
+"""Problems: a prompt, an expert solution, unit tests; and the job that grades a completion.
 
-**The built-in domain** shows in minutes what thinking before a line does. A task is a small pipeline over a list of digits:
-
-    def bend(xs):                                                xs = list(xs)
-        \"\"\"                                                      ys = []
-        shift: a eight b flip c tri d up                         for x in xs:
-        drop: e two f neg g dec h jump                               ys.append((x + 6) % 10)      <- hard
-        return xs                                                xs = ys
-        \"\"\"                                                      xs = [x for x in xs if x != 2]  <- hard
-                                                                 return xs
-
-Every stage is given as a chain of labelled steps on a digit (`STEPS`, all bijections): start at eight, flip it to 1, triple it to 3, up to 6. The
-expert writes the folded constant and no comment. Most lines are boilerplate that the docstring's words determine; the two or three lines with
-a folded constant are *hard*: a small network cannot fold three steps in one pass, but it can restate them one by one in
-a comment, one hop a token,
-
-        # shift: a eight b flip 1 c tri 3 d up 6
-
-and then copy the last digit. A guess is right one time in ten, and a program with three hard lines one time in a thousand: the reward
-of the whole program is sparse, the reward of a line is not.
-
-**The base corpus** (what "pre-training" sees) is broad: worked notes, such functions with comments before some lines, and other
-functions. The comments are useful (a worked chain before its line), misplaced (a worked chain before some other line), wrong (a chain
-with a slip in it) and useless ("# next step"). **The expert corpus** has no comment at all. Nothing tells training which
-comments help, nor which lines are hard: `hard` and `notes` of a task serve the oracle row and the figures only.
-
-Held-out tasks are disjoint by construction: a chain belongs to one split, by a checksum of its text (`split_of`).
+The built-in domain is in domain.py, the readers of the benchmarks in benchmarks/suites.py.
 """
 
 import ast
 import dataclasses
-import random
-import zlib
 
-SPLITS = {
-    "test": range(0, 3),
-    "val": range(3, 6),
-    "rl": range(6, 10),
-    "train": range(10, 32),
-}  # checksum mod 32
+from grader.grade import Job
 
 
 @dataclasses.dataclass
@@ -95,257 +63,18 @@ def parts(task):
     return found or [task]
 
 
-# ---------------------------------------------------------------- chains of steps
-
-STEPS = {
-    "inc": [(x + 1) % 10 for x in range(10)],
-    "dec": [(x - 1) % 10 for x in range(10)],
-    "up": [(x + 3) % 10 for x in range(10)],
-    "down": [(x - 3) % 10 for x in range(10)],
-    "jump": [(x + 5) % 10 for x in range(10)],
-    "tri": [x * 3 % 10 for x in range(10)],
-    "sept": [x * 7 % 10 for x in range(10)],
-    "neg": [-x % 10 for x in range(10)],
-    "flip": [9 - x for x in range(10)],
-    "swap": [x ^ 1 for x in range(10)],
-}  # name -> what it makes of each digit, a bijection
-STARTS = "zero one two three four five six seven eight nine".split()
+def cut(text, stops):
+    """The text up to the first of the stop sequences. Example: cut("a\\nb\\nc", ["\\nc", "\\nb"]) -> "a" """
+    return text[: min((i for stop in stops if (i := text.find(stop)) >= 0), default=len(text))]
 
 
-def random_chain(rng, n_steps=3):
-    """A start digit and n steps. Example: (8, ("flip", "tri", "up"))"""
-    return rng.randrange(10), tuple(rng.choices(sorted(STEPS), k=n_steps))
-
-
-def split_of(chain):
-    """The split that owns a chain. No chain is in two splits, whatever the seeds."""
-    r = zlib.crc32(repr(chain).encode()) % 32
-    return next(name for name, owned in SPLITS.items() if r in owned)
-
-
-def fold(chain):
-    """The values after the start and after each step. Example: (8, ("flip", "tri")) -> [8, 1, 3]"""
-    values = [chain[0]]
-    for step in chain[1]:
-        values.append(STEPS[step][values[-1]])
-    return values
-
-
-def spell(verb, chain, labels):
-    """The chain as a line of a docstring. Example: "shift: a eight b flip c tri" """
-    return f"{verb}: {labels[0]} {STARTS[chain[0]]}" + "".join(
-        f" {label} {step}" for label, step in zip(labels[1:], chain[1])
+def job_of(task, completion, patience=1.0):
+    """The job that grades a completion of a task. patience: a factor on its time limit."""
+    return Job(
+        program_of(task, completion),
+        task.tests,
+        task.entry_point,
+        task.kind,
+        task.name,
+        patience * (task.time_limit or 10.0),
     )
-
-
-# ---------------------------------------------------------------- functions
-
-# Each stage of the pipeline: its lines, {k} the folded constant. The first line with {k} is the hard one.
-STAGES = {
-    "shift": ["ys = []", "for x in xs:", "    ys.append((x + {k}) % 10)", "xs = ys"],
-    "lift": ["for i in range(len(xs)):", "    if xs[i] < {k}:", "        xs[i] += {k}"],
-    "drop": ["xs = [x for x in xs if x != {k}]"],
-    "append": ["last = {k}", "xs.append(last)"],
-    "cut": ["top = {k}", "xs = [min(x, top) for x in xs]"],
-    "mark": ["for i, x in enumerate(xs):", "    if x == {k}:", "        xs[i] = -1"],
-    "count": ["n = sum(x == {k} for x in xs)", "xs.append(n)"],
-    "scale": ["ys = []", "for x in xs:", "    ys.append(x * 10 + {k})", "xs = ys"],
-    "front": ["head = {k}", "xs = [head] + xs"],
-}
-RETURNS = ["return xs", "return xs[::-1]", "return tuple(xs)"]
-NAMES = [
-    "bend",
-    "fuse",
-    "glide",
-    "mend",
-    "pack",
-    "quell",
-    "roam",
-    "spin",
-    "turn",
-    "veer",
-    "warp",
-    "yield_all",
-]
-JUNK = [
-    "next step",
-    "see below",
-    "check this",
-    "fast path",
-    "keep it simple",
-    "works in place",
-    "note the order",
-    "old version",
-    "same as before",
-    "loop over all",
-    "not needed now",
-    "result so far",
-    "careful here",
-    "main part",
-    "set up",
-    "final part",
-]
-
-
-def random_function(rng, split):
-    """What a function is made of: (name, stages, return line); a stage is (verb, chain, labels of its steps)."""
-    stages = []
-    for i, verb in enumerate(rng.sample(sorted(STAGES), rng.choice((2, 3)))):
-        while split_of(chain := random_chain(rng)) != split:
-            pass
-        stages.append((verb, chain, "abcdefghijkl"[4 * i : 4 * i + 4]))
-    return rng.choice(NAMES), stages, rng.choice(RETURNS)
-
-
-def body_lines(stages, constants, form):
-    """The lines of a function's body, and the indices of its hard lines, one a stage."""
-    body, hard = ["xs = list(xs)"], []
-    for (verb, _, _), k in zip(stages, constants):
-        hard.append(len(body) + next(j for j, line in enumerate(STAGES[verb]) if "{k}" in line))
-        body += [line.format(k=k) for line in STAGES[verb]]
-    return body + [form], hard
-
-
-def worked(verb, chain, labels, slip=None):
-    """The chain worked out, one step after the other. `slip`, a random.Random, puts one wrong value in, and carries it on.
-    Example: "shift: a eight b flip 1 c tri 3" """
-    values = fold(chain)
-    if slip:
-        at = slip.randrange(1, len(values))
-        values[at] = (values[at] + slip.randrange(1, 10)) % 10
-        for i in range(at + 1, len(values)):
-            values[i] = STEPS[chain[1][i - 1]][values[i - 1]]
-    steps = "".join(
-        f" {label} {step} {value}" for label, step, value in zip(labels[1:], chain[1], values[1:])
-    )
-    return f"{verb}: {labels[0]} {STARTS[values[0]]}{steps}"
-
-
-def prompt_text(name, stages, form):
-    doc = [spell(*stage) for stage in stages]
-    return (
-        f"def {name}(xs):\n" + "".join(f"    {line}\n" for line in ['"""', *doc, form]) + '    """'
-    )
-
-
-def solution_text(body):
-    return "".join(f"\n    {line}" for line in body)
-
-
-def expert_task(seed, index, split, tests=False):
-    """Task number `index` of a split, deterministic in (seed, index, split); None if tests are asked for and cannot be given."""
-    rng = random.Random(f"{seed}/{split}/{index}")
-    name, stages, form = random_function(rng, split)
-    constants = [fold(chain)[-1] for _, chain, _ in stages]
-    body, hard = body_lines(stages, constants, form)
-    notes = tuple((line, worked(*stage)) for line, stage in zip(hard, stages))
-    checks = unit_tests(rng, name, stages, constants, form) if tests else ""
-    if checks is None:
-        return None
-    return Task(
-        f"{split}/{index}",
-        prompt_text(name, stages, form),
-        solution_text(body),
-        checks,
-        name,
-        tuple(hard),
-        notes,
-    )
-
-
-def unit_tests(rng, name, stages, constants, form):
-    """Assertions with the results of the expert's solution, on three lists with every digit, some of them more often, and on the empty
-    list. None if some other value of one constant passes them too (a `mark` of a digit that a `drop` took out cannot be seen)."""
-    inputs = [rng.sample([*range(10), *rng.choices(range(10), k=6)], 16) for _ in range(3)] + [[]]
-
-    def results(constants):
-        scope = {}
-        exec(f"def {name}(xs):" + solution_text(body_lines(stages, constants, form)[0]), scope)
-        return [scope[name](x) for x in inputs]
-
-    wanted = results(constants)
-    for i in range(len(constants)):
-        for other in set(range(10)) - {constants[i]}:
-            if results(constants[:i] + [other] + constants[i + 1 :]) == wanted:
-                return None
-    return "".join(f"assert {name}({x}) == {y!r}\n" for x, y in zip(inputs, wanted))
-
-
-def domain_tasks(seed, n, split):
-    """n tasks of a split with unit tests: every other value of every single folded constant fails them."""
-    found, index = [], 0
-    while len(found) < n:
-        task = expert_task(seed, index, split, tests=True)
-        found += [task] if task else []
-        index += 1
-    return found
-
-
-# ---------------------------------------------------------------- the base corpus
-
-
-def base_text(rng, notes_only=False, useful=0.3):
-    """One text of the base corpus (training split only), as (prompt, rest). Shares: see the branches; useful: of hard lines, with their worked note."""
-    kind = rng.random()
-    if notes_only or kind < 0.15:  # worked notes, as a file of their own
-        _, stages, _ = random_function(rng, "train")
-        spelled = "\n".join(spell(*stage) for stage in stages)
-        return f'"""\n{spelled}\n"""', "".join(f"\n# {worked(*stage)}" for stage in stages)
-    if kind < 0.25:  # other functions, some with a comment
-        return other_function(rng)
-    name, stages, form = random_function(rng, "train")
-    body, hard = body_lines(stages, [fold(chain)[-1] for _, chain, _ in stages], form)
-    lines = []
-    for i, line in enumerate(body):
-        comment, r = None, rng.random()
-        if i in hard:  # useful .30, wrong .02, useless .06
-            wrong = useful / 15
-            comment = (
-                worked(*stages[hard.index(i)], slip=rng if r < wrong else None)
-                if r < useful + wrong
-                else rng.choice(JUNK)
-                if r < useful + wrong + 0.06
-                else None
-            )
-        elif r < 0.09:  # useless .06, misplaced .03
-            comment = rng.choice(JUNK) if r < 0.06 else worked(*rng.choice(stages))
-        indent = line[: len(line) - len(line.lstrip())]
-        lines += [f"{indent}# {comment}"] * bool(comment) + [line]
-    return prompt_text(name, stages, form), solution_text(lines)
-
-
-OTHER = [
-    ("total", "add the items", ["s = 0", "for x in xs:", "    s += x", "return s"]),
-    (
-        "largest",
-        "the largest item",
-        ["best = xs[0]", "for x in xs:", "    if x > best:", "        best = x", "return best"],
-    ),
-    ("evens", "keep the even items", ["return [x for x in xs if x % 2 == 0]"]),
-    (
-        "index_of",
-        "where the digit {k} stands",
-        ["for i, x in enumerate(xs):", "    if x == {k}:", "        return i", "return -1"],
-    ),
-    (
-        "above",
-        "count the items above {k}",
-        ["n = 0", "for x in xs:", "    if x > {k}:", "        n += 1", "return n"],
-    ),
-    (
-        "plus",
-        "add {k} to every item",
-        ["ys = []", "for x in xs:", "    ys.append(x + {k})", "return ys"],
-    ),
-]
-
-
-def other_function(rng):
-    """A simple function of another kind, as (prompt, rest)."""
-    name, doc, body = rng.choice(OTHER)
-    k = rng.randrange(10)
-    lines = []
-    for line in body:
-        indent = line[: len(line) - len(line.lstrip())]
-        lines += [f"{indent}# {rng.choice(JUNK)}"] * (rng.random() < 0.1) + [line.format(k=k)]
-    return f'def {name}(xs):\n    """{doc.format(k=k)}"""', solution_text(lines)

@@ -39,11 +39,14 @@ import torch
 
 import data
 import mstep
-import tokenizer
 from config import make
-from estep import advantages, policy_gradient
+from elbo import line_logprobs
+from engine import documents, training
+from engine.reader import Reader, packed
+from engine.rollouts import draw_uniforms, rollout, trunk
+from estep import advantages, one_row, policy_gradient
+from formats import tokenizers
 from model import ModelConfig, Transformer, work_size
-from rollouts import draw_uniforms, rollout
 from speed.measure import absent, installed, interleaved
 from speed.sampling import SMOLLM2, hf_model
 
@@ -54,7 +57,7 @@ TINY = ModelConfig(vocab_size=512, max_len=4096)
 def snippets(B, n, vocab, seed=0):
     """B snippets of n random tokens and a Tokenizer for them, in which two tokens begin a comment and only eos ends one."""
     rng = np.random.default_rng(seed)
-    tok = tokenizer.Tokenizer(None, vocab - 1, [1, 2], [vocab - 1], np.ones(vocab, dtype=np.int64))
+    tok = tokenizers.Tokenizer(None, vocab - 1, [1, 2], [vocab - 1], np.ones(vocab, dtype=np.int64))
     prompt = n // 6
     first = list(range(prompt + 1, n - LINE // 2, LINE))
     return [
@@ -69,48 +72,6 @@ def snippets(B, n, vocab, seed=0):
 
 
 # ---------------------------------------------------------------- the slow ways
-
-
-def one_row(tok, snip, uniforms, think_max, rate=None, horizon=0):
-    """Line by line and token by token, as the definition has it: a generator that yields tokens to read, gets the log-probabilities (V,) of the next
-    one, and returns (ids, thoughts, log q of each event, log pi of each line)."""
-    ids, thoughts, logq, lines = [], {}, [], np.zeros(len(snip.first))
-
-    def read(tokens):
-        ids.extend(tokens)
-        return (yield tokens)
-
-    def pick(logp, u):
-        cdf = np.cumsum(np.exp(logp))
-        return min(int(np.searchsorted(cdf, u * cdf[-1], side="right")), len(cdf) - 1)
-
-    logp = yield from read(snip.ids[: snip.first[0]])
-    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
-        if not horizon or t < horizon:
-            begin = logp[tok.thought_ids]
-            thinks = uniforms[0][t] < (np.exp(begin).sum() if rate is None else rate)
-            logq.append(np.log1p(-np.exp(begin).sum()))
-            if thinks:
-                k = pick(begin, uniforms[1][t, 0])
-                logq[-1], thoughts[t] = begin[k], [tok.thought_ids[k]]
-                while len(thoughts[t]) < think_max:
-                    logp = yield from read(thoughts[t][-1:])
-                    token = pick(logp, uniforms[1][t, len(thoughts[t])])
-                    if token in tok.stop_ids:
-                        logq.append(np.log(np.exp(logp[tok.stop_ids]).sum()))
-                        break
-                    logq.append(logp[token])
-                    thoughts[t].append(token)
-                unread = thoughts[t][-1:] if len(thoughts[t]) == think_max else []
-                logp = yield from read(unread + snip.sep[t])
-        lines[t] = -np.log1p(-np.exp(logp[tok.thought_ids]).sum())
-        for token in snip.ids[a:b]:
-            lines[t] += logp[token]
-            if len(ids) + 1 < len(snip.ids) + sum(
-                len(z) + len(snip.sep[s]) for s, z in thoughts.items()
-            ):  # nothing follows the last
-                logp = yield from read([token])
-    return ids + snip.ids[-1:], thoughts, logq, lines
 
 
 @torch.inference_mode()
@@ -216,8 +177,6 @@ def limit(rolls, model, rates, same, gains):
 
 def rounding(model, tok, snips):
     """(root mean square, largest) difference in nats between a line in the trunk and the same line read on the trunk's keys, over all lines but the first."""
-    from decoder import Reader, packed
-    from rollouts import line_logprobs, trunk
 
     with torch.inference_mode():
         net, cache = (
@@ -356,8 +315,11 @@ def step_rows(quick, rates):
     q = a_model(cfg, rates.device)
     pi, G, rate, B = copy.deepcopy(q).bfloat16().requires_grad_(False), 4, 0.2, 1 if quick else 4
     snips, tok = snippets(B, 250, cfg.vocab_size)
-    opt = mstep.adamw(q, 1e-6, 0.0)
-    (docs, kinds), settings = zip(*mstep.Code(tok, snips)), make("smollm2")
+    opt = training.adamw(q, 1e-6, 0.0)
+    (docs, kinds), settings = (
+        zip(*documents.Code(tok, snips, [len(s.ids) for s in snips])),
+        make("smollm2"),
+    )
     peers = {
         "ours": lambda: estep(q, pi, opt, tok, snips, G, rate),
         "rollouts": lambda: rollout(

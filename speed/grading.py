@@ -14,7 +14,8 @@ import time
 
 from tqdm import tqdm
 
-from sandbox import Job, cores, grade, graded
+from config import cores
+from grader.grade import Job, grade, graded
 from speed.measure import absent, installed, interleaved
 
 PROGRAM = "def add(a, b):\n    return a + b  # {}\n"

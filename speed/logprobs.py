@@ -2,7 +2,7 @@
 
 Two sizes of head: SmolLM2-135M's (V = 49,152, D = 576) and Qwen2.5-1.5B's (V = 151,936, D = 1,536). Peers: `plain`, (h @ w.T).float().log_softmax(-1)
 at the targets; cut-cross-entropy with impl="torch_compile", which is the plain one compiled, and what that package has for a CPU; and ourselves with
-elbo.COMPILE on. Liger's kernels are CUDA only. Limit: 2 N V D / F, and 6 N V D / F with gradient (8 where the logits are computed twice). Memory: what
+logprobs.COMPILE on. Liger's kernels are CUDA only. Limit: 2 N V D / F, and 6 N V D / F with gradient (8 where the logits are computed twice). Memory: what
 a call adds to the peak, in a process of its own, compiled code warmed up on a few tokens.
 
 What was tried (core-seconds; V = 49,152, D = 576, AMD EPYC with avx512_bf16 and without AMX, where the product alone is 1.1 to 1.3 and 85% of the forward time)
@@ -15,7 +15,7 @@ What was tried (core-seconds; V = 49,152, D = 576, AMD EPYC with avx512_bf16 and
     torch.compile of what is elementwise, CPU       forward 1.38 -> 1.38, with gradient 4.34 -> 3.92 (before exp2); 5 to 9 s to compile            on request
     torch's own linear_cross_entropy                forward 1.77, and its loss a token is bfloat16 (11.5625 for 11.535): no ratios from that       not kept
     float32 logits of bfloat16 factors              torch.mm(out_dtype=...) has no CPU kernel; CUDA: not measured                                  -
-    freed memory kept (model.settle_memory)         two idle cores, wall time: 0.87 -> 0.84 s; the plain way, which asks for gigabytes, 1.36 -> 0.78     kept
+    freed memory kept (machine.settle_memory)         two idle cores, wall time: 0.87 -> 0.84 s; the plain way, which asks for gigabytes, 1.36 -> 0.78     kept
     packed weights                                  not tried: products of blocks already run at 95 to 99% of a large one's rate                   -
 """
 
@@ -25,7 +25,7 @@ import pathlib
 
 import torch
 
-import elbo
+import logprobs
 from speed.measure import absent, installed, interleaved, peak_mb
 
 N = 4096
@@ -42,7 +42,7 @@ def cut(hidden, weight, targets):
 
 
 def ours(hidden, weight, targets):
-    return elbo.token_logprobs(hidden, weight, targets)[0]
+    return logprobs.token_logprobs(hidden, weight, targets)[0]
 
 
 FUNCTIONS = {"ours": ours, "ours, compiled": ours, "plain": plain, "cut-cross-entropy": cut}
@@ -61,7 +61,7 @@ def calls(V, D, gradient, names, device="cpu"):
     targets = torch.randint(V, (N,), generator=gen).to(device)
 
     def call(name, n):
-        elbo.COMPILE = True if name == "ours, compiled" else None
+        logprobs.COMPILE = True if name == "ours, compiled" else None
         logp = FUNCTIONS[name](hidden[:n], weight, targets[:n])
         if gradient:
             logp.sum().backward()
@@ -84,7 +84,7 @@ def memory(name, V, D, gradient):
 def rows(quick, rates, args):
     names = (
         ["ours"] + ["ours, compiled"] * (not quick) + ["plain"]
-    )  # the last one leaves elbo.COMPILE as it was
+    )  # the last one leaves logprobs.COMPILE as it was
     if installed("cut_cross_entropy") and installed("triton"):  # it imports triton, used or not
         names.append("cut-cross-entropy")
     for V, D in ((49152, 576), (151936, 1536))[: 1 if quick else 2]:

@@ -5,52 +5,16 @@ it waited for, on one thread, which other work on the machine hardly changes. On
 """
 
 import importlib.util
-import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
-import typing
 
-import torch
 from tqdm import tqdm
 
-from sandbox import cores
-
-
-class Rates(typing.NamedTuple):
-    """What the machine does at its best, in this run."""
-
-    flops: float  # a second of a bfloat16 matrix product
-    flops32: float  # of a float32 one
-    bytes: float  # a second of reading memory
-    wall: bool  # seconds of wall time; False: core-seconds
-    device: torch.device
-    repeats: int = 0  # of every row, where they are given; 0: as each row has it
-    budget: float = math.inf  # seconds of wall time after which a row's calls are not repeated
-
-    @property
-    def unit(self):
-        return "s" if self.wall else "core-s"
-
-
-def cpu_seconds():
-    """CPU time so far, of this process and of the children that it waited for. (os.times counts in hundredths of a second.)"""
-    return sum(
-        u.ru_utime + u.ru_stime
-        for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
-
-
-def timed(function):
-    """(wall seconds, CPU seconds of this process and of the children that it waited for) of a call."""
-    cpu, begin = cpu_seconds(), time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin, cpu_seconds() - cpu
+from config import cores
+from engine.machine import timed
 
 
 def interleaved(functions, repeats, rates, desc="", warm=True):
@@ -80,28 +44,6 @@ def idle_cores(seconds=1.0):
         return min(cores(), (idle() - before) / seconds)
     except OSError:  # not Linux
         return cores() - os.getloadavg()[0]
-
-
-def machine_rates(device, wall):
-    """Rates: products of 4,096 (CPU: 2,048) square matrices, and reads of 1 GiB (256 MiB); the best of several, on random data."""
-    size, many = (4096, 2**28) if device.type == "cuda" else (2048, 2**26)
-    best = lambda f: min(timed(f)[0 if wall else 1] for _ in range(8))
-    product = {
-        dtype: best(
-            lambda a=torch.randn(size, size, device=device, dtype=dtype), b=torch.randn(size, size, device=device, dtype=dtype): (
-                a @ b
-            )
-        )
-        for dtype in (torch.bfloat16, torch.float32)
-    }
-    reads = torch.randn(many, device=device)
-    return Rates(
-        2 * size**3 / product[torch.bfloat16],
-        2 * size**3 / product[torch.float32],
-        4 * many / best(lambda: reads.sum()),
-        wall,
-        device,
-    )
 
 
 def installed(name):

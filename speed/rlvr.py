@@ -14,16 +14,17 @@ import time
 
 import torch
 
-import mstep
 import rlvr
-import tokenizer
 from config import UserError, make
-from evaluate import for_rollouts
+from engine import training
+from engine.machine import cpu_seconds, timed
+from engine.sample import generate
+from engine.training import for_rollouts
+from formats import tokenizers
+from formats.gguf import load_gguf, smollm2_path
 from model import Transformer
-from sample import generate
-from speed.measure import absent, cpu_seconds, installed, timed
+from speed.measure import absent, installed
 from speed.sampling import SMOLLM2, hf_model, limit
-from weights import load_gguf, smollm2_path
 
 PROMPTS, G, T, NEW = 2, 8, 96, 48
 
@@ -139,7 +140,7 @@ def rows(quick, rates, args):
     model, seed = Transformer(SMOLLM2).init_weights(0).to(rates.device), iter(range(1000))
     start, opt = (
         Transformer(SMOLLM2).init_weights(0).to(rates.device).requires_grad_(False),
-        mstep.adamw(model, 1e-6, 0.0),
+        training.adamw(model, 1e-6, 0.0),
     )
     prompts = torch.randint(
         1, SMOLLM2.vocab_size, (PROMPTS, T), generator=torch.Generator().manual_seed(0)
@@ -175,7 +176,7 @@ def rows(quick, rates, args):
     except (UserError, ImportError) as e:
         yield {"row": "fidelity", "note": f"not measured: {e}"}
         return
-    tok, real = tokenizer.gguf_tokenizer(path), load_gguf(path)[0].to(rates.device)
+    tok, real = tokenizers.gguf_tokenizer(path), load_gguf(path)[0].to(rates.device)
     prompts = [
         tok.encode(p["prompt"].rstrip("\n"))
         for p in list(read_problems().values())[: 4 if quick else 16]

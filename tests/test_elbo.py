@@ -4,73 +4,23 @@ The world of the enumeration: five tokens, two of which begin a comment; two lin
 latents a line and 121 latent sequences, all of which are visited.
 """
 
-import itertools
 import math
-import types
 
 import pytest
 import torch
 
-from data import Snippet
-from elbo import iw_bound, kl_exact, line_rewards, log1mexp, log_prior, token_logprobs
-from model import ModelConfig, Transformer
+from elbo import iw_bound, kl_exact, line_rewards, log_prior
+from logprobs import log1mexp, token_logprobs
+from worlds import (
+    LATENTS,
+    log_pi,
+    random_q,
+    tiny_model,
+)
 
 torch.set_num_threads(1)
-HASH, NEWLINE, V, THINK_MAX = (0, 4), 1, 5, 2
-TOK = types.SimpleNamespace(thought_ids=list(HASH), stop_ids=[NEWLINE], closing_ids=[])
-SNIP = Snippet(ids=[2, 3, 1, 3, 2, 1, 2, 3, 3], prompt=2, first=[3, 6], sep=[[NEWLINE], [NEWLINE]])
-WORDS = [i for i in range(V) if i != NEWLINE]
-LATENTS = (
-    [()] + [(h,) for h in HASH] + [(h, w) for h in HASH for w in WORDS]
-)  # () is <act>; Z of them
 THINKS = torch.tensor([len(z) > 0 for z in LATENTS])  # (Z,)
 LOG_Z = math.log(len(LATENTS) - 1)
-
-
-def tiny_model(seed):
-    cfg = ModelConfig(
-        vocab_size=V, n_layer=2, n_head=2, n_kv_head=1, d_model=16, d_ff=24, max_len=24
-    )
-    return Transformer(cfg).init_weights(seed).double()
-
-
-def softmaxed(model, ids):
-    """log p(next token), (T, V): row t is the distribution of token t + 1."""
-    return (model(torch.tensor([ids]))[0] @ model.head_weight.T).log_softmax(-1)
-
-
-def with_thoughts(z0, z1):
-    """The snippet with latents z0, z1 written in -> ids, (begin, end) of each latent, (begin, end) of each line."""
-    ids, latents, lines = SNIP.ids[:3], [], []
-    for z, line in ((z0, SNIP.ids[3:6]), (z1, SNIP.ids[6:])):
-        latents.append((len(ids), len(ids) + len(z)))
-        ids = ids + list(z) + [NEWLINE] * bool(z)
-        lines.append((len(ids), len(ids) + len(line)))
-        ids = ids + line
-    return ids, latents, lines
-
-
-def log_pi(model):
-    """log pi(a_t | s_t, z_t), summed by hand, of every latent sequence: (Z, Z, 2), indexed by z_0, z_1, t."""
-    out = torch.zeros(len(LATENTS), len(LATENTS), 2, dtype=torch.float64)
-    for (i, z0), (j, z1) in itertools.product(enumerate(LATENTS), repeat=2):
-        ids, _, lines = with_thoughts(z0, z1)
-        logp = softmaxed(model, ids).detach()
-        for t, (a, b) in enumerate(lines):
-            out[i, j, t] = (
-                sum(logp[k - 1, ids[k]] for k in range(a, b))
-                - (1 - logp[a - 1, list(HASH)].exp().sum()).log()
-            )
-    return out
-
-
-def random_q(seed):
-    """Logits of an arbitrary q: (Z,) of z_0 and (Z, Z) of z_1 given z_0."""
-    gen = torch.Generator().manual_seed(seed)
-    return [
-        (2 * torch.randn(shape, generator=gen, dtype=torch.float64)).requires_grad_()
-        for shape in ((len(LATENTS),), (len(LATENTS),) * 2)
-    ]
 
 
 def exact_elbo(logpi, logq0, logq1, alpha):

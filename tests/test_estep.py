@@ -11,25 +11,31 @@ import pytest
 import torch
 
 import data
-import functions
-import tasks
-import tokenizer
-from estep import advantages, durations, event_logprobs, hidden_before, policy_gradient, summary
-from model import ModelConfig, Transformer
-from rollouts import ACT, END, FIRST, TOKEN, Rollouts, Row, draw_uniforms, rollout
+import domain
+from corpus import functions
+from elbo import durations, summary
+from engine.packing import hidden_before
+from engine.rollouts import ACT, END, FIRST, TOKEN, Rollouts, Row, draw_uniforms, rollout
+from estep import advantages, event_logprobs, policy_gradient
+from formats import tokenizers
 from speed.estep import token_by_token
-from test_elbo import (
+from worlds import (
     HASH,
     LATENTS,
     NEWLINE,
     SNIP,
-    THINK_MAX as TINY_MAX,
     TOK,
     log_pi,
     random_q,
+    score,
+    sequential,
     softmaxed,
+    thinker,
     tiny_model,
     with_thoughts,
+)
+from worlds import (
+    THINK_MAX as TINY_MAX,
 )
 
 torch.set_num_threads(1)
@@ -181,8 +187,8 @@ def test_rollouts_in_the_enumerated_world(enumerated):
 @pytest.fixture(scope="module")
 def tok():
     rng = random.Random(0)
-    return tokenizer.train_tokenizer(
-        ["".join(tasks.base_text(rng)) for _ in range(300)] + [inspect.getsource(heapq)], 400
+    return tokenizers.train_tokenizer(
+        ["".join(domain.base_text(rng)) for _ in range(300)] + [inspect.getsource(heapq)], 400
     )
 
 
@@ -191,7 +197,7 @@ def snips(tok):
     """Four functions of the built-in domain, three of the standard library, and code in column 0; 2 to 11 lines."""
     found = [
         data.snippet(tok, t.prompt + t.solution, len(t.prompt))
-        for t in (tasks.expert_task(0, i, "train") for i in (0, 1, 4, 7))
+        for t in (domain.expert_task(0, i, "train") for i in (0, 1, 4, 7))
     ]
     found += [
         data.snippet(tok, text, chars, name)
@@ -201,94 +207,9 @@ def snips(tok):
     return found + [data.snippet(tok, "x = [1]\nfor i in x:\n    y = i\nz = x\n", 7)]
 
 
-def thinker(tok, seed):
-    """A random Transformer that thinks before about one line in three and ends a thought with about every fourth token. Coordinate 0 of
-    the residual stream is the same for every token, so that column 0 of the head acts as a bias."""
-    cfg = ModelConfig(
-        vocab_size=tok.vocab_size,
-        n_layer=2,
-        n_head=4,
-        n_kv_head=2,
-        d_model=32,
-        d_ff=48,
-        max_len=512,
-        tied=False,
-    )
-    model = Transformer(cfg).init_weights(seed)
-    with torch.no_grad():
-        for block in model.blocks:
-            block.q.weight *= 5  # attend to some tokens, not to all alike
-            block.o.weight[0] = block.down.weight[0] = 0
-        model.embed.weight[:, 0] = 1.5
-        model.head.weight[:, 0] = 0
-        model.head.weight[tok.thought_ids, 0] = 2.5
-        model.head.weight[tok.stop_ids, 0] = 2.2
-    return model
-
-
 @pytest.fixture(scope="module")
 def models(tok):
     return thinker(tok, 1), thinker(tok, 2)
-
-
-@torch.no_grad()
-def distributions(model, ids):
-    """(T, V) float64: row t is the distribution of token t + 1."""
-    return (model(torch.tensor([ids]))[0] @ model.head_weight.T).double().softmax(-1).numpy()
-
-
-def inverse_cdf(p, u):
-    return int(np.flatnonzero(np.cumsum(p) > u * p.sum())[0])
-
-
-def after(tok, snip, t, thought):
-    """What stands between a thought and its line: a newline, unless the thought ends with one, and the indentation."""
-    return snip.sep[t][tok.decode(thought).endswith("\n") :]
-
-
-def score(pi, tok, snip, thoughts):
-    """log pi(a_t | s_t, z_t) of all lines with these thoughts in the context: the line's tokens, the first given that it is no '#'."""
-    ids, spans = list(snip.ids[: snip.first[0]]), []
-    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
-        ids += thoughts[t] + after(tok, snip, t, thoughts[t]) if t in thoughts else []
-        spans.append((len(ids), len(ids) + b - a))
-        ids += snip.ids[a:b]
-    p = distributions(pi, ids)
-    return np.array(
-        [
-            sum(np.log(p[k - 1, ids[k]]) for k in range(a, b))
-            - np.log(1 - p[a - 1, tok.thought_ids].sum())
-            for a, b in spans
-        ]
-    )
-
-
-def sequential(q, tok, snip, uniforms, think_max, rate=None, horizon=0):
-    """Sample the latents of one snippet, forwarding the whole prefix for every token -> ids, thoughts, log q of each event."""
-    ids, thoughts, logq = list(snip.ids[: snip.first[0]]), {}, []
-    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
-        if not horizon or t < horizon:
-            p = distributions(q, ids)[-1]
-            begin = p[tok.thought_ids]
-            if uniforms[0][t] < (begin.sum() if rate is None else rate):
-                k = inverse_cdf(begin, uniforms[1][t, 0])
-                thought = thoughts[t] = [tok.thought_ids[k]]
-                logq.append(np.log(begin[k]))
-                while len(thought) < think_max:
-                    p = distributions(q, ids + thought)[-1]
-                    token = inverse_cdf(p, uniforms[1][t, len(thought)])
-                    if token in tok.stop_ids:
-                        logq.append(np.log(p[tok.stop_ids].sum()))
-                        break
-                    logq.append(np.log(p[token]))
-                    thought.append(token)
-                    if "\n" in tok.decode([token]):
-                        break
-                ids += thought + after(tok, snip, t, thought)
-            else:
-                logq.append(np.log(1 - begin.sum()))
-        ids += snip.ids[a:b]
-    return ids, thoughts, logq
 
 
 @pytest.mark.parametrize("same", [False, True])

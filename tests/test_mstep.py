@@ -13,14 +13,16 @@ import pytest
 import torch
 
 import config
-import corpus
+import domain
 import mstep
-import tasks
 from config import UserError
-from data import CODE, PROMPT, THOUGHT, canonical, infuse, one_row, snippet
-from model import graphs
-from rollouts import rollout
-from test_estep import thinker
+from corpus import prepare, store
+from data import CODE, PROMPT, THOUGHT, canonical, infuse, snippet
+from engine import documents, packing, training
+from engine.machine import graphs
+from engine.packing import one_row
+from engine.rollouts import rollout
+from worlds import infused, thinker
 
 torch.set_num_threads(1)
 SEED = (5, 1)
@@ -28,7 +30,7 @@ SEED = (5, 1)
 
 @pytest.fixture(scope="module")
 def snips(tok):
-    found = [tasks.expert_task(0, i, "train") for i in range(6)]
+    found = [domain.expert_task(0, i, "train") for i in range(6)]
     return [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
 
 
@@ -57,7 +59,7 @@ def test_an_epoch_is_every_document_once(size):
     for n in range(1, 12):
         docs = [[0] * (1 + i * n % 9) for i in range(20)]
         lengths, total = [len(d) for d in docs], sum(map(len, docs))
-        steps = [*map(mstep.step_documents(lengths, size, SEED), range(6 * total // size + 2))]
+        steps = [*map(documents.step_documents(lengths, size, SEED), range(6 * total // size + 2))]
         stream = sum(steps, [])
         epochs = [stream[20 * e : 20 * e + 20] for e in range(len(stream) // 20)]
         assert (
@@ -76,13 +78,13 @@ def test_steps_are_a_function_of_seed_and_step():
     """A step asked for alone, or in any order, against the same step after all before it, and against the definition; another seed gives another."""
     lengths = [3 + i % 5 for i in range(30)]
     for size in (32, 400):  # 4.7 steps an epoch; 2.7 epochs a step
-        there = [*map(mstep.step_documents(lengths, size, SEED), range(20))]
-        again = mstep.step_documents(np.array(lengths, np.uint32), size, SEED)
+        there = [*map(documents.step_documents(lengths, size, SEED), range(20))]
+        again = documents.step_documents(np.array(lengths, np.uint32), size, SEED)
         assert all(
-            again(s) == there[s] == mstep.step_documents(lengths, size, SEED)(s)
+            again(s) == there[s] == documents.step_documents(lengths, size, SEED)(s)
             for s in (17, 3, 11)
         )
-        assert mstep.step_documents(lengths, size, (5, 2))(0) != there[0]
+        assert documents.step_documents(lengths, size, (5, 2))(0) != there[0]
         stream = [
             i
             for epoch in range(60)
@@ -102,7 +104,7 @@ def test_micro_batches():
     for most in (1, 20, 64, 300, 10**6):
         for n in (0, 1, 7, 50):
             docs = [[i] * rng.randint(1, 40) for i in range(n)]
-            parts = mstep.micro_batches(docs, [[-i for i in d] for d in docs], most)
+            parts = packing.micro_batches(docs, [[-i for i in d] for d in docs], most)
             assert sorted(d for some, _ in parts for d in some) == docs and all(
                 k == [[-i for i in d] for d in some] for some, k in parts
             )
@@ -112,7 +114,7 @@ def test_micro_batches():
             ) and (n == 0 or max(sizes) - min(sizes) <= 40)
             assert len(parts) <= max(1, 3 * sum(sizes) / most, n if most < 40 else 0)
     docs = [[0] * n for n in (1, 2, 5, 4)]
-    assert [[len(d) for d in some] for some, _ in mstep.micro_batches(docs, docs, 8)] == [
+    assert [[len(d) for d in some] for some, _ in packing.micro_batches(docs, docs, 8)] == [
         [5, 2],
         [4, 1],
     ]
@@ -125,15 +127,15 @@ def test_documents_on_disk(tok, snips, tmp_path):
         ([5], [CODE]),
     ]
     path = tmp_path / "ra3.docs"
-    mstep.write_documents(path, (pair for pair in docs))
-    read = mstep.Written(path)
+    documents.write_documents(path, (pair for pair in docs))
+    read = documents.Written(path)
     assert (
         [read[i] for i in range(len(read))] == docs
         and read.lengths.tolist() == [len(d) for d, _ in docs]
         and os.listdir(tmp_path) == ["ra3.docs"]
     )
     assert isinstance(read.words, np.memmap)
-    code = mstep.Code(tok, snips)
+    code = documents.Code(tok, snips, store.sizes(snips)[0])
     assert [code[i] for i in range(len(code))] == [
         infuse(tok, s, {}) for s in snips
     ] and code.lengths.tolist() == [len(s.ids) for s in snips]
@@ -143,34 +145,36 @@ def test_documents_on_disk(tok, snips, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        mstep.write_documents(path, killed())
-    assert len(mstep.Written(path)) == len(docs)
+        documents.write_documents(path, killed())
+    assert len(documents.Written(path)) == len(docs)
     for content in (None, b""):
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(
             UserError,
             match="ra3.docs: expected the documents of an unfinished M-step, found none; leave out --resume",
         ):
-            mstep.Written(path)
+            documents.Written(path)
 
 
 def test_a_corpus_is_read_as_it_is_needed(tok, tmp_path, monkeypatch):
     """Code on a part of a prepared corpus against the snippets of that part; a step reads its own documents and no other."""
-    whole = corpus.prepare(
+    whole = prepare.prepare(
         textwrap.__file__, tok, 2048, near=0, cache=tmp_path, progress=False, cores=1
     )
     numbers = np.random.default_rng(0).permutation(len(whole))[:-2]
-    some = corpus.take(whole, numbers)
-    code = mstep.Code(tok, some)
+    some = store.take(whole, numbers)
+    code = documents.Code(tok, some, store.sizes(some)[0])
     assert len(code) == len(numbers) > 3 and [code[i] for i in range(len(code))] == [
         infuse(tok, whole[n], {}) for n in numbers
     ]
-    assert code.lengths.tolist() == [len(s.ids) for s in corpus.take([*whole], numbers)]
-    read, one = [], corpus.Corpus.__getitem__
+    assert code.lengths.tolist() == [len(s.ids) for s in store.take([*whole], numbers)]
+    read, one = [], store.Corpus.__getitem__
     monkeypatch.setattr(
-        corpus.Corpus, "__getitem__", lambda self, i: (read.append(i), one(self, i))[1]
+        store.Corpus, "__getitem__", lambda self, i: (read.append(i), one(self, i))[1]
     )
-    of_step = mstep.step_documents(mstep.Code(tok, some).lengths, 100, SEED)
+    of_step = documents.step_documents(
+        documents.Code(tok, some, store.sizes(some)[0]).lengths, 100, SEED
+    )
     assert (
         read == []
         and len([code[i] for i in of_step(1)]) == len(read) < len(code)
@@ -226,7 +230,7 @@ def test_any_size_of_micro_batch_gives_the_same_step(tok, snips):
         assert all(
             (a - p.grad).abs().max() < 1e-5 * norm for a, p in zip(found, alone.parameters())
         )
-        parts.append(len(mstep.micro_batches(docs, kinds, most)))
+        parts.append(len(packing.micro_batches(docs, kinds, most)))
     assert (
         parts == sorted(parts, reverse=True)
         and parts[0] == len(docs)
@@ -244,7 +248,7 @@ def test_a_step_reports_its_loss(tok, snips, model):
     docs, kinds = infused_docs(tok, snips[:2])
     loss, kind = mstep.ntp_loss(m, *one_row(docs, kinds))
     before = m.embed.weight.clone()
-    said = mstep.ntp_step(m, mstep.adamw(m, 1e-3, 0.1), docs, kinds, 1e-3, settings(bf16=False))
+    said = mstep.ntp_step(m, training.adamw(m, 1e-3, 0.1), docs, kinds, 1e-3, settings(bf16=False))
     assert said["loss"] == pytest.approx(loss.mean().item(), abs=1e-5)
     assert said["ce_thought"] == pytest.approx(loss[kind == THOUGHT].mean().item(), abs=1e-5)
     assert said["ce_code"] == pytest.approx(loss[kind == CODE].mean().item(), abs=1e-5)
@@ -263,7 +267,7 @@ def test_compiled_steps(tok, snips, monkeypatch):
     steps, losses, made = [(0, 2, 3), (1, 4), (5, 3, 2, 0), (2,), (0, 1, 2, 3, 4, 5)], [], []
     for how in ("false", "true"):
         cfg = settings(bf16=False, compile=how)
-        m, opt = mstep.trained(thinker(tok, 4), cfg, lambda m: mstep.adamw(m, 1e-3, 0.1))
+        m, opt = training.trained(thinker(tok, 4), cfg, lambda m: training.adamw(m, 1e-3, 0.1))
         said = [
             mstep.ntp_step(m, opt, [docs[i] for i in some], [kinds[i] for i in some], 1e-3, cfg)
             for some in steps
@@ -289,10 +293,10 @@ def test_compiled_steps(tok, snips, monkeypatch):
 
 def test_learning_rate():
     """Warm-up, plateau and decay against numbers worked by hand; it is never 0, and at its end nearly so."""
-    rates = [mstep.learning_rate(s, 100, 2.0, 10) for s in range(100)]
+    rates = [training.learning_rate(s, 100, 2.0, 10) for s in range(100)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == rates[60] == 2.0
     assert rates[80] == pytest.approx(1.0) and rates[99] == pytest.approx(0.05)
-    assert min(rates) > 0 and mstep.learning_rate(0, 1, 2.0, 0) == 2.0
+    assert min(rates) > 0 and training.learning_rate(0, 1, 2.0, 0) == 2.0
 
 
 # ---------------------------------------------------------------- infusion
@@ -326,12 +330,10 @@ def test_write_leaves_out_what_does_not_fit(tok, snips):
         assert stats["cut"] == 2 - len(kept) and stats["think"] == len(kept) and len(ids) <= block
 
 
-def infused(model, tok, snips, cfg):
+def documents_of(model, tok, snips, cfg):
     stats = collections.Counter()
     docs, kinds = zip(
-        *mstep.infuse_corpus(
-            model, model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], stats
-        )
+        *infused(model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], stats)
     )
     return list(docs), list(kinds), stats
 
@@ -353,7 +355,7 @@ def rolled(model, tok, snips, cfg, n, rate=None):
 def test_infusion_without_selection(tok, snips, model):
     """estep=none against one rollout a snippet with the same seeds; the expert's ids are inside every document."""
     cfg = settings(estep="none")
-    docs, kinds, stats = infused(model, tok, snips, cfg)
+    docs, kinds, stats = documents_of(model, tok, snips, cfg)
     count = empty()
     want = [
         mstep.write(tok, row.snip, row.thoughts, cfg.block, count)
@@ -367,13 +369,13 @@ def test_infusion_without_selection(tok, snips, model):
 
 def test_infusion_at_random(tok, snips, model):
     """estep=random at rate 1 thinks before each line, at rate 0 never."""
-    docs, kinds, stats = infused(model, tok, snips, settings(estep="random", rate=1.0))
+    docs, kinds, stats = documents_of(model, tok, snips, settings(estep="random", rate=1.0))
     lines = sum(len(s.first) for s in snips)
     assert (
         stats["lines"] == stats["think"] + stats["not_canonical"] == lines
         and stats["think"] > lines / 4
     )
-    assert infused(model, tok, snips, settings(estep="random", rate=0.0))[0] == [
+    assert documents_of(model, tok, snips, settings(estep="random", rate=0.0))[0] == [
         s.ids for s in snips
     ]
 
@@ -382,7 +384,7 @@ def test_infusion_at_random(tok, snips, model):
 def test_best_of_n(tok, snips, model, c):
     """The rollout that best-of-n writes has the largest sum_t r_t of its group, by the rewards of the same rollouts drawn again."""
     cfg = settings(estep="best-of-n", c=c)
-    docs = infused(model, tok, snips, cfg)[0]
+    docs = documents_of(model, tok, snips, cfg)[0]
     rows, unlike = rolled(model, tok, snips, cfg, 3).rows, 0
     for b, doc in enumerate(docs):
         group = rows[3 * b : 3 * b + 3]
@@ -399,6 +401,6 @@ def test_best_of_n(tok, snips, model, c):
 def test_infinite_c_infuses_nothing(tok, snips, model):
     """At c = inf the documents are the expert's own, whatever the E-step, and no model is asked."""
     for estep in ("reinforce", "best-of-n", "none", "random"):
-        docs, kinds, stats = infused(None, tok, snips, settings(estep=estep, c=float("inf")))
+        docs, kinds, stats = documents_of(None, tok, snips, settings(estep=estep, c=float("inf")))
         assert docs == [s.ids for s in snips] and stats["think"] == stats["forward_tokens"] == 0
         assert kinds == [[PROMPT] * s.prompt + [CODE] * (len(s.ids) - s.prompt) for s in snips]

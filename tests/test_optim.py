@@ -10,8 +10,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import config
 import mstep
 from config import UserError
+from engine import training
+from engine.optim import AT_ONCE, RoundedAdamW, rounded
 from model import ModelConfig, Transformer
-from optim import AT_ONCE, RoundedAdamW, rounded
 
 torch.set_num_threads(1)
 
@@ -37,7 +38,7 @@ def test_rounding_is_unbiased_and_to_a_neighbour():
 
 def test_a_step_is_that_of_adamw(monkeypatch):
     """From the same bfloat16 state and gradient, the float32 result of torch's AdamW lies within one bfloat16 of ours; in several pieces too."""
-    monkeypatch.setattr("optim.AT_ONCE", 100)
+    monkeypatch.setattr("engine.optim.AT_ONCE", 100)
     gen = torch.Generator().manual_seed(0)
     ours = torch.nn.Parameter(torch.randn(33, 31, generator=gen).bfloat16())
     theirs = torch.nn.Parameter(ours.detach().float())
@@ -75,7 +76,7 @@ def trained(weights, steps, resume_at=None):
         .init_weights(0)
         .to(getattr(torch, weights))
     )
-    opt, gen = mstep.adamw(net, 3e-3, 0.1), torch.Generator().manual_seed(1)
+    opt, gen = training.adamw(net, 3e-3, 0.1), torch.Generator().manual_seed(1)
     docs = [torch.randint(50, (20,), generator=gen).tolist() for _ in range(8)]
     kinds, losses = [[1] * 20] * 8, []
     for n in range(steps):
@@ -83,7 +84,7 @@ def trained(weights, steps, resume_at=None):
             weights_, state = {k: v.clone() for k, v in net.state_dict().items()}, opt.state_dict()
             net = Transformer(net.cfg).to(net.dtype)
             net.load_state_dict(weights_)
-            opt = mstep.adamw(net, 3e-3, 0.1)
+            opt = training.adamw(net, 3e-3, 0.1)
             opt.load_state_dict(state)
         losses.append(mstep.ntp_step(net, opt, docs, kinds, 3e-3, cfg)["loss"])
     return losses, net
@@ -92,7 +93,7 @@ def trained(weights, steps, resume_at=None):
 def test_training_goes_as_in_float32():
     (full, _), (half, net) = trained("float32", 60), trained("bfloat16", 60)
     assert net.dtype == torch.bfloat16 and all(
-        s["exp_avg_sq"].dtype == torch.bfloat16 for s in mstep.adamw(net, 1, 1).state.values()
+        s["exp_avg_sq"].dtype == torch.bfloat16 for s in training.adamw(net, 1, 1).state.values()
     )
     assert (
         full[-1] < 0.3 * full[0]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train
-from test_train import TINY, Stop
+from worlds import TINY, Stop
 
 HERE = pathlib.Path(train.__file__).parent
 FP32 = [*TINY, *"--pretrain-steps 60 --bf16 false --rollout-bf16 false".split()]
@@ -74,13 +74,15 @@ def script(tmp_path, text):
 
 # Rank 1 is killed once rank 0 may have written the line: what is left is what the last state says. The script is train.py otherwise.
 KILLED = """
-import os, runpy, signal, sys, parallel, runs
-log, stop = runs.Run.log, eval(sys.argv.pop())
+import os, runpy, signal, sys
+from engine import parallel
+from run import Run
+log, stop = Run.log, eval(sys.argv.pop())
 def log_and_die(run, name, **m):
     log(run, name, **m)
     if stop == (name, m["phase"], m.get("iteration"), m.get("step")) and parallel.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-runs.Run.log = log_and_die
+Run.log = log_and_die
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
 """
@@ -189,8 +191,9 @@ def test_rlvr_with_two_ranks(whole, tmp_path, monkeypatch):
 
 
 PARTS = """
-import copy, torch, parallel
-from elbo import token_logprobs
+import copy, torch
+from engine import parallel
+from logprobs import token_logprobs
 from model import ModelConfig, Transformer
 torch.set_num_threads(1)
 
@@ -246,8 +249,9 @@ def test_gradients_of_uneven_shares(tmp_path):
 
 
 FAILS = """
-import runpy, sys, mstep, parallel
+import runpy, sys, mstep
 from config import UserError
+from engine import parallel
 def fail(*_):
     if parallel.rank() == 1:
         raise UserError("only rank 1 cannot go on")

@@ -9,11 +9,11 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import config
-import hf
 import mstep
-import plan
 import train
 from config import PRESETS, UserError
+from engine import plan, training
+from formats import huggingface
 from model import ModelConfig, Transformer
 
 torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def test_activations(checkpoint, heads):
 def test_weights_gradients_and_moments(weights):
     cfg, net = config.make(weights=weights, bf16=False), ModelConfig(50, 2, 2, 2, 32, 64, 64)
     model = Transformer(net).to(getattr(torch, weights))
-    opt = mstep.adamw(model, 1e-3, 0.1)
+    opt = training.adamw(model, 1e-3, 0.1)
     docs = [[1, 2, 3, 4]] * 2
     mstep.ntp_step(model, opt, docs, [[1] * 4] * 2, 1e-3, cfg)
     moments = sum(x.nbytes for s in opt.state.values() for key, x in s.items() if key != "step")
@@ -175,4 +175,4 @@ def test_dry_run_writes_nothing(monkeypatch, capsys, tmp_path):
     with pytest.raises(UserError, match="--dry-run"):
         train.main(["--dry-run", "much"])
     with pytest.raises(UserError, match="download config.json"):
-        hf.find(config.make("llama-3.1-8b"))
+        huggingface.find(config.make("llama-3.1-8b"))

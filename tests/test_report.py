@@ -8,10 +8,12 @@ import sys
 
 import pytest
 
-import report
 from config import UserError
+from report import __main__ as report_command
+from report import figures
+from report.curves import HELD, area, column, first_step, over_seeds, read, select, spread
 
-HERE = pathlib.Path(report.__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent.parent
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -88,7 +90,7 @@ def two(tmp_path):
 @pytest.fixture
 def unseen(monkeypatch):
     """Figures are not drawn, which takes most of the time."""
-    monkeypatch.setattr(report, "curves_figure", lambda curves: PNG)
+    monkeypatch.setattr(report_command, "curves_figure", lambda curves: PNG)
 
 
 def cells(text, model):
@@ -103,24 +105,24 @@ def cells(text, model):
 
 
 def test_area_threshold_and_spread_by_hand():
-    assert report.area([0, 10, 30], [0, 0.4, 0.6]) == pytest.approx((10 * 0.2 + 20 * 0.5) / 30)
-    assert report.area([5], [0.7]) == 0.7
+    assert area([0, 10, 30], [0, 0.4, 0.6]) == pytest.approx((10 * 0.2 + 20 * 0.5) / 30)
+    assert area([5], [0.7]) == 0.7
     rows = held("a", (0, 10, 20, 30), (0.1, 0.4, 0.3, 0.5))
-    assert [report.first_step(rows, t) for t in (0, 0.2, 0.4, 0.45, 0.6)] == [0, 10, 10, 30, None]
+    assert [first_step(rows, t) for t in (0, 0.2, 0.4, 0.45, 0.6)] == [0, 10, 10, 30, None]
     assert (
-        report.spread([0.1, 0.3]) == "0.200 ± 0.141" and report.spread([0.25]) == "0.250"
+        spread([0.1, 0.3]) == "0.200 ± 0.141" and spread([0.25]) == "0.250"
     )  # sqrt(.01 + .01) = .141
 
 
 def test_interpolation_by_hand():
-    grid, mean, deviation = report.over_seeds([([0, 2, 4], [0, 2, 0]), ([1, 3], [3, 5])])
+    grid, mean, deviation = over_seeds([([0, 2, 4], [0, 2, 0]), ([1, 3], [3, 5])])
     assert grid.tolist() == [1, 2, 3]  # where both have values
     assert mean.tolist() == [2, 3, 3] and deviation == pytest.approx(
         [2**0.5, 2**0.5, 8**0.5]
     )  # (1, 3), (2, 4), (1, 5)
-    grid, mean, deviation = report.over_seeds([([0, 10], [0.5, 1])])
+    grid, mean, deviation = over_seeds([([0, 10], [0.5, 1])])
     assert (grid.tolist(), mean.tolist(), deviation.tolist()) == ([0, 10], [0.5, 1], [0, 0])
-    assert [len(x) for x in report.over_seeds([([0, 1], [0, 1]), ([2, 3], [0, 1])])] == [
+    assert [len(x) for x in over_seeds([([0, 1], [0, 1]), ([2, 3], [0, 1])])] == [
         0,
         0,
         0,
@@ -128,7 +130,7 @@ def test_interpolation_by_hand():
 
 
 def test_table_by_hand(two, unseen, tmp_path, capfd):
-    report.main([*two, "--out", str(tmp_path / "r.png"), "--paired", "a,rlvr-ntp"])
+    report_command.main([*two, "--out", str(tmp_path / "r.png"), "--paired", "a,rlvr-ntp"])
     said = capfd.readouterr()
     # areas of a: (2 + 5 + 6) / 30 = .4333, (2 + 3 + 6) / 30 = .3667; the ends of rlvr-ntp are .5, which a reaches at 20, and .9, which it does not
     assert cells(said.out, "a")[:7] == [
@@ -160,7 +162,7 @@ def test_table_by_hand(two, unseen, tmp_path, capfd):
         said.out.splitlines()[-1]
         == f"a - rlvr-ntp, pass rate at the end: +0.000 ± 0.141 over 2 seeds ({two[0]} +0.100, {two[1]} -0.100)"
     )
-    report.main(
+    report_command.main(
         [
             *two,
             "--models",
@@ -187,7 +189,7 @@ def test_no_model_to_compare_with_and_seeds_of_different_lengths(unseen, tmp_pat
         folder(tmp_path / "0", held("a", (0, 10, 20), (0.1, 0.2, 0.3))),
         folder(tmp_path / "1", held("a", (0, 10), (0.1, 0.5))),
     ]
-    report.main([*map(str, f), "--out", str(tmp_path / "r.png")])
+    report_command.main([*map(str, f), "--out", str(tmp_path / "r.png")])
     assert cells(capfd.readouterr().out, "a")[:7] == [
         "a",
         "2",
@@ -204,7 +206,7 @@ def test_no_model_to_compare_with_and_seeds_of_different_lengths(unseen, tmp_pat
 
 def test_figures_and_page_are_written(two, tmp_path, capfd):
     out, plots, page = (tmp_path / name for name in ("r.png", "t.png", "r.html"))
-    report.main(
+    report_command.main(
         [*two, "--models", "a", "--out", str(out), "--training", str(plots), "--html", str(page)]
     )
     assert (
@@ -228,13 +230,13 @@ def test_figures_and_page_are_written(two, tmp_path, capfd):
 
 
 def test_figures_show_seeds_mean_and_band(two):
-    runs = {f: report.read(f) for f in two}
-    axis = report.new_figure(4, 3).subplots()
-    report.draw(
+    runs = {f: read(f) for f in two}
+    axis = figures.new_figure(4, 3).subplots()
+    figures.draw(
         axis,
         [
-            (report.column(rows, "step"), report.column(rows, "pass@1"))
-            for rows in report.select(runs, report.HELD, "a").values()
+            (column(rows, "step"), column(rows, "pass@1"))
+            for rows in select(runs, HELD, "a").values()
         ],
         "C0",
         "a",
@@ -248,15 +250,15 @@ def test_figures_show_seeds_mean_and_band(two):
     )
     edge = axis.collections[0].get_paths()[0].vertices[:, 1]
     assert (edge.min(), edge.max()) == pytest.approx((0.1 - 0.02**0.5, 0.7 + 0.02**0.5))
-    axis = report.new_figure(4, 3).subplots()
-    report.draw(axis, [([0], [0.5])], "C0", "one point")
+    axis = figures.new_figure(4, 3).subplots()
+    figures.draw(axis, [([0], [0.5])], "C0", "one point")
     assert len(axis.lines) == 2
 
 
 def test_without_matplotlib(two, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="need matplotlib.*requirements.txt"):
-        report.main([*two, "--out", str(tmp_path / "r.png")])
+        report_command.main([*two, "--out", str(tmp_path / "r.png")])
     assert cells(capfd.readouterr().out, "a")[1] == "2"  # the table comes first
 
 
@@ -266,7 +268,7 @@ def test_without_matplotlib(two, tmp_path, monkeypatch, capfd):
 def test_half_a_last_line_is_left_out_with_a_note(two, unseen, tmp_path, capfd):
     with open(f"{two[0]}/metrics.jsonl", "a") as f:
         f.write('{"model": "a", "phase": "rlvr-heldout", "st')
-    report.main([*two, "--models", "a", "--out", str(tmp_path / "r.png")])
+    report_command.main([*two, "--models", "a", "--out", str(tmp_path / "r.png")])
     said = capfd.readouterr()
     assert cells(said.out, "a")[2] == "30"
     assert (
@@ -293,7 +295,7 @@ def test_damaged_metrics(line, said, tmp_path):
     with open(f / "metrics.jsonl", "a") as out:
         out.write(line + "\n")
     with pytest.raises(UserError, match=f"metrics.jsonl, {said}") as e:
-        report.main([str(f)])
+        report_command.main([str(f)])
     assert "\n" not in str(e.value)
 
 
@@ -330,7 +332,7 @@ def test_mistakes_give_one_clear_line(given, said, two, unseen, tmp_path):
     folder(tmp_path / "plain", [])
     folder(tmp_path / "lone", held("d", (0, 10), (0.1, 0.2)))
     with pytest.raises(UserError, match=said) as e:
-        report.main([a.format(tmp=tmp_path) for a in given.split()])
+        report_command.main([a.format(tmp=tmp_path) for a in given.split()])
     assert "\n" not in str(e.value)
 
 
@@ -344,7 +346,7 @@ def test_mistakes_give_one_clear_line(given, said, two, unseen, tmp_path):
 def test_damaged_files_of_the_page(name, text, said, two, unseen, tmp_path):
     pathlib.Path(two[0], name).write_text(text)
     with pytest.raises(UserError, match=said):
-        report.main(
+        report_command.main(
             [
                 *two,
                 "--models",
@@ -359,7 +361,7 @@ def test_damaged_files_of_the_page(name, text, said, two, unseen, tmp_path):
 
 def test_exit_status(two, tmp_path):
     command = lambda *argv: subprocess.run(
-        [sys.executable, "report.py", *argv], cwd=HERE, capture_output=True, text=True
+        [sys.executable, "-m", "report", *argv], cwd=HERE, capture_output=True, text=True
     )
     done = command(*two, "--out", str(tmp_path / "r.png"))
     assert (
@@ -371,7 +373,7 @@ def test_exit_status(two, tmp_path):
     assert (
         done.returncode == 2
         and done.stdout == ""
-        and done.stderr.startswith("report.py: ")
+        and done.stderr.startswith("python -m report: ")
         and done.stderr.count("\n") == 1
     )
     done = command("--help")

@@ -18,18 +18,19 @@ import pytest
 import torch
 
 import config
-import mstep
+import domain
 import rlvr
-import tasks
 import train
 from config import UserError
+from corpus.problems import problems
+from engine import training
+from grader.grade import Grader, Result
 from rlvr import (
     Sample,
     advantages,
     batches,
     collect,
     drawn,
-    problems,
     rollouts,
     scored,
     surrogate,
@@ -37,11 +38,20 @@ from rlvr import (
     token_weights,
     update,
 )
-from sandbox import Grader, Result
 from tasks import Task
-from test_elbo import HASH, V, softmaxed, tiny_model
-from test_estep import thinker
-from test_train import HERE, TINY, Stop, listing, metrics, same_weights
+from worlds import (
+    HASH,
+    HERE,
+    TINY,
+    Stop,
+    V,
+    listing,
+    metrics,
+    same_weights,
+    softmaxed,
+    thinker,
+    tiny_model,
+)
 
 torch.set_num_threads(1)
 PROMPT, EOS = [2, 3], 1
@@ -395,7 +405,7 @@ def test_nothing_to_learn():
                 s.reward if reward is None else reward,
                 s.finished if finished is None else finished,
             )
-        opt, before = mstep.adamw(model, 1e-2, 0.0), parameters(model)
+        opt, before = training.adamw(model, 1e-2, 0.0), parameters(model)
         m = update(model, tiny_model(1), opt, with_advantages(samples, True), cfg, 0)
         assert torch.equal(parameters(model), before) and not opt.state_dict()["state"]
         assert m["updates"] == m["trained"] == m["scored"] == 0 and {
@@ -820,7 +830,7 @@ def test_it_learns(tok):
     cfg = settings(prompts=4, completions=8, max_new=8, mask_overlong=False, micro_tokens=2000)
     start, opt, means, at = (
         copy.deepcopy(model).requires_grad_(False),
-        mstep.adamw(model, 1e-2, 0.0),
+        training.adamw(model, 1e-2, 0.0),
         [],
         0,
     )
@@ -873,10 +883,10 @@ def test_problems(tok, tmp_path):
         and 0 < len(own[1]) < 20
         and counts == {"domain": 5, path: len(own[0]), "too long": 0}
     )
-    assert [t for t in train_set if t.name.startswith("rl/")] == tasks.domain_tasks(
+    assert [t for t in train_set if t.name.startswith("rl/")] == domain.domain_tasks(
         0, 5, "rl"
     ) and len(train_set) == 5 + len(own[0])
-    assert [t for t in held if t.name.startswith("test/")] == tasks.domain_tasks(0, 30, "test")
+    assert [t for t in held if t.name.startswith("test/")] == domain.domain_tasks(0, 30, "test")
     half = own_file(tmp_path / "half.jsonl", 30)
     (tmp_path / "half.jsonl").write_text(
         "\n".join(open(half).read().split("\n")[::-1])

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-import sample
 from config import UserError
-from decoder import Decoder, pick
+from engine import sample
+from engine.decoder import Decoder, pick
+from engine.sample import generate
 from model import ModelConfig, Transformer
-from sample import generate
 
 torch.set_num_threads(1)
 V, EOS, NO_EOS = 29, 0, -1

@@ -19,7 +19,9 @@ import types
 import pytest
 
 import programs
-import sandbox
+from grader import messages
+from grader.grade import Grader, Job, grade, graded
+from grader.messages import HarnessError
 from programs import (
     ADD,
     CASES,
@@ -34,7 +36,6 @@ from programs import (
     SUM_RIGHT,
     WRONG,
 )
-from sandbox import Grader, HarnessError, Job, grade, graded
 
 LEVELS = ("namespaces", "landlock", "process")  # strongest first
 SMALL = [  # for every level and user
@@ -67,7 +68,7 @@ SMALL = [  # for every level and user
     "input: fstat",
     "end: an error after the answer",
 ]
-ROOT = pathlib.Path(sandbox.__file__).resolve().parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent  # the project's folder
 linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
 
 
@@ -175,7 +176,7 @@ def test_the_corpus():
     assert len(CASES) >= 150
     assert sum(verdicts == ("passed",) for _, verdicts in CASES.values()) >= 60
     assert {verdict for _, verdicts in CASES.values() for verdict in verdicts} == set(
-        sandbox.VERDICTS
+        messages.VERDICTS
     )
     assert set(SMALL) <= set(CASES)
 
@@ -366,9 +367,9 @@ HERE = {[str(ROOT), str(ROOT / "grader")]}
 def below(file):
     return isinstance(file, str) and os.path.dirname(file) in HERE
 def modules():
-    found = [name for name in sys.modules if name.split(".")[0] in ("sandbox", "grader", "torch")]
+    found = [name for name in sys.modules if name.split(".")[0] in ("grade", "grader", "torch")]
     found += [name for name, module in sys.modules.items() if below(getattr(module, "__file__", None))]
-    for name in {["sandbox", "train", "grader", *sorted(files), *sorted(f"grader.{name}" for name in files)]}:
+    for name in {["config", "train", "grader", *sorted(files), *sorted(f"grader.{name}" for name in files)]}:
         try:
             spec = importlib.util.find_spec(name)
         except (ImportError, ValueError):
@@ -395,7 +396,9 @@ class P:
 """
     expected = (
         [],
-        dict.fromkeys(sorted(files - {"__init__", "assertions", "client"}), "own")
+        dict.fromkeys(
+            sorted(files - {"__init__", "__main__", "assertions", "client", "grade"}), "own"
+        )
         | {"boot": "shared"},
     )
     jobs = [
@@ -428,9 +431,10 @@ def test_an_interrupted_trainer_leaves_nothing(scratch, number):
     program = DAEMON + "daemon()\ntime.sleep(60)\n"
     # a process that a shell started in the background ignores SIGINT, and so do its children: ask for it
     script = f"""
-import sandbox, signal
+import signal
+from grader import grade
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sandbox.grade([sandbox.Job({program!r} + f"# {{i}}", "assert True") for i in range(4)], workers=2, time_limit=60.0)
+grade.grade([grade.Job({program!r} + f"# {{i}}", "assert True") for i in range(4)], workers=2, time_limit=60.0)
 """
     trainer = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE)
     try:
@@ -448,7 +452,10 @@ sandbox.grade([sandbox.Job({program!r} + f"# {{i}}", "assert True") for i in ran
 
 def command(*arguments):
     return subprocess.run(
-        [sys.executable, ROOT / "sandbox.py", *map(str, arguments)], capture_output=True, text=True
+        [sys.executable, "-m", "grader", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -549,9 +556,10 @@ def test_a_fault_of_the_grader_raises(scratch, monkeypatch, executable):
 
 GRADE_SMALL = """
 import json, sys
-import programs, sandbox
-jobs = [sandbox.Job(**programs.CASES[name][0]) for name in json.loads(sys.argv[1])]
-print(json.dumps([(result.verdict, result.isolation) for result in sandbox.grade(jobs, workers=4, **programs.SETTINGS)]))
+import programs
+from grader import grade
+jobs = [grade.Job(**programs.CASES[name][0]) for name in json.loads(sys.argv[1])]
+print(json.dumps([(result.verdict, result.isolation) for result in grade.grade(jobs, workers=4, **programs.SETTINGS)]))
 """
 
 
@@ -585,7 +593,7 @@ def test_every_level_and_user(level, ordinary):
     try:
         scratch = folder / "scratch"
         scratch.mkdir()
-        for file in (sandbox.__file__, programs.__file__):
+        for file in (ROOT / "config.py", programs.__file__):
             shutil.copy(file, folder)
         shutil.copytree(
             ROOT / "grader", folder / "grader", ignore=shutil.ignore_patterns("__pycache__")

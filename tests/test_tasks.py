@@ -7,8 +7,9 @@ import re
 import pytest
 
 import data
+import domain
 import tasks
-import tokenizer
+from formats import tokenizers
 
 SPLITS = ("train", "val", "test", "rl")
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -31,15 +32,15 @@ MEANING = {
 
 @pytest.fixture(scope="module")
 def problems():
-    return tasks.domain_tasks(1, 40, "test")
+    return domain.domain_tasks(1, 40, "test")
 
 
 def chains_of(monkeypatch, make):
     """The chains of steps that a call spells out."""
-    found, spell = set(), tasks.spell
+    found, spell = set(), domain.spell
     with monkeypatch.context() as m:
         m.setattr(
-            tasks,
+            domain,
             "spell",
             lambda verb, chain, labels: (found.add(chain), spell(verb, chain, labels))[1],
         )
@@ -52,16 +53,16 @@ def test_splits_are_disjoint(monkeypatch):
     found = {
         split: chains_of(
             monkeypatch,
-            lambda: [tasks.expert_task(seed, i, split) for seed in (0, 7) for i in range(150)],
+            lambda: [domain.expert_task(seed, i, split) for seed in (0, 7) for i in range(150)],
         )
         for split in SPLITS
     }
     found["base"] = chains_of(
         monkeypatch,
-        lambda: [tasks.base_text(rng) for rng in [random.Random(3)] for _ in range(300)],
+        lambda: [domain.base_text(rng) for rng in [random.Random(3)] for _ in range(300)],
     )
     for split, chains in found.items():
-        assert len(chains) > 300 and {tasks.split_of(chain) for chain in chains} == {
+        assert len(chains) > 300 and {domain.split_of(chain) for chain in chains} == {
             "train" if split == "base" else split
         }
     for a in SPLITS:
@@ -71,26 +72,26 @@ def test_splits_are_disjoint(monkeypatch):
 
 def test_splits_cover_every_checksum_once():
     """The checksums that the splits own: 0 to 31, each once."""
-    assert sorted(r for owned in tasks.SPLITS.values() for r in owned) == list(range(32)) and set(
-        tasks.SPLITS
+    assert sorted(r for owned in domain.SPLITS.values() for r in owned) == list(range(32)) and set(
+        domain.SPLITS
     ) == set(SPLITS)
 
 
 def test_tasks_are_a_function_of_seed_split_and_index():
     """The same arguments twice, with other draws between; another seed, split or index gives another task."""
-    first = tasks.expert_task(0, 5, "val")
+    first = domain.expert_task(0, 5, "val")
     random.seed(1)
-    assert tasks.expert_task(0, 5, "val") == first
+    assert domain.expert_task(0, 5, "val") == first
     assert (
         len(
             {
-                tasks.expert_task(*a).prompt
+                domain.expert_task(*a).prompt
                 for a in [(0, 5, "val"), (1, 5, "val"), (0, 6, "val"), (0, 5, "rl")]
             }
         )
         == 4
     )
-    assert tasks.domain_tasks(2, 8, "val")[:5] == tasks.domain_tasks(2, 5, "val")
+    assert domain.domain_tasks(2, 8, "val")[:5] == domain.domain_tasks(2, 5, "val")
 
 
 def passes(task, solution):
@@ -105,20 +106,20 @@ def passes(task, solution):
 
 def test_solutions_pass_and_other_constants_fail(problems, monkeypatch):
     """Every expert solution run against its tests, and again with each folded constant replaced by each of the nine others."""
-    made, body_lines = {}, tasks.body_lines
+    made, body_lines = {}, domain.body_lines
     monkeypatch.setattr(
-        tasks,
+        domain,
         "body_lines",
-        lambda *a: (made.setdefault(tasks.solution_text(body_lines(*a)[0]), a), body_lines(*a))[1],
+        lambda *a: (made.setdefault(domain.solution_text(body_lines(*a)[0]), a), body_lines(*a))[1],
     )
-    assert tasks.domain_tasks(1, 40, "test") == problems
+    assert domain.domain_tasks(1, 40, "test") == problems
     for task in problems:
         assert passes(task, task.solution), task
         stages, constants, form = made[task.solution]
         assert len(task.hard) == len(stages) in (2, 3)
         for i, k in enumerate(constants):
             for other in set(range(10)) - {k}:
-                wrong = tasks.solution_text(
+                wrong = domain.solution_text(
                     body_lines(stages, [*constants[:i], other, *constants[i + 1 :]], form)[0]
                 )
                 assert wrong != task.solution and not passes(task, wrong), (task, wrong)
@@ -126,14 +127,14 @@ def test_solutions_pass_and_other_constants_fail(problems, monkeypatch):
 
 def test_steps_are_bijections():
     """The table of steps against their meaning in arithmetic modulo 10; each reaches every digit."""
-    assert tasks.STEPS == {name: [f(x) % 10 for x in range(10)] for name, f in MEANING.items()}
-    assert all(sorted(table) == list(range(10)) for table in tasks.STEPS.values())
+    assert domain.STEPS == {name: [f(x) % 10 for x in range(10)] for name, f in MEANING.items()}
+    assert all(sorted(table) == list(range(10)) for table in domain.STEPS.values())
 
 
 def test_worked_notes_are_right():
     """Every note computed anew from the text of the docstring, by arithmetic; its last digit stands in the hard line."""
     for i in range(60):
-        task = tasks.expert_task(4, i, "train")
+        task = domain.expert_task(4, i, "train")
         lines = task.solution.split("\n")[1:]
         assert [t for t, _ in task.notes] == list(task.hard)
         for t, note in task.notes:
@@ -154,21 +155,24 @@ def test_a_slip_is_wrong():
     """A note with a slip in it, against the right one: it ends in another digit, because every step is a bijection."""
     rng = random.Random(0)
     for _ in range(200):
-        chain = tasks.random_chain(rng)
-        right, wrong = tasks.worked("v", chain, "abcd"), tasks.worked("v", chain, "abcd", slip=rng)
+        chain = domain.random_chain(rng)
+        right, wrong = (
+            domain.worked("v", chain, "abcd"),
+            domain.worked("v", chain, "abcd", slip=rng),
+        )
         assert right != wrong and right[-1] != wrong[-1]
 
 
 def test_comments():
     """The expert corpus has none; of the base corpus' functions some have, and some have none."""
     assert not any(
-        "#" in tasks.expert_task(0, i, "train").solution + tasks.expert_task(0, i, "train").prompt
+        "#" in domain.expert_task(0, i, "train").solution + domain.expert_task(0, i, "train").prompt
         for i in range(200)
     )
     rng = random.Random(0)
     functions = [
         rest
-        for prompt, rest in (tasks.base_text(rng) for _ in range(300))
+        for prompt, rest in (domain.base_text(rng) for _ in range(300))
         if prompt.startswith("def")
     ]
     assert 0.2 < sum("#" in rest for rest in functions) / len(functions) < 0.98
@@ -180,7 +184,7 @@ def test_how_often_the_useful_notes_are_there():
     def share(useful):
         rng, notes, hard = random.Random(5), 0, 0
         for _ in range(1500):
-            prompt, rest = tasks.base_text(rng, useful=useful)
+            prompt, rest = domain.base_text(rng, useful=useful)
             lines = rest.split("\n")[1:]
             if not rest.startswith("\n    xs = list(xs)"):
                 continue
@@ -205,7 +209,7 @@ def test_base_texts_are_python():
     """Every text of the base corpus compiles, and a function in it has its prompt's docstring."""
     rng = random.Random(2)
     for _ in range(200):
-        text = "".join(tasks.base_text(rng))
+        text = "".join(domain.base_text(rng))
         compile(text, "base", "exec")
         assert text.count('"""') == 2
 
@@ -214,8 +218,8 @@ def test_every_line_can_take_a_thought(problems):
     """Decision points of the snippet against the lines of the solution, so that `hard` and `notes` index the snippet's lines; and the
     prompt ends where the task's does."""
     rng = random.Random("tokenizer")
-    tok = tokenizer.train_tokenizer(["".join(tasks.base_text(rng)) for _ in range(300)], 512)
-    for task in [*problems, *(tasks.expert_task(0, i, "train") for i in range(40))]:
+    tok = tokenizers.train_tokenizer(["".join(domain.base_text(rng)) for _ in range(300)], 512)
+    for task in [*problems, *(domain.expert_task(0, i, "train") for i in range(40))]:
         snip = data.snippet(tok, task.prompt + task.solution, len(task.prompt))
         lines = task.solution.split("\n")[1:]
         assert len(snip.first) == len(lines) and tok.decode(snip.ids[: snip.prompt]) == task.prompt

@@ -17,23 +17,24 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import config
 import data
 import evaluate
-import functions
-import hf
-import hindsight
-import mstep
 import tasks
-import tokenizer
 import train
 from config import UserError
+from corpus import functions
+from engine.rollouts import TOKEN, draw_uniforms, rollout
+from engine.sample import Ends
 from estep import advantages, policy_gradient
+from formats import __main__ as formats_command
+from formats import huggingface
+from formats.checkpoints import load_model, save_model
+from formats.gguf import smollm2_path
+from formats.tokenizers import GGUF_PATTERNS, folder_tokenizer, gguf_tokenizer, save_tokenizer
+from hindsight import propose
 from model import ModelConfig, Transformer
 from rlvr import thought_share
-from rollouts import TOKEN, draw_uniforms, rollout
-from sample import Ends
-from test_data import ODD, TEXT, some_thoughts
-from test_estep import distributions, score as scored, sequential, thinker
 from tokenizers_like import LLAMA, QWEN, SPECIAL, publish
-from weights import load_model, save_model, smollm2_path
+from worlds import ODD, TEXT, distributions, infused, sequential, some_thoughts, thinker
+from worlds import score as scored
 
 tokenizers = pytest.importorskip("tokenizers")
 torch.set_num_threads(1)
@@ -91,16 +92,16 @@ def published(tmp_path_factory):
     out, root = {}, tmp_path_factory.mktemp("tokenizers")
     for style in STYLES[:2]:
         theirs = publish(style, str(root / style))
-        out[style] = str(root / style), theirs, tokenizer.folder_tokenizer(root / style)
+        out[style] = str(root / style), theirs, folder_tokenizer(root / style)
     try:
-        tok = tokenizer.gguf_tokenizer(smollm2_path())
+        tok = gguf_tokenizer(smollm2_path())
     except UserError:
         return out
     folder = root / "smollm2"
     folder.mkdir()
-    hf.write_tokenizer(tok, folder)
-    hf.write_json(
-        hf.config_json(ModelConfig(tok.vocab_size), torch.float32), folder / "config.json"
+    huggingface.write_tokenizer(tok, folder)
+    huggingface.write_json(
+        huggingface.config_json(ModelConfig(tok.vocab_size), torch.float32), folder / "config.json"
     )
     theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -138,7 +139,7 @@ def test_ids_are_those_of_tokenizers(style, stdlib):
     rng = random.Random(0)
     texts += ["".join(rng.choices(ADVERSARIAL, k=3)) for _ in range(300)]
     texts += ["".join(rng.choices(" \n\t\r#'a1é.:)\"", k=rng.randint(1, 40))) for _ in range(2000)]
-    again = tokenizer.folder_tokenizer(folder)
+    again = folder_tokenizer(folder)
     for text, ids in zip(texts, theirs.encode_batch(texts, add_special_tokens=False)):
         assert tok.encode(text) == ids.ids == again.encode(text), text
         if name != "smollm2":  # which drops bytes that it lacks
@@ -316,9 +317,7 @@ def test_rollouts_of_a_random_model_give_canonical_ids(style, stdlib):
     ][:40]
     cfg.estep, cfg.rate = "random", 0.5
     stats = collections.Counter()
-    docs, kinds = zip(
-        *mstep.infuse_corpus(net, net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats)
-    )
+    docs, kinds = zip(*infused(net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats))
     assert (
         stats["think"] > 10 and stats["not_canonical"] > 10
     )  # a random model joins tokens that the tokenizer would not
@@ -376,7 +375,7 @@ def test_closing_tokens_in_rollouts(kind, published):
                 )
             assert tok.decode(ids).count("\n") == text.count("\n") + len(thoughts)
             words = {
-                t: [hindsight.first_token(tok, snip, t)] + tok.encode(" x" + tok.decode(z[-1:]))
+                t: [propose.first_token(tok, snip, t)] + tok.encode(" x" + tok.decode(z[-1:]))
                 for t, z in thoughts.items()
                 if z[-1] in tok.closing_ids
             }
@@ -406,14 +405,14 @@ def test_closing_tokens_in_hindsight(published):
     tok = published["qwen"][2]
     net = thinker(tok, 3)
     snip = data.snippet(tok, "def f(x):\n    y = x\n    return y", 9)
-    head, at = hindsight.first_token(tok, snip, 0), snip.first[0]
+    head, at = propose.first_token(tok, snip, 0), snip.first[0]
     thoughts = [[head]] + [[head, w] for w in range(tok.vocab_size) if w not in tok.stop_ids]
-    found = hindsight.propose(net, tok, [snip], lambda b, logp: [0], 1, 1, 2, thoughts=[thoughts])
+    found = propose.propose(net, tok, [snip], lambda b, logp: [0], 1, 1, 2, thoughts=[thoughts])
     assert np.exp(found.logp[0]).sum() == pytest.approx(
         np.exp(found.think[0]), rel=1e-4
     ) and np.exp(found.logq[0]).sum() == pytest.approx(1, rel=1e-4)
     some = [[head, tok.encode(" x")[0], w] for w in tok.closing_ids[:3]]
-    found = hindsight.propose(net, tok, [snip], lambda b, logp: [0], 1, 1, 4, thoughts=[some])
+    found = propose.propose(net, tok, [snip], lambda b, logp: [0], 1, 1, 4, thoughts=[some])
     for k, z in enumerate(some):
         ids = snip.ids[:at] + z + tok.encode("   ") + snip.ids[at:]
         logp = np.log(distributions(net, ids))
@@ -523,19 +522,19 @@ def test_other_tokenizers_are_refused(change, match, published, tmp_path):
         json.load(open(os.path.join(folder, "config.json"))), open(tmp_path / "config.json", "w")
     )
     with pytest.raises(UserError, match=match) as e:
-        tokenizer.folder_tokenizer(tmp_path)
+        folder_tokenizer(tmp_path)
     assert "\n" not in str(e.value)
 
 
 def test_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match="expected a tokenizer, found no such file"):
-        tokenizer.folder_tokenizer(tmp_path)
+        folder_tokenizer(tmp_path)
 
 
 def test_patterns_are_the_published_ones():
     assert (
-        tokenizer.GGUF_PATTERNS["qwen2"] == QWEN
-        and tokenizer.GGUF_PATTERNS["llama-bpe"] == LLAMA
+        GGUF_PATTERNS["qwen2"] == QWEN
+        and GGUF_PATTERNS["llama-bpe"] == LLAMA
         and len(SPECIAL["qwen"]) == 3
     )
 
@@ -545,11 +544,11 @@ def test_patterns_are_the_published_ones():
 
 def test_a_domain_tokenizer_as_a_folder(tok, stdlib, tmp_path):
     """The small tokenizer of the built-in domain, written out, read by `tokenizers` and by us."""
-    hf.write_tokenizer(tok, tmp_path)
-    hf.write_json({"vocab_size": tok.vocab_size}, tmp_path / "config.json")
+    huggingface.write_tokenizer(tok, tmp_path)
+    huggingface.write_json({"vocab_size": tok.vocab_size}, tmp_path / "config.json")
     theirs, again = (
         tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")),
-        tokenizer.folder_tokenizer(tmp_path),
+        folder_tokenizer(tmp_path),
     )
     for text in [text for _, text, _ in stdlib[:300]] + ADVERSARIAL:
         if "<|endoftext|>" not in text:
@@ -563,8 +562,8 @@ def test_a_run_from_a_folder_and_its_export(kind, weights, published, tmp_path):
     """A small model in Hugging Face's format through all of --stage em, and out again: transformers computes the same, with the same tokenizer."""
     transformers = pytest.importorskip("transformers")
     folder, theirs, tok = published[kind]
-    hf.write_model(
-        Transformer(hf.read_config(folder)).init_weights(0),
+    huggingface.write_model(
+        Transformer(huggingface.read_config(folder)).init_weights(0),
         folder,
         json.load(open(os.path.join(folder, "config.json"))),
     )
@@ -607,10 +606,13 @@ def test_a_run_from_a_folder_and_its_export(kind, weights, published, tmp_path):
     )
     if weights == "float32":
         assert all(
-            torch.equal(a, b) for a, b in zip(base.parameters(), hf.read_model(folder).parameters())
+            torch.equal(a, b)
+            for a, b in zip(base.parameters(), huggingface.read_model(folder).parameters())
         )
 
-    hf.main(["export", os.path.join(out, "ra3.pt"), str(tmp_path / "made"), "--shard-gb", "0.0001"])
+    formats_command.main(
+        ["export", os.path.join(out, "ra3.pt"), str(tmp_path / "made"), "--shard-gb", "0.0001"]
+    )
     assert (
         open(tmp_path / "made" / "tokenizer.json").read()
         == open(os.path.join(folder, "tokenizer.json")).read()
@@ -647,7 +649,7 @@ def test_a_run_from_a_folder_and_its_export(kind, weights, published, tmp_path):
             ]
         )
     with pytest.raises(UserError, match="exists already"):
-        hf.main(["export", os.path.join(out, "ra3.pt"), str(tmp_path / "made")])
+        formats_command.main(["export", os.path.join(out, "ra3.pt"), str(tmp_path / "made")])
     assert sorted(os.listdir(tmp_path)) == ["made", "run"] or sorted(os.listdir(tmp_path)) == [
         "corpora",
         "made",
@@ -659,8 +661,8 @@ def test_export_of_a_model_of_the_built_in_domain(tok, tmp_path):
     transformers = pytest.importorskip("transformers")
     net = Transformer(ModelConfig(tok.vocab_size, 2, 2, 2, 32, 48, 128)).init_weights(0)
     save_model(net, tmp_path / "ra3.pt")
-    tokenizer.save_tokenizer(tok, tmp_path / "tokenizer.txt")
-    hf.export(str(tmp_path / "ra3.pt"), str(tmp_path / "made"), torch.bfloat16)
+    save_tokenizer(tok, tmp_path / "tokenizer.txt")
+    huggingface.export(str(tmp_path / "ra3.pt"), str(tmp_path / "made"), torch.bfloat16)
     made, words = (
         kind.from_pretrained(tmp_path / "made")
         for kind in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer)
@@ -677,4 +679,4 @@ def test_export_of_a_model_of_the_built_in_domain(tok, tmp_path):
     with pytest.raises(
         UserError, match="settings.json: expected the run's settings, found no such file"
     ):
-        hf.export(str(tmp_path / "ra3.pt"), str(tmp_path / "other"))
+        huggingface.export(str(tmp_path / "ra3.pt"), str(tmp_path / "other"))

@@ -1,10 +1,8 @@
 """Runs end to end at the smallest size: exact resume, limits, results, and mistakes on the command line."""
 
 import dataclasses
-import hashlib
 import json
 import os
-import pathlib
 import re
 import shutil
 import signal
@@ -16,47 +14,11 @@ import torch
 
 import train
 from config import Config, UserError
-
-HERE = pathlib.Path(train.__file__).parent
-TINY = (
-    "--threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 --max-len 4096 --pretrain-steps 120 --pretrain-lr 1e-2 "
-    "--notes-share 0 --rows 2 --n-expert 24 --n-heldout 4 --iters 2 --estep-steps 4 --estep-lr 1e-4 --snippets 4 --group 2 --think-max 6 --mstep-steps 6 "
-    "--eval-tasks 2 --samples 5 --max-new 20 --elbo-samples 2"
-).split()
+from worlds import HERE, TINY, Stop, listing, metrics, same_weights
 
 
 def run(out, *more):
     train.main([*TINY, "--out", str(out), *more])
-
-
-def metrics(out):
-    """The lines of a run's metrics, without what a clock says, and what torch.compile has made in this process."""
-    lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
-    return [
-        {
-            k: v
-            for k, v in line.items()
-            if k not in ("seconds", "tokens_per_s", "graphs") and not k.endswith("_s")
-        }
-        for line in lines
-    ]
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)["weights"]
-
-
-def same_weights(a, b):
-    a, b = weights(a), weights(b)
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def listing(folder):
-    """What lies under a folder, with a checksum of each file."""
-    return {
-        str(p.relative_to(folder)): p.is_file() and hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in folder.rglob("*")
-    }
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +54,6 @@ STOPS = [
     ("ra3", "estep", 1, 3),
     ("ra3", "mstep", 1, 5),
 ]
-
-
-class Stop(Exception):
-    pass
 
 
 def stop_after(stop, log, monkeypatch):

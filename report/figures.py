@@ -1,0 +1,98 @@
+"""Figures of held-out pass rates and of training metrics, drawn by matplotlib."""
+
+import io
+
+from config import UserError
+from report.curves import column, over_seeds
+
+PANELS = (
+    ("step", 1, "RL steps"),
+    ("sampled_tokens", 1e6, "sampled tokens, millions"),
+    ("cpu_s", 1, "CPU seconds of RL training"),
+    ("flops", 1e12, "TFLOP, mid-training included"),
+)
+
+TRAINING = (
+    "reward",
+    "entropy",
+    "kl_start",
+    "no_signal",
+    "length",
+    "unfinished",
+    "thought_tokens",
+    "grad_norm",
+    "logp_gap",
+)
+
+
+def new_figure(*size):
+    """An empty figure, drawn by Agg: no display is needed. Raises UserError."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError(
+            "figures need matplotlib, which is not installed; see requirements.txt"
+        ) from None
+    return Figure(size, layout="constrained")
+
+
+def draw(axis, seeds, colour, label, marker=""):
+    """Seeds [(x, y), ...] as thin lines; their mean and its band."""
+    for x, y in seeds:
+        axis.plot(x, y, color=colour, linewidth=0.7, alpha=0.4, marker=marker, markersize=2)
+    grid, mean, deviation = over_seeds(seeds)
+    axis.plot(grid, mean, color=colour, linewidth=2, label=label)
+    axis.fill_between(
+        grid, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0
+    )
+
+
+def png(figure, axis):
+    """The bytes of a figure, with the legend of one of its panels under it."""
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=130)
+    return out.getvalue()
+
+
+def curves_figure(curves):
+    figure = new_figure(10, 7)
+    axes = figure.subplots(2, 2, sharey=True).flatten()
+    for axis, (key, unit, title) in zip(axes, PANELS):
+        for i, (model, curve) in enumerate(curves.items()):
+            draw(
+                axis,
+                [(column(rows, key) / unit, column(rows, "pass@1")) for rows in curve.values()],
+                f"C{i}",
+                model,
+                "o",
+            )
+        axis.set(xlabel=title)
+        axis.grid(alpha=0.2)
+    for axis in axes[::2]:
+        axis.set(ylabel="held-out pass rate")
+    return png(figure, axes[0])
+
+
+def training_figure(curves):
+    """The training metrics against steps; where nothing was measured (null), or a metric is missing, there is nothing to see."""
+    figure = new_figure(12, 9)
+    axes = figure.subplots(3, 3).flatten()
+    for axis, key in zip(axes, TRAINING):
+        for i, (model, curve) in enumerate(curves.items()):
+            kept = [
+                [row for row in rows if isinstance(row.get(key), (int, float))]
+                for rows in curve.values()
+            ]
+            if any(kept):
+                draw(
+                    axis,
+                    [(column(rows, "step"), column(rows, key)) for rows in kept if rows],
+                    f"C{i}",
+                    model,
+                )
+        axis.set(title=key, xlabel="RL steps")
+        axis.grid(alpha=0.2)
+    return png(figure, axes[0])
