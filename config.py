@@ -16,8 +16,25 @@ class UserError(Exception):
     """A mistake in what the user gave. Its text is one line: what was given, what was expected, what to do."""
 
 
-def setting(default, text, choices=None):
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+RESULTS = {
+    "base": ("base",),
+    "ntp": ("base", "ntp"),
+    "em": ("base", "ntp", "em"),
+    "rlvr": ("rlvr",),
+}  # what is computed -> the settings that decide it, by the word `of`
+
+
+def setting(default, text, choices=None, *, of, least=0):
+    """A field of Config.
+
+    of      words of RESULTS: what the setting decides, and with it all that is made from that; "": it changes no result.
+    least   the smallest number allowed.
+    """
+    decides = tuple(of.split())
+    if unknown := set(decides) - set(RESULTS):
+        raise ValueError(f"of={of!r}: {', '.join(sorted(unknown))} is none of {', '.join(RESULTS)}")
+    about = {"help": text, "choices": choices, "of": decides, "least": least}
+    return dataclasses.field(default=default, metadata=about)
 
 
 UNITS = ("definitions", "functions", "methods", "files")
@@ -40,49 +57,64 @@ class Config:
             "llama-3.2-1b",
             "llama-3.1-8b",
         ),
+        of="ntp rlvr",
     )
     model: str = setting(
         "",
         "the base model: a folder in Hugging Face's format, a .gguf file, or a name on the hub; default: the preset's",
+        of="ntp rlvr",
     )
-    out: str = setting("", "folder of the run; default runs/PRESET-SEED")
+    out: str = setting("", "folder of the run; default runs/PRESET-SEED", of="")
     name: str = setting(
-        "", "name of the result in the run's folder; default: the stage's (base, ntp, ra3)"
+        "", "name of the result in the run's folder; default: the stage's (base, ntp, ra3)", of="em"
     )
     seed: int = setting(
-        0, "seeds the initial weights, the corpora, the order of the data and every draw"
+        0,
+        "seeds the initial weights, the corpora, the order of the data and every draw",
+        of="base rlvr",
     )
-    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
-    threads: int = setting(0, "CPU threads; 0: as many as there are cores")
+    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", of="")
+    threads: int = setting(0, "CPU threads; 0: as many as there are cores", of="")
     shard: bool = setting(
         False,
         "under torchrun: share weights, gradients and optimizer out over the ranks (FSDP2); false: a whole model on each (DDP)",
+        of="",
     )
     resume: bool = setting(
-        False, "go on where a killed run stopped; stages that are done are not repeated"
+        False, "go on where a killed run stopped; stages that are done are not repeated", of=""
     )
-    save_every: int = setting(5, "steps between checkpoints (pretraining: five times as many)")
+    save_every: int = setting(
+        5, "steps between checkpoints (pretraining: five times as many)", of="", least=1
+    )
     compile: str = setting(
         "auto",
         "torch.compile in training, of blocks and log-probabilities: true, false, or auto: on a GPU",
         ("auto", "true", "false"),
+        of="",
     )
     checkpoint: bool = setting(
         False,
         "training: keep each block's input only and compute the rest again on the way back: less memory, more work",
+        of="",
     )
-    micro_tokens: int = setting(6400, "tokens of a micro-batch: less memory, same result")
+    micro_tokens: int = setting(
+        6400, "tokens of a micro-batch: less memory, same result", of="rlvr", least=1
+    )
     bf16: bool = setting(
-        True, "train under bfloat16 autocast (weights and optimizer stay as `weights` says)"
+        True,
+        "train under bfloat16 autocast (weights and optimizer stay as `weights` says)",
+        of="base rlvr",
     )
     weights: str = setting(
         "float32",
         "weights in training; bfloat16: gradients and Adam's moments too, the weights rounded at random (engine/optim.py): half the memory",
         ("float32", "bfloat16"),
+        of="base rlvr",
     )
     rollout_bf16: bool = setting(
         True,
         "E-step: sample and score thoughts with a bfloat16 copy of the weights; programs too (the bound is always float32)",
+        of="em rlvr",
     )
 
     # the corpora
@@ -90,201 +122,273 @@ class Config:
         "domain",
         "expert code: domain (built-in), or, several with commas: stdlib, an installed package, a folder of .py files, a .py, "
         ".jsonl, .jsonl.gz or .parquet file",
+        of="ntp",
     )
-    text_column: str = setting("text", "column of .jsonl and .parquet that holds the code")
+    text_column: str = setting(
+        "text", "column of .jsonl and .parquet that holds the code", of="ntp"
+    )
     unit: str = setting(
         "definitions",
         "what a snippet of real code is: definitions (functions and methods), functions, methods, files",
         UNITS,
+        of="ntp",
     )
     docstrings: bool = setting(
-        False, "real code: functions without a docstring (files, with --unit files) are left out"
+        False,
+        "real code: functions without a docstring (files, with --unit files) are left out",
+        of="ntp",
     )
     keep_comments: bool = setting(
         False,
         "real code: leave its comments where they are; false: every comment is a thought's to write",
+        of="ntp",
     )
     near_duplicate: float = setting(
         0.8,
         "real code: snippets so similar (Jaccard, runs of five tokens) to one before them are left out; 0: all stay",
+        of="ntp",
     )
     cache: str = setting(
-        "", "folder of prepared corpora; default: corpora, beside the run's folder"
+        "", "folder of prepared corpora; default: corpora, beside the run's folder", of=""
     )
-    n_expert: int = setting(4000, "expert snippets, at most; real code: 0: all")
-    n_heldout: int = setting(64, "held-out expert snippets for the bound; never trained on")
-    max_tokens: int = setting(160, "real code: longer snippets are left out")
+    n_expert: int = setting(4000, "expert snippets, at most; real code: 0: all", of="ntp")
+    n_heldout: int = setting(
+        64, "held-out expert snippets for the bound; never trained on", of="ntp", least=1
+    )
+    max_tokens: int = setting(160, "real code: longer snippets are left out", of="ntp", least=1)
     min_lines: int = setting(
-        2, "real code: so are snippets with fewer lines that can take a thought"
+        2, "real code: so are snippets with fewer lines that can take a thought", of="ntp", least=1
     )
     decontaminate: bool = setting(
         True,
         "real code: drop functions that hold a benchmark's problem or solution; false: train on the corpus unchecked",
+        of="ntp rlvr",
     )
     data_dir: str = setting(
-        "", "folder of the benchmarks' files; default: shared/data beside the project"
+        "",
+        "folder of the benchmarks' files; default: shared/data beside the project",
+        of="ntp rlvr",
     )
 
     # the small model (other presets bring their own)
-    n_layer: int = setting(4, "layers")
-    n_head: int = setting(4, "attention heads")
-    d_model: int = setting(128, "width")
-    d_ff: int = setting(384, "width of the feed-forward layers")
+    n_layer: int = setting(4, "layers", of="base", least=1)
+    n_head: int = setting(4, "attention heads", of="base", least=1)
+    d_model: int = setting(128, "width", of="base", least=1)
+    d_ff: int = setting(384, "width of the feed-forward layers", of="base", least=1)
     vocab_size: int = setting(
-        512, "ids of the tokenizer that is trained on the built-in domain, at most"
+        512, "ids of the tokenizer that is trained on the built-in domain, at most", of="base"
     )
-    max_len: int = setting(1024, "positions; a snippet with all its thoughts must fit")
+    max_len: int = setting(
+        1024, "positions; a snippet with all its thoughts must fit", of="base", least=1
+    )
 
     # next-token training: pretrain, ntp, and the M-step
     useful: float = setting(
         0.3,
         "base corpus: share of hard lines with their worked note before them; small: thoughts are rare at first",
+        of="base",
     )
-    rows: int = setting(20, "a step takes about rows x block tokens")
+    rows: int = setting(20, "a step takes about rows x block tokens", of="base", least=1)
     block: int = setting(
-        288, "tokens of a document, at most, so at least max_tokens and room for thoughts"
+        288,
+        "tokens of a document, at most, so at least max_tokens and room for thoughts",
+        of="base",
+        least=1,
     )
-    pretrain_steps: int = setting(600, "steps of the base model")
-    pretrain_lr: float = setting(3e-3, "its peak learning rate")
+    pretrain_steps: int = setting(600, "steps of the base model", of="base")
+    pretrain_lr: float = setting(3e-3, "its peak learning rate", of="base")
     notes_share: float = setting(
-        0.3, "first share of the pretraining steps that sees worked notes only"
+        0.3, "first share of the pretraining steps that sees worked notes only", of="base"
     )
-    mstep_steps: int = setting(60, "M-steps an EM iteration; NTP takes iters times as many")
-    lr: float = setting(1e-3, "peak learning rate of NTP and of the M-step")
+    mstep_steps: int = setting(
+        60, "M-steps an EM iteration; NTP takes iters times as many", of="ntp"
+    )
+    lr: float = setting(1e-3, "peak learning rate of NTP and of the M-step", of="ntp")
     warmup: int = setting(
-        20, "steps of linear warm-up; then constant, and linear decay over the last 40%%"
+        20, "steps of linear warm-up; then constant, and linear decay over the last 40%%", of="ntp"
     )
-    weight_decay: float = setting(0.1, "of AdamW, on matrices")
-    grad_clip: float = setting(1.0, "largest norm of a gradient")
+    weight_decay: float = setting(0.1, "of AdamW, on matrices", of="base")
+    grad_clip: float = setting(1.0, "largest norm of a gradient", of="base rlvr")
     match: str = setting(
         "",
         "ntp: train for as many FLOPs as this model of the run's folder took (its E-steps included)",
+        of="ntp",
     )
 
     # EM
-    iters: int = setting(2, "EM iterations")
+    iters: int = setting(2, "EM iterations", of="ntp", least=1)
     estep: str = setting(
         "reinforce",
         "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), hindsight (proposed after "
         "seeing the line, then weighed), none (the model's own, unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
         ("reinforce", "best-of-n", "hindsight", "none", "random", "oracle"),
+        of="em",
     )
-    proposals: int = setting(6, "hindsight: thoughts proposed at a line, K")
-    own: int = setting(3, "hindsight: so many of them are the model's own, written before the line")
+    proposals: int = setting(6, "hindsight: thoughts proposed at a line, K", of="em", least=1)
+    own: int = setting(
+        3, "hindsight: so many of them are the model's own, written before the line", of="em"
+    )
     tried: float = setting(
         0.3,
         "hindsight: share of a snippet's lines at which thoughts are proposed, the least likely ones",
+        of="em",
     )
     selection: str = setting(
         "exact",
         "hindsight: how one of <act> and the proposals is taken: exact (importance weights against the model's own prior), penalty (in "
         "proportion to exp(reward)), best (the largest reward), act (always <act>: NTP); with commas one an EM iteration, the last one for all later",
+        of="em",
     )
-    reach: int = setting(3, "hindsight: lines from the thought on whose likelihood counts; 0: all")
-    floor: float = setting(0.3, "hindsight: with exact weights P(think) counts as so much at least")
+    reach: int = setting(
+        3, "hindsight: lines from the thought on whose likelihood counts; 0: all", of="em"
+    )
+    floor: float = setting(
+        0.3, "hindsight: with exact weights P(think) counts as so much at least", of="em"
+    )
     resample: int = setting(
         4,
         "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); 1: a plain sample of q",
+        of="em",
+        least=1,
     )
     infuse: int = setting(
         1200,
         "expert snippets of an iteration's M-step, which goes over them as often as its steps need",
+        of="ntp",
+        least=1,
     )
-    estep_steps: int = setting(12, "policy-gradient steps an iteration")
-    snippets: int = setting(16, "snippets a step, B")
-    group: int = setting(8, "rollouts a snippet, G (also the N of best-of-n)")
+    estep_steps: int = setting(12, "policy-gradient steps an iteration", of="em")
+    snippets: int = setting(16, "snippets a step, B", of="em", least=1)
+    group: int = setting(8, "rollouts a snippet, G (also the N of best-of-n)", of="em", least=1)
     c: float = setting(
-        0.05, "penalty of a thought, nats; inf: nothing is ever thought, and the M-step is NTP"
+        0.05,
+        "penalty of a thought, nats; inf: nothing is ever thought, and the M-step is NTP",
+        of="em",
     )
-    think_max: int = setting(20, "longest thought, tokens, its # included")
+    think_max: int = setting(20, "longest thought, tokens, its # included", of="em", least=1)
     credit: str = setting(
         "prefix",
         "baseline of a decision: prefix (the likelihood without further thoughts) or group (the group's mean only)",
         ("prefix", "group"),
+        of="em",
     )
-    discount: float = setting(1.0, "discount of the return over lines")
+    discount: float = setting(1.0, "discount of the return over lines", of="em")
     gain_floor: float = setting(
-        1.0, "with credit=prefix: nats that one bad thought can cost at most; inf: all of it"
+        1.0,
+        "with credit=prefix: nats that one bad thought can cost at most; inf: all of it",
+        of="em",
     )
-    normalise: bool = setting(True, "divide advantages by their deviation over the batch")
+    normalise: bool = setting(True, "divide advantages by their deviation over the batch", of="em")
     estep_lr: float = setting(
-        7e-4, "peak learning rate of the policy gradient; linear decay over the last 40%%"
+        7e-4, "peak learning rate of the policy gradient; linear decay over the last 40%%", of="em"
     )
     kl: float = setting(
         0.3,
         "weight of KL(q || pi) on the tokens of thoughts: what a thought says stays near what pi would say",
+        of="em",
     )
     estep_lr_decay: float = setting(
         0.5,
         "factor on estep_lr for each later EM iteration: q starts near its optimum then, and noise outweighs signal",
+        of="em",
     )
     horizon: int = setting(
-        0, "first lines that may take a thought; 0: all; 1: one latent a snippet (BRiTE)"
+        0, "first lines that may take a thought; 0: all; 1: one latent a snippet (BRiTE)", of="em"
     )
-    rate: float = setting(0.5, "probability of a thought before every line, with estep=random")
+    rate: float = setting(
+        0.5, "probability of a thought before every line, with estep=random", of="em"
+    )
 
     # reinforcement learning with verifiable rewards (--stage rlvr)
-    init: str = setting("ra3", "model of the run's folder to start from: base, ntp, ra3, ...")
+    init: str = setting(
+        "ra3", "model of the run's folder to start from: base, ntp, ra3, ...", of="rlvr"
+    )
     suite: str = setting(
         "domain",
         "problems, several with commas: domain (built-in), leetcode, mbpp-train, a .jsonl in HumanEval's format",
+        of="rlvr",
     )
     eval_suite: str = setting(
         "",
         "held-out problems of the curve; default: other tasks of the domain, or a tenth of each suite by checksum",
+        of="rlvr",
     )
-    n_rl: int = setting(2000, "problems of the built-in domain's RL split")
-    rl_steps: int = setting(80, "GRPO steps")
-    prompts: int = setting(16, "problems a step, B")
-    completions: int = setting(8, "completions a problem, G")
-    rl_lr: float = setting(2e-4, "learning rate, constant after the warm-up")
-    rl_warmup: int = setting(5, "steps of linear warm-up")
+    n_rl: int = setting(2000, "problems of the built-in domain's RL split", of="rlvr", least=1)
+    rl_steps: int = setting(80, "GRPO steps", of="rlvr")
+    prompts: int = setting(16, "problems a step, B", of="rlvr", least=1)
+    completions: int = setting(8, "completions a problem, G", of="rlvr", least=1)
+    rl_lr: float = setting(2e-4, "learning rate, constant after the warm-up", of="rlvr")
+    rl_warmup: int = setting(5, "steps of linear warm-up", of="rlvr")
     epochs: int = setting(
         1,
         "passes over the completions of a step; with more than one, importance ratios differ from 1",
+        of="rlvr",
+        least=1,
     )
-    minibatches: int = setting(1, "optimizer steps a pass")
-    clip_low: float = setting(0.2, "importance ratios are clipped below 1 - clip_low")
-    clip_high: float = setting(0.28, "and above 1 + clip_high (DAPO's clip-higher)")
+    minibatches: int = setting(1, "optimizer steps a pass", of="rlvr", least=1)
+    clip_low: float = setting(0.2, "importance ratios are clipped below 1 - clip_low", of="rlvr")
+    clip_high: float = setting(0.28, "and above 1 + clip_high (DAPO's clip-higher)", of="rlvr")
     rl_norm: str = setting(
         "token",
         "the loss is a mean over all tokens (token; DAPO), over completions of the mean over their tokens (sequence; GRPO), or a "
         "sum over tokens divided by completions x max_new (constant; Dr. GRPO)",
         ("token", "sequence", "constant"),
+        of="rlvr",
     )
     rl_std: bool = setting(
-        True, "divide advantages by the group's standard deviation (GRPO); false: do not (Dr. GRPO)"
+        True,
+        "divide advantages by the group's standard deviation (GRPO); false: do not (Dr. GRPO)",
+        of="rlvr",
     )
-    rl_kl: float = setting(0.0, "weight of KL(pi || start)")
-    mask_overlong: bool = setting(True, "leave completions that ran into max_new out of the loss")
+    rl_kl: float = setting(0.0, "weight of KL(pi || start)", of="rlvr")
+    mask_overlong: bool = setting(
+        True, "leave completions that ran into max_new out of the loss", of="rlvr"
+    )
     rounds: int = setting(
         1,
         "with more than one: drop groups without signal, and sample others in their place up to so many times (DAPO's dynamic sampling)",
+        of="rlvr",
+        least=1,
     )
     reward: str = setting(
         "pass",
         "pass: 1 if all tests pass; tests: the share of tests that pass; random: a coin (a check of the recipe)",
         ("pass", "tests", "random"),
+        of="rlvr",
     )
     reward_time: float = setting(
-        10.0, "seconds a program has for its tests, unless its suite says otherwise"
+        10.0, "seconds a program has for its tests, unless its suite says otherwise", of="rlvr"
     )
     thoughts: bool = setting(
-        True, "false: no comment can be written while sampling, in training and in the curve"
+        True,
+        "false: no comment can be written while sampling, in training and in the curve",
+        of="rlvr",
     )
     eval_every: int = setting(
-        10, "steps between held-out evaluations, with two samples shown; 0: none"
+        10, "steps between held-out evaluations, with two samples shown; 0: none", of="rlvr"
     )
-    eval_samples: int = setting(2, "programs a held-out problem there, at `temperature`")
+    eval_samples: int = setting(
+        2, "programs a held-out problem there, at `temperature`", of="rlvr", least=1
+    )
 
     # evaluation
-    eval_tasks: int = setting(200, "held-out tasks of the built-in domain")
-    eval_split: str = setting("test", "their split: test, or val for tuning", ("test", "val"))
-    samples: int = setting(5, "programs sampled a task, for pass@k")
-    temperature: float = setting(0.8, "of these samples")
-    max_new: int = setting(320, "tokens a program, at most")
-    models: str = setting("base,ntp,ra3", "models of the run's folder that --stage eval evaluates")
-    elbo_samples: int = setting(8, "rollouts a held-out snippet for the bound")
+    eval_tasks: int = setting(200, "held-out tasks of the built-in domain", of="rlvr", least=1)
+    eval_split: str = setting(
+        "test", "their split: test, or val for tuning", ("test", "val"), of="rlvr"
+    )
+    samples: int = setting(5, "programs sampled a task, for pass@k", of="", least=1)
+    temperature: float = setting(0.8, "of these samples", of="rlvr")
+    max_new: int = setting(320, "tokens a program, at most", of="rlvr", least=1)
+    models: str = setting(
+        "base,ntp,ra3", "models of the run's folder that --stage eval evaluates", of=""
+    )
+    elbo_samples: int = setting(8, "rollouts a held-out snippet for the bound", of="", least=1)
+
+
+def deciding(result):
+    """Names of the settings that decide a result, one of RESULTS. Example: deciding("rlvr") -> ["preset", "model", "seed", ...]"""
+    words = set(RESULTS[result])
+    return [f.name for f in dataclasses.fields(Config) if words & set(f.metadata["of"])]
 
 
 # Presets for one GPU. From the paper: these models, c = 0.05, thoughts of a few tokens. Learning rates: fine-tuning of Llama 3, 1e-5 (arXiv 2407.21783);
@@ -505,8 +609,8 @@ def make(preset="tiny", **given):
             raise UserError(f"{key} {value}: expected one of {', '.join(f.metadata['choices'])}")
         if f.type in (int, float) and not value >= 0:
             raise UserError(f"{key} {value}: expected a number of at least 0")
-        if f.type is int and value == 0 and f.name in POSITIVE:
-            raise UserError(f"{key} 0: expected at least 1")
+        if f.type in (int, float) and value < f.metadata["least"]:
+            raise UserError(f"{key} {value}: expected at least {f.metadata['least']}")
     if cfg.block < cfg.max_tokens:
         raise UserError(
             f"--block {cfg.block}: expected at least --max-tokens {cfg.max_tokens}, because no snippet is cut"
@@ -539,39 +643,6 @@ def make(preset="tiny", **given):
         )
     return cfg
 
-
-POSITIVE = {
-    "infuse",
-    "resample",
-    "save_every",
-    "n_heldout",
-    "max_tokens",
-    "min_lines",
-    "n_layer",
-    "n_head",
-    "d_model",
-    "d_ff",
-    "max_len",
-    "rows",
-    "n_rl",
-    "prompts",
-    "completions",
-    "epochs",
-    "minibatches",
-    "micro_tokens",
-    "rounds",
-    "eval_samples",
-    "block",
-    "iters",
-    "snippets",
-    "group",
-    "proposals",
-    "eval_tasks",
-    "samples",
-    "max_new",
-    "elbo_samples",
-    "think_max",
-}
 
 RLVR, COIN, SHUFFLE = 5, 6, 7  # second word of every seed, after the run's own
 

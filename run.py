@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import data
 import domain
-from config import UserError
+from config import UserError, deciding
 from corpus.decontaminate import line
 from corpus.prepare import arguments_of, prepare, tokenizer_of
 from corpus.problems import problems
@@ -223,123 +223,14 @@ class Run:
         )
 
 
-RLVR_FIELDS = (
-    "init",
-    "suite",
-    "eval_suite",
-    "n_rl",
-    "rl_steps",
-    "prompts",
-    "completions",
-    "rl_lr",
-    "rl_warmup",
-    "epochs",
-    "minibatches",
-    "micro_tokens",
-    "clip_low",
-    "clip_high",
-    "rl_norm",
-    "rl_std",
-    "rl_kl",
-    "mask_overlong",
-    "rounds",
-    "reward",
-    "reward_time",
-    "thoughts",
-    "eval_every",
-    "eval_samples",
-)
-
-
 def rlvr_settings(cfg):
     """All settings that decide what RLVR computes, besides the model that it starts from."""
-    return {
-        k: getattr(cfg, k)
-        for k in RLVR_FIELDS
-        + (
-            "preset",
-            "model",
-            "weights",
-            "seed",
-            "max_new",
-            "temperature",
-            "bf16",
-            "rollout_bf16",
-            "grad_clip",
-            "decontaminate",
-            "data_dir",
-            "eval_tasks",
-            "eval_split",
-        )
-    }
+    return {name: getattr(cfg, name) for name in deciding("rlvr")}
 
 
 def stage_settings(cfg):
     """All settings that decide what another stage computes."""
-    free = {
-        "resume",
-        "out",
-        "cache",
-        "save_every",
-        "threads",
-        "shard",
-        "device",
-        "models",
-        "compile",
-        "checkpoint",
-        "eval_tasks",
-        "eval_split",
-        "samples",
-        "temperature",
-        "max_new",
-        "elbo_samples",
-        *RLVR_FIELDS,
-    }
-    return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in free}
-
-
-MODEL_FIELDS = (
-    "n_layer",
-    "n_head",
-    "d_model",
-    "d_ff",
-    "vocab_size",
-    "max_len",
-    "pretrain_steps",
-    "pretrain_lr",
-    "notes_share",
-    "useful",
-    "rows",
-    "block",
-    "weight_decay",
-    "grad_clip",
-    "bf16",
-    "weights",
-    "seed",
-)  # what decides the base model
-
-TUNE_FIELDS = MODEL_FIELDS + (
-    "preset",
-    "model",
-    "data",
-    "n_expert",
-    "n_heldout",
-    "max_tokens",
-    "min_lines",
-    "text_column",
-    "unit",
-    "docstrings",
-    "keep_comments",
-    "near_duplicate",
-    "decontaminate",
-    "data_dir",
-    "infuse",
-    "mstep_steps",
-    "lr",
-    "warmup",
-    "iters",
-    "match",
-)  # what decides the NTP baseline
+    return {name: getattr(cfg, name) for name in deciding("em")}
 
 
 def base_shape(run):
@@ -426,7 +317,7 @@ def check(run, stage):
                 f"{run.path(name + '.pt')}: finished with other settings, so there is nothing to resume; leave out --resume to start over, "
                 "or give another --name"
             )
-        if not current(run, "ntp", TUNE_FIELDS):
+        if not current(run, "ntp", deciding("ntp")):
             run.unfinished("ntp", mmap=True)
 
 

@@ -33,7 +33,7 @@ import data
 import domain
 import logprobs
 import mstep
-from config import INFUSE, PRETRAIN, UserError, parse
+from config import INFUSE, PRETRAIN, UserError, deciding, parse
 from engine import documents, parallel, plan, training
 from engine.machine import set_threads, steps_bar
 from engine.training import for_rollouts
@@ -45,8 +45,6 @@ from model import Transformer, work_size
 from mstep import expert_part, fine_tune
 from rlvr import rlvr
 from run import (
-    MODEL_FIELDS,
-    TUNE_FIELDS,
     Run,
     base_shape,
     check,
@@ -105,7 +103,7 @@ def pretrain(run):
                 step=step + 1,
                 flops=flops,
             )
-    run.save("base", parallel.whole(model), flops=flops, settings=run.settings_of(MODEL_FIELDS))
+    run.save("base", parallel.whole(model), flops=flops, settings=run.settings_of(deciding("base")))
 
 
 def base_batch(run, step):
@@ -146,7 +144,7 @@ def ntp(run, name, match=""):
                 weights=model.state_dict(),
                 opt=training.adamw(model, cfg.lr, cfg.weight_decay).state_dict(),
             )
-    run.save(name, model, flops=flops, settings=run.settings_of(TUNE_FIELDS))
+    run.save(name, model, flops=flops, settings=run.settings_of(deciding("ntp")))
 
 
 def em(run):
@@ -265,9 +263,9 @@ def main(argv):
         pretrain(run)
     if args.stage == "ntp":
         name = ntp_name(cfg)
-        if cfg.match or not done(run, name, TUNE_FIELDS):
+        if cfg.match or not done(run, name, deciding("ntp")):
             ntp(run, name, cfg.match)
-    if args.stage in ("em", "all") and not current(run, "ntp", TUNE_FIELDS):
+    if args.stage in ("em", "all") and not current(run, "ntp", deciding("ntp")):
         ntp(run, "ntp")
     if args.stage in ("em", "all"):
         if not done(run, cfg.name or "ra3", stage_settings(cfg)):

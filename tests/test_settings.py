@@ -1,0 +1,77 @@
+"""What each setting decides, and its smallest value, as metadata of the fields of Config.
+
+The names here are frozen: runs made so far are taken up again, or refused, by them. A new setting
+that decides a result is added here too; one that changes sides makes unfinished runs useless.
+"""
+
+import dataclasses
+
+import pytest
+
+from config import PRESETS, RESULTS, Config, UserError, deciding, make, setting
+from run import rlvr_settings, stage_settings
+
+FROZEN = {
+    "base": """
+    bf16 block d_ff d_model grad_clip max_len n_head n_layer notes_share pretrain_lr
+    pretrain_steps rows seed useful vocab_size weight_decay weights
+    """.split(),
+    "ntp": """
+    data data_dir decontaminate docstrings infuse iters keep_comments lr match max_tokens
+    min_lines model mstep_steps n_expert n_heldout near_duplicate preset text_column unit
+    warmup
+    """.split(),
+    "em": """
+    c credit discount estep estep_lr estep_lr_decay estep_steps floor gain_floor group horizon
+    kl name normalise own proposals rate reach resample rollout_bf16 selection snippets
+    think_max tried
+    """.split(),
+    "rlvr": """
+    bf16 clip_high clip_low completions data_dir decontaminate epochs eval_every eval_samples
+    eval_split eval_suite eval_tasks grad_clip init mask_overlong max_new micro_tokens
+    minibatches model n_rl preset prompts reward reward_time rl_kl rl_lr rl_norm rl_std
+    rl_steps rl_warmup rollout_bf16 rounds seed suite temperature thoughts weights
+    """.split(),
+}
+POSITIVE = """
+    block completions d_ff d_model elbo_samples epochs eval_samples eval_tasks group infuse
+    iters max_len max_new max_tokens micro_tokens min_lines minibatches n_head n_heldout
+    n_layer n_rl prompts proposals resample rounds rows samples save_every snippets think_max
+    """.split()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_settings_of_a_run_are_what_they_were(preset):
+    cfg = make(preset)
+    names = [name for word in RESULTS["em"] for name in FROZEN[word]]
+    assert stage_settings(cfg) == {name: getattr(cfg, name) for name in names}
+    assert rlvr_settings(cfg) == {name: getattr(cfg, name) for name in FROZEN["rlvr"]}
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_what_decides_a_result(result):
+    names = deciding(result)
+    assert len(set(names)) == len(names)
+    assert set(names) == {name for word in RESULTS[result] for name in FROZEN[word]}
+
+
+def test_smallest_values():
+    """Whole numbers that must not be 0 are those of POSITIVE; no number is negative."""
+    numbers = [f for f in dataclasses.fields(Config) if f.type in (int, float)]
+    assert {f.name for f in numbers if f.metadata["least"]} == set(POSITIVE)
+    for f in numbers:
+        option = "--" + f.name.replace("_", "-")
+        low = f.type(-1)
+        with pytest.raises(UserError, match=f"^{option} {low}: expected a number of at least 0$"):
+            make(**{f.name: low})
+        if f.name in POSITIVE:
+            with pytest.raises(UserError, match=f"^{option} 0: expected at least 1$"):
+                make(**{f.name: 0})
+
+
+def test_a_setting_says_what_it_decides():
+    with pytest.raises(TypeError):
+        setting(1, "something")
+    with pytest.raises(ValueError, match="mstep is none of base, ntp, em, rlvr"):
+        setting(1, "something", of="base mstep")
+    assert setting(1, "something", of="base rlvr", least=1).metadata["of"] == ("base", "rlvr")
