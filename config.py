@@ -644,7 +644,7 @@ def make(preset="tiny", **given):
     return cfg
 
 
-RLVR, COIN, SHUFFLE = 5, 6, 7  # second word of every seed, after the run's own
+RLVR, COIN, SHUFFLE = range(5, 8)
 
 
 def cores():
@@ -652,6 +652,5 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(
-    5
-)  # second word of every seed, after the run's own
+# The second word of every seed, after the run's own.
+PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)
