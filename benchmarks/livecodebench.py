@@ -8,7 +8,7 @@ import pickle
 import zlib
 
 from benchmarks.codeforces import SCRIPT_STOPS
-from benchmarks.files import BESIDE, read_rows, time_limit
+from benchmarks.files import BESIDE, read_rows
 from benchmarks.leetcode import IN_CLASS_STOPS, after, leetcode_parts, statement
 from config import UserError
 from tasks import Task
@@ -120,7 +120,6 @@ def livecodebench_task(row, known=None):
         f"Solution().{metadata['func_name']}",
         prefix=f"{LIVECODEBENCH_IMPORTS}\n\n{starter}",
         stops=IN_CLASS_STOPS,
-        time_limit=time_limit("leetcode-v0.3.1", known["task_id"]) if known else 0.0,
     )
 
 

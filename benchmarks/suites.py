@@ -1,22 +1,28 @@
-"""Benchmarks: problem sets of the field read into tasks, with the field's own names, prompts, references and tests; a user's own file of problems.
+"""Benchmarks: problem sets of the field read into tasks, with the field's own names and tests.
 
-`load("mbpp+")` gives a list of `tasks.Task`: program_of(task, completion) is what the grader runs, and program_of(task, task.solution)
-passes. The readers are in the other files of this folder; files.py knows their data.
+`load("mbpp+")` gives a list of `tasks.Task`.
+The grader runs program_of(task, completion), and program_of(task, task.solution) passes.
+The readers are in the other files of this folder; files.py knows their data.
+A suite is one record of SUITES. Everything that differs between suites follows from it.
 
 Conventions of all suites
-1. A prompt loses its last newline, so that the model writes newline and indentation as the token it knows, and every solution begins
-   with a newline.
-2. No stop sequence is a comment. The Codex paper's list has a newline followed by "#", which would cut a thought in column 0; without it a
-   model that never comments gets the same score.
-3. A program has 10 s for all its tests, or four times its reference's time where that is slow (files.SLOW). EvalPlus has the same factor, per test
-   and with at least 4 s. (Fixed 3 s, as some harnesses have them, fail right answers to HumanEval+.)
+1. A prompt loses its last newline, so that the model writes newline and indentation as the token
+   it knows. Every solution begins with a newline.
+2. No stop sequence is a comment. The Codex paper's list has a newline followed by "#", which would
+   cut a thought in column 0. Without it a model that never comments gets the same score.
+3. A program has 10 s for all its tests, or four times its reference's time where that is slow
+   (`Suite.slow`). EvalPlus has the same factor, per test and with at least 4 s. (Fixed 3 s, as some
+   harnesses have them, fail right answers to HumanEval+.)
 """
 
+import collections
+import dataclasses
 import difflib
+import functools
 import json
-import re
+import typing
 
-from benchmarks.codeforces import codeforces
+from benchmarks.codeforces import codeforces, doubt
 from benchmarks.humaneval_mbpp import (
     CODEX_STOPS,
     humaneval,
@@ -32,135 +38,228 @@ from config import UserError
 from grader.assertions import check_job, prepare
 from tasks import Task, job_of
 
-# ---------------------------------------------------------------- suites
 
-SUITES = {  # name: (reader, files)
-    "humaneval": (humaneval, ("humaneval/HumanEval.jsonl.gz",)),
-    "humaneval+": (humaneval_plus, ("humaneval_plus/HumanEvalPlus-OriginFmt-v0.1.10.jsonl.gz",)),
-    "mbpp": (mbpp, ("mbpp/mbpp.jsonl.gz",)),
-    "mbpp-3shot": (mbpp_3shot, ("mbpp/mbpp.jsonl.gz",)),
-    "mbpp-train": (lambda data_dir: mbpp(data_dir, range(601, 975)), ("mbpp/mbpp.jsonl.gz",)),
-    "mbpp-all": (lambda data_dir: mbpp(data_dir, range(1, 975)), ("mbpp/mbpp.jsonl.gz",)),
-    "mbpp-sanitized": (mbpp_sanitized, ("mbpp/sanitized-mbpp.json",)),
-    "mbpp+": (
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A benchmark: how it is read, and what it may be used for."""
+
+    reader: typing.Callable  # folder of the data -> tasks
+    files: tuple  # names in files.FILES
+    references: bool = False  # has reference solutions that no suite before it has
+    also: tuple = ()  # suites with other tests of the same problems
+    trained_as: str = ""  # the suite that RLVR takes under this name; "": tests are no rewards
+    checked: bool = False  # training data that holds one of its problems is dropped
+    slow: dict = dataclasses.field(default_factory=dict)  # problem -> seconds of its reference
+    not_gradable: dict = dataclasses.field(default_factory=dict)  # problem -> reason
+    doubt: typing.Callable = lambda task: ""  # the same for a task, by a rule
+
+
+# Seconds of the references that take 2.5 s and more: python -m benchmarks --references --workers 1,
+# on a two-core machine that also trained.
+SLOW_MBPP = {"Mbpp/123": 4.2}
+SLOW_LEETCODE = {
+    "maximum-number-of-moves-to-kill-all-pawns": 21.5,
+    "sorted-gcd-pair-queries": 4.6,
+    "count-beautiful-numbers": 6.3,
+    "find-the-number-of-possible-ways-for-an-event": 4.9,
+    "total-characters-in-string-after-transformations-i": 5.9,
+    "total-characters-in-string-after-transformations-ii": 3.5,
+    "find-the-number-of-subsequences-with-equal-gcd": 41.3,
+    "find-the-number-of-k-even-arrays": 2.9,
+    "minimum-time-to-break-locks-i": 3.0,
+}
+SLOW_LIVECODEBENCH = {  # six of the same problems
+    "LiveCodeBench/689": 21.5,
+    "LiveCodeBench/707": 4.6,
+    "LiveCodeBench/824": 5.9,
+    "LiveCodeBench/825": 41.3,
+    "LiveCodeBench/840": 4.9,
+    "LiveCodeBench/855": 3.0,
+}
+MBPP_FILE = "mbpp/mbpp.jsonl.gz"
+LIVECODEBENCH_FILE = "livecodebench/lcb_release_v5_public.jsonl.gz"
+
+SUITES = {
+    "humaneval": Suite(
+        humaneval,
+        ("humaneval/HumanEval.jsonl.gz",),
+        references=True,
+        also=("humaneval+",),
+        checked=True,
+    ),
+    "humaneval+": Suite(
+        humaneval_plus,
+        ("humaneval_plus/HumanEvalPlus-OriginFmt-v0.1.10.jsonl.gz",),
+        references=True,
+        also=("humaneval",),
+        checked=True,
+        slow={"HumanEval/15": 9.2, "HumanEval/130": 3.8, "HumanEval/139": 7.8},
+    ),
+    "mbpp": Suite(mbpp, (MBPP_FILE,), also=("mbpp+",), checked=True, slow=SLOW_MBPP),
+    "mbpp-3shot": Suite(mbpp_3shot, (MBPP_FILE,), slow=SLOW_MBPP),
+    "mbpp-train": Suite(
+        functools.partial(mbpp, ids=range(601, 975)), (MBPP_FILE,), trained_as="mbpp-train"
+    ),
+    "mbpp-all": Suite(
+        functools.partial(mbpp, ids=range(1, 975)), (MBPP_FILE,), references=True, slow=SLOW_MBPP
+    ),
+    "mbpp-sanitized": Suite(
+        mbpp_sanitized,
+        ("mbpp/sanitized-mbpp.json",),
+        references=True,
+        also=("mbpp+",),
+        checked=True,
+        slow=SLOW_MBPP,
+    ),
+    "mbpp+": Suite(
         mbpp_plus,
         ("mbpp_plus/MbppPlus-v0.2.0.jsonl.gz", "mbpp_plus/MbppPlus-OriginFmt-v0.2.0.jsonl.gz"),
+        references=True,
+        also=("mbpp-sanitized",),
+        checked=True,
+        slow={
+            "Mbpp/123": 4.3,
+            "Mbpp/255": 3.2,
+            "Mbpp/271": 5.4,
+            "Mbpp/392": 6.3,
+            "Mbpp/589": 2.5,
+            "Mbpp/592": 3.7,
+            "Mbpp/599": 36.4,
+            "Mbpp/603": 3.6,
+        },
     ),
-    "leetcode": (leetcode, ("leetcode/LeetCodeDataset-v0.2.0-test.jsonl.gz",)),
-    "leetcode-train": (
-        lambda data_dir: leetcode(data_dir, "v0.2.0-train"),
+    "leetcode": Suite(
+        leetcode,
+        ("leetcode/LeetCodeDataset-v0.2.0-test.jsonl.gz",),
+        references=True,
+        trained_as="leetcode-train",
+        checked=True,
+    ),
+    "leetcode-train": Suite(
+        functools.partial(leetcode, version="v0.2.0-train"),
         ("leetcode/LeetCodeDataset-v0.2.0-train.jsonl.gz",),
+        references=True,
+        trained_as="leetcode-train",
+        not_gradable={
+            "word-ladder-ii": "its reference fails its tests (order of the result)",
+        },
     ),
-    "leetcode-v0.3.1": (
-        lambda data_dir: leetcode(data_dir, "v0.3.1-test"),
+    "leetcode-v0.3.1": Suite(
+        functools.partial(leetcode, version="v0.3.1-test"),
         ("leetcode/LeetCodeDataset-v0.3.1-test.jsonl.gz",),
+        references=True,
+        checked=True,
+        slow=SLOW_LEETCODE,
     ),
-    "livecodebench": (livecodebench, ("livecodebench/lcb_release_v5_public.jsonl.gz",)),
-    "livecodebench-2024-08": (
-        lambda data_dir: livecodebench(data_dir, "2024-08"),
-        ("livecodebench/lcb_release_v5_public.jsonl.gz",),
+    "livecodebench": Suite(
+        livecodebench,
+        (LIVECODEBENCH_FILE,),
+        references=True,
+        checked=True,
+        slow=SLOW_LIVECODEBENCH,
     ),
-    "livecodebench-official": (livecodebench_official, ()),
-    "codeforces": (codeforces, ("rllm/codeforces_test.json.gz",)),
+    "livecodebench-2024-08": Suite(
+        functools.partial(livecodebench, window="2024-08"),
+        (LIVECODEBENCH_FILE,),
+        slow=SLOW_LIVECODEBENCH,
+    ),
+    "livecodebench-official": Suite(livecodebench_official, ()),
+    "codeforces": Suite(codeforces, ("rllm/codeforces_test.json.gz",), checked=True, doubt=doubt),
 }
-ANY_ANSWER = re.compile(r"\b(print|output|report) any\b(?! case)|\bpick any of them", re.I)
-ANY_OUTPUT = re.compile(
-    r"\bany (of the|other|such|valid|suitable|permutation|string|fountain|array)\b|in any order|multiple (solutions|answers)",
-    re.I,
-)
-
-
-def not_gradable(name, tasks):
-    """{reason: names} of the tasks that no comparison with one expected answer can grade. A guess by keywords for Codeforces."""
-    found = {}
-    for task in tasks:
-        text = " ".join(task.prompt.split())
-        if name == "leetcode-train" and task.name == "word-ladder-ii":
-            found.setdefault("its reference fails its tests (order of the result)", []).append(
-                task.name
-            )
-        elif name == "codeforces" and re.search(
-            r"\binteractive\b|Output Format: (Time Limit|$)", text, re.I
-        ):
-            found.setdefault("interactive", []).append(task.name)
-        elif name == "codeforces" and re.search(
-            "(absolute|relative) or (absolute|relative)", text, re.I
-        ):
-            found.setdefault("answers within a tolerance", []).append(task.name)
-        elif name == "codeforces" and (
-            ANY_ANSWER.search(text) or ANY_OUTPUT.search(text.split("Output Format:")[-1])
-        ):
-            found.setdefault("several right answers", []).append(task.name)
-    return found
 
 
 def gradable(name, data_dir=""):
-    """(tasks that can be graded, {reason: names of those that cannot}) of a suite. Raises UserError."""
+    """The tasks of a suite -> (tasks that can be graded, {reason: names of those that cannot}).
+
+    A task cannot be graded where no comparison with one expected answer tells right from wrong.
+    Raises UserError for an unknown name, and for files that are missing or not as we know them.
+    """
     if name not in SUITES:
         near = difflib.get_close_matches(name, SUITES, 1)
-        raise UserError(
-            f"suite {name}: expected one of {', '.join(SUITES)}"
-            + (f"; did you mean {near[0]}?" if near else "")
-        )
-    tasks = SUITES[name][0](data_dir)
-    without = not_gradable(name, tasks)
-    dropped = {n for names in without.values() for n in names}
-    return [task for task in tasks if task.name not in dropped], without
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"suite {name}: expected one of {', '.join(SUITES)}{hint}")
+    suite = SUITES[name]
+    tasks, dropped = [], {}
+    for task in suite.reader(data_dir):
+        reason = suite.not_gradable.get(task.name) or suite.doubt(task)
+        if reason:
+            dropped.setdefault(reason, []).append(task.name)
+        else:
+            slow = suite.slow.get(task.name, 0.0)
+            tasks.append(dataclasses.replace(task, time_limit=4 * slow))
+    return tasks, dropped
 
 
 def load(name, data_dir=""):
-    """The tasks of a suite that can be graded, or of a .jsonl file (`own`). Raises UserError for an unknown name, and for files that are missing or
-    not as we know them."""
-    return own(name) if name.endswith(".jsonl") else gradable(name, data_dir)[0]
+    """The tasks of a suite that can be graded, or those of a .jsonl file (`load_jsonl`).
+
+    Raises UserError for an unknown name, and for files that are missing or not as we know them.
+    """
+    return load_jsonl(name) if name.endswith(".jsonl") else gradable(name, data_dir)[0]
 
 
-def own(path):
-    """Tasks of a user's file, a JSON line each in HumanEval's format: task_id, prompt, entry_point, test (a check(candidate), or plain assertions), and if
-    wanted canonical_solution and stops (default: the Codex paper's but for the comment). Raises UserError with the line's number."""
-    tasks = []
+# ---------------------------------------------------------------- a user's file
+
+FIELDS = "expected a JSON object with task_id, prompt, entry_point and test"
+
+
+def load_jsonl(path):
+    """Tasks of a user's file, a JSON object a line in HumanEval's format.
+
+    Fields: task_id, prompt, entry_point, test (a check(candidate), or plain assertions).
+    Fields that may be left out: canonical_solution, stops (default: CODEX_STOPS).
+    Raises UserError with the number of a wrong line.
+    """
     try:
         with open(path) as f:
             lines = f.read().split("\n")
     except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or e
         raise UserError(
-            f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}); expected a .jsonl of problems"
+            f"{path}: cannot be read ({reason}); expected a .jsonl of problems"
         ) from None
-    for i, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    tasks = []
+    for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            solution = row.get("canonical_solution", "").rstrip("\n")
-            solution = "\n" * (solution[:1] not in ("", "\n")) + solution
-            task = Task(
-                str(row["task_id"]),
-                row["prompt"].rstrip("\n"),
-                solution,
-                row["test"],
-                row["entry_point"],
-                stops=tuple(row.get("stops", CODEX_STOPS)),
-            )
-            if isinstance(row.get("stops"), str) or not all(
-                isinstance(stop, str) and stop for stop in task.stops
-            ):
-                raise ValueError("stops is a list of texts, none of them empty")
-            check_job(job_of(task, ""), f"{path}:{i}")
-            prepare(task.tests, task.entry_point.strip(), False)
-            if "assert" not in task.tests and "raise" not in task.tests:
-                raise ValueError("its test asserts nothing: everything would pass")
-            tasks.append(task)
+            if line.strip():
+                tasks.append(checked_task(json.loads(line), f"{path}:{number}"))
         except (ValueError, LookupError, TypeError, AttributeError) as e:
-            what = f"no {e}" if isinstance(e, KeyError) else str(e)
-            raise UserError(
-                f"{path}:{i}: {what}; expected a JSON object with task_id, prompt, entry_point and test"
-            ) from None
-    names = [task.name for task in tasks]
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"{path}: task_id {max(names, key=names.count)} is there {names.count(max(names, key=names.count))} times; expected each once"
-        )
+            reason = f"no {e}" if isinstance(e, KeyError) else str(e)
+            raise UserError(f"{path}:{number}: {reason}; {FIELDS}") from None
+    names = collections.Counter(task.name for task in tasks)
     if not tasks:
         raise UserError(
-            f"{path}: no problem in it; expected a JSON object a line with task_id, prompt, entry_point and test"
+            f"{path}: no problem in it; expected a JSON object a line with task_id, prompt, "
+            "entry_point and test"
         )
+    name, count = names.most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{path}: task_id {name} is there {count} times; expected each once")
     return tasks
+
+
+def checked_task(row, place):
+    """The task of a row of a user's file, whose tests compile and assert something.
+
+    place: file and line, for messages.
+    Raises ValueError, KeyError, TypeError or AttributeError, whichever the row leads to.
+    """
+    solution = row.get("canonical_solution", "").rstrip("\n")
+    if solution and not solution.startswith("\n"):
+        solution = "\n" + solution
+    stops = row.get("stops", CODEX_STOPS)
+    if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise ValueError("stops is a list of texts, none of them empty")
+    task = Task(
+        str(row["task_id"]),
+        row["prompt"].rstrip("\n"),
+        solution,
+        row["test"],
+        row["entry_point"],
+        stops=tuple(stops),
+    )
+    check_job(job_of(task, ""), place)
+    prepare(task.tests, task.entry_point.strip(), False)
+    if "assert" not in task.tests and "raise" not in task.tests:
+        raise ValueError("its test asserts nothing: everything would pass")
+    return task

@@ -61,17 +61,7 @@ TEST = re.compile(r"^assert .*$", re.MULTILINE)  # MBPP's prompts show one
 
 # ---------------------------------------------------------------- benchmarks
 
-CHECKED = (
-    "humaneval",
-    "humaneval+",
-    "mbpp",
-    "mbpp-sanitized",
-    "mbpp+",
-    "leetcode",
-    "leetcode-v0.3.1",
-    "livecodebench",
-    "codeforces",
-)
+CHECKED = tuple(name for name, suite in suites.SUITES.items() if suite.checked)
 
 
 def checker(data_dir=""):

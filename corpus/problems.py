@@ -9,11 +9,8 @@ from config import UserError
 from corpus.decontaminate import checker
 from domain import domain_tasks
 
-TRAINING = {
-    "leetcode": "leetcode-train",
-    "leetcode-train": "leetcode-train",
-    "mbpp-train": "mbpp-train",
-}  # suites whose tests may be rewards
+# suites whose tests may be rewards: name -> the suite that is taken under it
+TRAINING = {name: suite.trained_as for name, suite in suites.SUITES.items() if suite.trained_as}
 
 
 def problems(cfg, tok, max_len):

@@ -24,8 +24,10 @@ from benchmarks.livecodebench import private_tests
 from benchmarks.mutation import mutants, mutation_scores
 from benchmarks.suites import gradable, load
 from config import UserError
+from corpus.decontaminate import CHECKED
+from corpus.problems import TRAINING
 from grader.grade import Job, grade
-from tasks import cut, job_of, program_of
+from tasks import Task, cut, job_of, program_of
 
 needs_data = pytest.mark.skipif(
     not os.path.isdir(BESIDE), reason=f"the data is not there: {BESIDE}"
@@ -67,9 +69,8 @@ def pretend(tmp_path, monkeypatch):
 
     def write(file, rows):
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        monkeypatch.setitem(
-            FILES, file, (hashlib.sha256(text).hexdigest(), len(rows), *FILES[file][2:])
-        )
+        known = FILES[file]._replace(sha256=hashlib.sha256(text).hexdigest(), items=len(rows))
+        monkeypatch.setitem(FILES, file, known)
         path = tmp_path / file
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(gzip.compress(text) if file.endswith(".gz") else text)
@@ -81,17 +82,15 @@ def pretend(tmp_path, monkeypatch):
 def test_missing_file_names_its_origin(tmp_path, monkeypatch):
     """Every suite without its files: one line with the file, the repository, the commit and what to do."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for suite, (_, files) in suites.SUITES.items():
+    for name, suite in suites.SUITES.items():
+        files = suite.files
         with pytest.raises(UserError) as error:
-            load(suite, str(tmp_path))
+            load(name, str(tmp_path))
         text = one_line(error)
-        if files and not suite.startswith(
-            "livecodebench"
-        ):  # those begin with LeetCodeDataset's files
+        if files and not name.startswith("livecodebench"):  # those read LeetCodeDataset first
+            known = FILES[files[0]]
             assert files[-1] in text or files[0] in text
-            assert (
-                FILES[files[0]][2] in text and FILES[files[0]][3] in text and "--data-dir" in text
-            )
+            assert known.repository in text and known.commit in text and "--data-dir" in text
 
 
 MBPP = "mbpp/mbpp.jsonl.gz"
@@ -129,9 +128,9 @@ def test_bad_file(pretend, damage, words):
     with pytest.raises(UserError) as error:
         load("mbpp", folder)
     text = one_line(error)
-    assert words in text and path in text and FILES[MBPP][2] in text
+    assert words in text and path in text and FILES[MBPP].repository in text
     if "sha256" in words:
-        assert FILES[MBPP][0] in text
+        assert FILES[MBPP].sha256 in text
 
 
 def test_plain_file_will_do(pretend):
@@ -826,12 +825,45 @@ def test_list(pretend, capsys):
     }
     benchmarks_command.main(["--list", "--data-dir", pretend("mbpp/sanitized-mbpp.json", [row])])
     lines = capsys.readouterr().out.strip().split("\n")
-    assert len(lines) == 1 + len(suites.SUITES)
-    assert any(
-        re.match(r"mbpp-sanitized +1 +1 .*mrigankpawagi/PropertyEval b2be813d \(CC-BY-4.0\)$", line)
-        for line in lines
+    assert len(lines) == 2 + len(suites.SUITES)
+    cells = {line.split("|")[1].strip(): re.sub(" +", " ", line) for line in lines}
+    assert cells["mbpp-sanitized"] == (
+        "| mbpp-sanitized | 1 | 1 | yes | | yes | mrigankpawagi/PropertyEval b2be813d (CC-BY-4.0) |"
     )
-    assert any(re.match(r"leetcode +- +- .*not usable: .*is not there", line) for line in lines)
+    assert cells["mbpp-train"].startswith("| mbpp-train | - | - | | yes | | ")
+    assert re.match(r"\| leetcode \| - \| - .*not usable: .*is not there", cells["leetcode"])
+
+
+def test_registries_follow_from_the_records():
+    """What may be trained on is checked against what is evaluated; names lead to suites."""
+    for name, suite in suites.SUITES.items():
+        assert all(file in FILES for file in suite.files)
+        assert set(suite.also) <= set(suites.SUITES)
+        if suite.trained_as:
+            assert suites.SUITES[suite.trained_as].trained_as == suite.trained_as
+            assert not suites.SUITES[suite.trained_as].checked
+        assert name in benchmarks_command.WITH_REFERENCES or not suite.references
+    assert TRAINING == {name: name for name in ("leetcode-train", "mbpp-train")} | {
+        "leetcode": "leetcode-train"
+    }
+    assert {"humaneval", "mbpp+", "livecodebench", "codeforces"} < set(CHECKED)
+
+
+def test_a_new_suite_is_one_record(monkeypatch, capsys):
+    """A record added to SUITES is read, listed, limited in time, and less what cannot be graded."""
+    tasks = [Task(name, "def f():", "\n    return 1", "assert f() == 1", "f") for name in "abcd"]
+    record = suites.Suite(
+        lambda data_dir: tasks,
+        (),
+        slow={"b": 5.0},
+        not_gradable={"c": "it is random"},
+        doubt=lambda task: "it is odd" if task.name == "d" else "",
+    )
+    monkeypatch.setitem(suites.SUITES, "new", record)
+    assert [(task.name, task.time_limit) for task in load("new")] == [("a", 0.0), ("b", 20.0)]
+    assert gradable("new")[1] == {"it is random": ["c"], "it is odd": ["d"]}
+    benchmarks_command.list_suites()
+    assert re.search(r"\| new +\| 4 +\| 2 .*1 it is random; 1 it is odd", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
