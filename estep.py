@@ -47,7 +47,7 @@ from engine import parallel, training
 from engine.machine import steps_bar
 from engine.packing import hidden_before, tree_parts
 from engine.rollouts import ACT, END, TOKEN, begin_of, rollout, rollouts
-from engine.training import for_rollouts
+from engine.training import inference_copy
 from evaluate import rollouts_of
 from hindsight.propose import choose
 from logprobs import log1mexp, token_kl, token_logprobs
@@ -131,9 +131,9 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
         )
     ends = np.zeros(len(rolls.rows), dtype=np.int64)  # tokens before the last event
     np.maximum.at(ends, rolls.events[:, 0], rolls.events[:, 1])
-    mine = [n for n in parallel.block(range(len(rolls.rows))) if ends[n]]
+    mine = [n for n in parallel.shard_block(range(len(rolls.rows))) if ends[n]]
     rows = [rolls.rows[n].ids[: ends[n]] for n in mine]
-    for part in parallel.turns(q, tree_parts(rows, micro_tokens)):
+    for part in parallel.synced_batches(q, tree_parts(rows, micro_tokens)):
         chosen = np.array([mine[i] for i in part])
         index = np.isin(rolls.events[:, 0], chosen)
         events = rolls.events[index].copy()  # (m, 5)
@@ -185,7 +185,7 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
                 .max()
             ),
         )
-    *sums, gaps = zip(*parallel.everyone((loss, total_kl, contents, read, gap)))
+    *sums, gaps = zip(*parallel.all_gather((loss, total_kl, contents, read, gap)))
     loss, total_kl, contents, read = map(sum, sums)
     return loss, total_kl / max(1, contents), read, max(gaps)
 
@@ -258,7 +258,7 @@ def diagnose(run, pi):
 def learn_q(run, name, pi, iteration, state, flops, seconds):
     """The E-step by policy gradient, from a copy of pi. Returns q and the FLOPs so far."""
     cfg, start = run.cfg, state["step"] if state else 0
-    q, opt = training.trained(
+    q, opt = training.prepare_training(
         copy.deepcopy(pi),
         cfg,
         lambda m: training.adamw(m, cfg.estep_lr, 0.0),
@@ -268,7 +268,7 @@ def learn_q(run, name, pi, iteration, state, flops, seconds):
     if not start:
         run.log(name, phase="diagnose", iteration=iteration, **diagnose(run, pi))
     pi.requires_grad_(False)  # or the KL's gradient would wait in pi for the M-step's first step
-    pi_fixed = for_rollouts(pi, cfg)
+    pi_fixed = inference_copy(pi, cfg)
     bar = steps_bar(f"{name}: E-step {iteration + 1}", start, cfg.estep_steps)
     for step in bar:
         began = time.time()
@@ -280,7 +280,7 @@ def learn_q(run, name, pi, iteration, state, flops, seconds):
             len(run.expert), min(cfg.snippets, len(run.expert)), replace=False
         )
         rolls = rollouts(
-            for_rollouts(q, cfg),
+            inference_copy(q, cfg),
             pi_fixed,
             run.tok,
             [run.expert[i] for i in mine],
@@ -352,7 +352,7 @@ def learn_q(run, name, pi, iteration, state, flops, seconds):
                 seconds=seconds(),
             )
     pi.requires_grad_(True)
-    return parallel.whole(q), flops
+    return parallel.unwrap(q), flops
 
 
 # ---------------------------------------------------------------- who proposes thoughts for the M-step

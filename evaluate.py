@@ -34,7 +34,7 @@ from engine import parallel
 from engine.machine import device_of, set_threads
 from engine.rollouts import rollouts
 from engine.sample import generate
-from engine.training import for_rollouts
+from engine.training import inference_copy
 from formats import huggingface
 from formats.checkpoints import load_model
 from formats.tokenizers import load_tokenizer
@@ -103,7 +103,7 @@ def solve(
             )
     stops = tasks[0].stops if tasks else ()
     numbers = list(range(len(tasks))) if numbers is None else numbers
-    tasks, prompts, numbers = parallel.mine(tasks), parallel.mine(prompts), parallel.mine(numbers)
+    tasks, prompts, numbers = parallel.shard(tasks), parallel.shard(prompts), parallel.shard(numbers)
     done = generate(
         model,
         [ids for ids, _ in prompts],
@@ -154,7 +154,7 @@ def grade_completions(tasks, completions, sanitise=False, progress=True):
     )
     return [
         row
-        for of_task in parallel.gather([[next(rows) for _ in texts] for texts in completions])
+        for of_task in parallel.unshard([[next(rows) for _ in texts] for texts in completions])
         for row in of_task
     ]
 
@@ -188,7 +188,7 @@ def solve_suite(model, tok, tasks, n, cfg, path, settings, sanitise=False, desc=
             raise UserError(
                 f"{path}: its rows are not those of this suite; leave out --resume to start over, or give another --samples-out"
             )
-    parallel.alone(write_samples)(path, rows, settings)
+    parallel.rank0_only(write_samples)(path, rows, settings)
     for start in range(len(rows) // n, len(tasks), at_once):
         some = tasks[start : start + at_once]
         new = solve(
@@ -317,7 +317,7 @@ def main(argv):
     }
     if not args.completions:
         model, tok = open_model(cfg, args.checkpoint)
-        model = for_rollouts(model, cfg)
+        model = inference_copy(model, cfg)
     n = 1 if cfg.temperature == 0 else cfg.samples  # greedy samples are all the same
     for name, tasks in problem_sets.items():
         tasks = tasks[: args.limit or None]
@@ -336,13 +336,13 @@ def main(argv):
                 len(next(iter(given.values()))),
             )
             settings = dict(suite=name, **made, samples=n, sanitise=args.sanitise)
-            parallel.alone(write_samples)(path, [], settings)  # before the work: can it be written?
+            parallel.rank0_only(write_samples)(path, [], settings)  # before the work: can it be written?
             rows = grade_completions(
-                parallel.mine(tasks),
-                parallel.mine([given[task.name] for task in tasks]),
+                parallel.shard(tasks),
+                parallel.shard([given[task.name] for task in tasks]),
                 args.sanitise,
             )
-            parallel.alone(write_samples)(path, rows, settings)
+            parallel.rank0_only(write_samples)(path, rows, settings)
         else:
             made = {"temperature": cfg.temperature}
             settings = dict(
@@ -409,7 +409,7 @@ def evaluate(run, names):
         if problems:
             for key, n, temperature in (("", cfg.samples, cfg.temperature), ("greedy", 1, 0.0)):
                 rows = solve(
-                    for_rollouts(model, cfg),
+                    inference_copy(model, cfg),
                     run.tok,
                     problems,
                     n,
@@ -428,13 +428,13 @@ def evaluate(run, names):
     print_programs(run, names[-1], problems, shown.get(names[-1], []))
 
 
-@parallel.alone
+@parallel.rank0_only
 def write_programs(run, name, rows):
     with open(run.path(f"samples-{name}.jsonl"), "w") as f:
         f.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-@parallel.alone
+@parallel.rank0_only
 def write_results(run, results):
     path = run.path("results.json")
     try:

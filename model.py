@@ -354,7 +354,7 @@ class Transformer(nn.Module):
 
         pos    (B, T) positions; default 0..T-1 in every row.
         doc    (B, T) document numbers of packed rows: a token sees only earlier tokens of its own document, a run of one number.
-        before with `doc`: what else the tokens of each document see, as from `one_tree`.
+        before with `doc`: what else the tokens of each document see, as from `pack_shared`.
         cache  a Cache; then `pos` is required, new keys are written at slots `pos`, and a query at position p sees slots 0..p.
         reach  with a cache: how many slots any query may need (default: all); smaller is faster.
         Right padding needs no mask: no real token looks to its right.

@@ -30,7 +30,7 @@ from config import MSTEP
 from data import PROMPT, THOUGHT, canonical, infuse
 from engine import documents, parallel, training
 from engine.machine import graphs, steps_bar
-from engine.packing import micro_batches, one_row
+from engine.packing import micro_batches, pack
 from logprobs import token_logprobs
 from model import work_size
 
@@ -48,13 +48,13 @@ def infuse_corpus(tok, snippets, numbers, propose, at_once, block, stats):
         range(0, len(snippets), at_once), desc="infuse", unit="batch", delay=2, leave=False
     ):
         part, of_part = (
-            list(parallel.mine(x[start : start + at_once])) for x in (snippets, numbers)
+            list(parallel.shard(x[start : start + at_once])) for x in (snippets, numbers)
         )
         proposed = propose(part, of_part) if part else []
-        yield from parallel.gather(
+        yield from parallel.unshard(
             [write(tok, snip, thoughts, block, stats) for snip, thoughts in zip(part, proposed)]
         )
-    total = sum(parallel.everyone(stats), collections.Counter())
+    total = sum(parallel.all_gather(stats), collections.Counter())
     stats.clear()
     stats.update(total)
 
@@ -85,7 +85,7 @@ def write(tok, snip, thoughts, block, stats):
 
 
 def ntp_loss(model, ids, pos, doc, kind):
-    """-log p of each predicted token of packed rows -> (loss (M,) with gradient, kind (M,)). ids, pos, doc, kind (1, T), as from `one_row`.
+    """-log p of each predicted token of packed rows -> (loss (M,) with gradient, kind (M,)). ids, pos, doc, kind (1, T), as from `pack`.
 
     A token is predicted from the earlier tokens of its own document; the first of a document is not, nor is padding, nor what is given. The end-of-text token is.
     """
@@ -113,12 +113,12 @@ def ntp_step(model, opt, docs, kinds, lr, cfg):
         int((predict == THOUGHT).sum()),
     ]  # predicted tokens; of code; of thoughts
     order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))  # so that shares are alike
-    share = [parallel.mine([xs[i] for i in order]) for xs in (docs, kinds)]
+    share = [parallel.shard([xs[i] for i in order]) for xs in (docs, kinds)]
     sums, cuda = torch.zeros(3, device=model.device), model.device.type == "cuda"
-    for some in parallel.turns(model, micro_batches(*share, cfg.micro_tokens)):
+    for some in parallel.synced_batches(model, micro_batches(*share, cfg.micro_tokens)):
         row = [
             x.to(model.device, non_blocking=True)
-            for x in one_row(*some, multiple=256 if cuda else 1)
+            for x in pack(*some, multiple=256 if cuda else 1)
         ]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
             loss, kind = ntp_loss(model, *row)
@@ -128,7 +128,7 @@ def ntp_step(model, opt, docs, kinds, lr, cfg):
     norm = parallel.clip(model, cfg.grad_clip)
     opt.step()
     opt.zero_grad(set_to_none=True)
-    said = (torch.stack(parallel.everyone(sums.cpu())).sum(0) / torch.tensor(n)).tolist()
+    said = (torch.stack(parallel.all_gather(sums.cpu())).sum(0) / torch.tensor(n)).tolist()
     return {
         "loss": said[0],
         "ce_code": said[1],
@@ -151,7 +151,7 @@ def fine_tune(run, name, model, docs, iteration, steps, state, flops, keep=lambd
     """The M-step: `steps` of next-token training on docs, documents.Code or documents.Written. state: where to go on (it is emptied), or None; keep(): what else
     its checkpoints hold. Returns the model and the FLOPs so far."""
     cfg, start = run.cfg, 0
-    model, opt = training.trained(
+    model, opt = training.prepare_training(
         model, cfg, lambda m: training.adamw(m, cfg.lr, cfg.weight_decay), state
     )
     if state:
@@ -182,4 +182,4 @@ def fine_tune(run, name, model, docs, iteration, steps, state, flops, keep=lambd
                 opt=parallel.state(opt),
                 **keep(),
             )
-    return parallel.whole(model), flops
+    return parallel.unwrap(model), flops

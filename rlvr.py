@@ -45,7 +45,7 @@ from engine import parallel, training
 from engine.machine import steps_bar
 from engine.packing import hidden_before, tree_parts
 from engine.sample import generate
-from engine.training import for_rollouts
+from engine.training import inference_copy
 from evaluate import score, solve
 from grader.grade import Grader
 from logprobs import log1mexp, token_kl, token_logprobs
@@ -88,7 +88,7 @@ def collect(model, tok, tasks, cfg, first, grader):
     """Sample G completions for each task and grade them meanwhile -> list of Samples, a group's next to each other, and seconds waited for the grader
     after the last one was written. first: the number of the first task in the order of drawing, which with the seed fixes its draws. Ranks share the
     tasks out, and all get all samples (but not their runs)."""
-    own = set(parallel.mine(range(len(tasks))))
+    own = set(parallel.shard(range(len(tasks))))
     samples, given = (
         {},
         [tok.start(task.prompt) for task in tasks],
@@ -141,7 +141,7 @@ def collect(model, tok, tasks, cfg, first, grader):
         samples = [dataclasses.replace(s, run=None) for s in samples]
     return [
         s
-        for group in parallel.gather([samples[i : i + G] for i in range(0, len(samples), G)])
+        for group in parallel.unshard([samples[i : i + G] for i in range(0, len(samples), G)])
         for s in group
     ], waited
 
@@ -195,7 +195,7 @@ def token_weights(lengths, norm, max_new):
 
 def batches(samples, most):
     """Micro-batches of this rank's share: lists of indices, the completions of a prompt together, the prompt counted once."""
-    mine = parallel.block(range(len(samples)))
+    mine = parallel.shard_block(range(len(samples)))
     return [
         [mine[i] for i in part]
         for part in tree_parts([samples[i].prompt + samples[i].ids for i in mine], most)
@@ -329,7 +329,7 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
                 for m, k, some in (
                     (m, k, some)
                     for m, mini in enumerate(plan)
-                    for k, some in enumerate(parallel.turns(model, mini))
+                    for k, some in enumerate(parallel.synced_batches(model, mini))
                 ):
                     hidden, read = hidden_of(model, some, cfg.bf16)
                     old[m, k] = scored(model, hidden, some, forbid)[0]
@@ -343,7 +343,7 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
                     )
                 )
                 losses.append(0.0)
-                for k, some in enumerate(parallel.turns(model, mini)):
+                for k, some in enumerate(parallel.synced_batches(model, mini)):
                     loss, sums = micro_loss(
                         model,
                         start,
@@ -361,7 +361,7 @@ def update(model, start, opt, samples, cfg, seed, forbid=()):
                 norms.append(parallel.clip(model, cfg.grad_clip).item())
                 opt.step()
                 opt.zero_grad(set_to_none=True)
-    of_ranks = parallel.everyone((total, losses))
+    of_ranks = parallel.all_gather((total, losses))
     total = {
         key: (max if key == "logp_gap_max" else sum)(sums[key] for sums, _ in of_ranks)
         for key in total
@@ -397,7 +397,7 @@ def thought_share(tok, ids):
 
 def held_out(model, tok, tasks, cfg):
     """Pass rate of a model on held-out problems, eval_samples programs each, and what these look like."""
-    model, rows = for_rollouts(model, cfg), []
+    model, rows = inference_copy(model, cfg), []
     for stops in dict.fromkeys(task.stops for task in tasks):
         mine = [task for task in tasks if task.stops == stops]
         rows += solve(
@@ -480,7 +480,7 @@ def rlvr(run, name):
         flops=0.0 if cfg.init == "base" else extra["flops"],
     )  # of all that came after pre-training
     state = run.restore(name)
-    model, opt = training.trained(model, cfg, lambda m: training.adamw(m, cfg.rl_lr, 0.0), state)
+    model, opt = training.prepare_training(model, cfg, lambda m: training.adamw(m, cfg.rl_lr, 0.0), state)
     if state:
         at = {key: state[key] for key in at}
 
@@ -500,7 +500,7 @@ def rlvr(run, name):
         for step in bar:
             began, cpu = time.time(), time.process_time()
             samples, everything, waited = rollouts(
-                for_rollouts(model, cfg), tok, train, cfg, at["drawn"], grader
+                inference_copy(model, cfg), tok, train, cfg, at["drawn"], grader
             )  # sample, reward, advantage
             sampled = time.time()
             for group in opt.param_groups:
@@ -516,7 +516,7 @@ def rlvr(run, name):
                 drawn=at["drawn"] + len(R),
                 sampled_tokens=at["sampled_tokens"] + new,
                 seconds=at["seconds"] + now - began,
-                cpu_s=at["cpu_s"] + sum(parallel.everyone(time.process_time() - cpu)),
+                cpu_s=at["cpu_s"] + sum(parallel.all_gather(time.process_time() - cpu)),
                 flops=at["flops"] + work * (2 * (prompts + new + m["scored"]) + 6 * m["trained"]),
             )
             verdicts = [s.verdict for s in everything]
@@ -555,7 +555,7 @@ def rlvr(run, name):
                 run.save_state(name, weights=parallel.state(model), opt=parallel.state(opt), **at)
     run.save(
         name,
-        parallel.whole(model),
+        parallel.unwrap(model),
         flops=at["flops"],
         settings=run.settings,
         rl_seconds=at["seconds"],

@@ -45,7 +45,7 @@ class Run:
         if stage != "rlvr":
             self.prepare()
 
-    @parallel.alone
+    @parallel.rank0_only
     def begin(self):
         """Make the folder and note the settings, once all that was given is known to be right (`check`)."""
         try:
@@ -87,7 +87,7 @@ class Run:
         else:
             arguments = arguments_of(cfg, self.tok)
             if parallel.world() > 1:  # the first rank makes it, and the others open it
-                parallel.alone(prepare)(**arguments)
+                parallel.rank0_only(prepare)(**arguments)
             whole = prepare(**arguments)
             self.contamination = whole.contamination()
             tqdm.write(
@@ -153,7 +153,7 @@ class Run:
         model, extra = load_model(self.path(f"{name}.pt"), mmap=True)
         return model.cfg, extra
 
-    @parallel.alone
+    @parallel.rank0_only
     def save(self, name, model, **extra):
         save_model(model, self.path(f"{name}.pt"), **extra, seconds=time.time() - self.started)
         self.forget(name)
@@ -187,12 +187,12 @@ class Run:
         one: its state beside new documents would be taken for theirs."""
         state = self.unfinished(name)
         if not state:
-            parallel.alone(self.forget)(name)
+            parallel.rank0_only(self.forget)(name)
         self.lines = state["lines"] if state else 0
         self.keep_metrics(name, self.lines)
         return state
 
-    @parallel.alone
+    @parallel.rank0_only
     def keep_metrics(self, name, n):
         """Keep the first n metrics lines of a model, and all of other models."""
         path = self.path("metrics.jsonl")
@@ -216,7 +216,7 @@ class Run:
                 f.write(json.dumps({"model": name, **metrics}) + "\n")
         self.lines += 1
 
-    @parallel.alone
+    @parallel.rank0_only
     def save_state(self, name, **state):
         write_whole(
             {**state, "settings": self.settings, "lines": self.lines}, self.path(f"{name}.state")

@@ -36,7 +36,7 @@ import mstep
 from config import INFUSE, PRETRAIN, UserError, deciding, parse
 from engine import documents, parallel, plan, training
 from engine.machine import set_threads, steps_bar
-from engine.training import for_rollouts
+from engine.training import inference_copy
 from estep import Proposer, learn_q, proposals
 from evaluate import bound, evaluate
 from formats import huggingface, tokenizers
@@ -73,14 +73,14 @@ def pretrain(run):
         return
     if os.path.exists(run.path("base.pt")):
         return
-    parallel.alone(tokenizers.save_tokenizer)(run.tok, run.path("tokenizer.txt"))
+    parallel.rank0_only(tokenizers.save_tokenizer)(run.tok, run.path("tokenizer.txt"))
     model = (
         Transformer(base_shape(run))
         .init_weights(cfg.seed)
         .to(run.device, getattr(torch, cfg.weights))
     )
     state, start, flops = run.restore("base"), 0, 0.0
-    model, opt = training.trained(
+    model, opt = training.prepare_training(
         model, cfg, lambda m: training.adamw(m, cfg.pretrain_lr, cfg.weight_decay), state
     )
     if state:
@@ -103,7 +103,7 @@ def pretrain(run):
                 step=step + 1,
                 flops=flops,
             )
-    run.save("base", parallel.whole(model), flops=flops, settings=run.settings_of(deciding("base")))
+    run.save("base", parallel.unwrap(model), flops=flops, settings=run.settings_of(deciding("base")))
 
 
 def base_batch(run, step):
@@ -219,8 +219,8 @@ def em(run):
 def infused(run, name, q, pi, iteration):
     """Write the M-step's documents, expert code with the thoughts of cfg.estep, to NAME.docs. Returns counts: see mstep.infuse_corpus."""
     cfg, stats, numbers = run.cfg, collections.Counter(), expert_part(run, iteration)
-    scorer = for_rollouts(pi, cfg)
-    thinker = scorer if q is pi else for_rollouts(q, cfg)
+    scorer = inference_copy(pi, cfg)
+    thinker = scorer if q is pi else inference_copy(q, cfg)
     seed = (cfg.seed, INFUSE, iteration)
     tasks = run.expert_tasks if cfg.estep == "oracle" else ()
     source = Proposer(thinker, scorer, run.tok, cfg, seed, stats, iteration, tasks)

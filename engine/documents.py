@@ -59,7 +59,7 @@ def write_documents(path, docs):
         if first:
             os.fsync(f.fileno())
             os.replace(f.name, path)
-    parallel.everyone(None)
+    parallel.all_gather(None)
 
 
 def step_documents(lengths, size, seed):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from data import CODE
 
 
-def one_row(docs, kinds=None, multiple=1):
+def pack(docs, kinds=None, multiple=1):
     """Documents one behind the other as a row of tensors: ids, pos, doc (1, T) int64 and kind (1, T) int8. T is their tokens.
 
     pos restarts at 0 in each document; doc numbers them. multiple: pad to a multiple of so many tokens; padding is a document of its own with ids 0,
@@ -33,7 +33,7 @@ def one_row(docs, kinds=None, multiple=1):
     )
 
 
-def one_tree(rows):
+def pack_shared(rows):
     """Rows of ids as one packed row in which a beginning that several share stands once -> (ids, pos, doc (1, T) int64, before, where).
 
     A row is a document of the tokens in which it differs from the row before it, in lexicographic order; before: numbers of the tokens that stand before
@@ -91,7 +91,7 @@ def common(a, b):
 def hidden_before(model, rows, at, amp=False):
     """Read rows, what they begin with alike only once -> (states (T, D), node (M,)): states[node[m]] predicts token j of row n, at[m] = (n, j, ...).
     rows: lists of ids; at (M, 2 or more) ints."""
-    ids, pos, doc, before, where = one_tree(rows)  # (1, T)
+    ids, pos, doc, before, where = pack_shared(rows)  # (1, T)
     start = np.cumsum([0] + [len(w) for w in where])
     node = torch.cat(where)[start[at[:, 0]] + at[:, 1] - 1].to(model.device)  # (M,)
     ids, pos, doc = (x.to(model.device) for x in (ids, pos, doc))

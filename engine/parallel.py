@@ -4,18 +4,18 @@
     torchrun --standalone --nproc_per_node=8 train.py --stage em --shard true         a share of it on every GPU (FSDP2, fully_shard)
 
 Every rank knows the whole batch, because a batch is a function of (seed, stage, iteration, step), and works on its share: every world()-th row,
-snippet or problem (`mine`). What the ranks find goes back to all of them, in the order of one process (`gather`), so that every rank computes the same
+snippet or problem (`shard`). What the ranks find goes back to all of them, in the order of one process (`unshard`), so that every rank computes the same
 baselines, advantages and normalisers from the whole batch. The loss of a rank is its part of the sum that one process would compute; the sum of the
 gradients is then the gradient, and one process and several differ by rounding only.
 
-1. Ranks may have different numbers of micro-batches, or none: `turns` gives each as many as the one with the most, the missing ones with a loss of 0.
+1. Ranks may have different numbers of micro-batches, or none: `synced_batches` gives each as many as the one with the most, the missing ones with a loss of 0.
    DDP sums gradients during the last turn's backward only; FSDP2 in each, because it keeps no whole gradient.
 2. The head's weight is used outside of the model's forward. DDP does not mind as long as every parameter gets a gradient; under FSDP2 the head
    belongs to the outermost group, which stays whole between forward and backward.
 3. What samples and scores is a whole model on every rank, and so is what is frozen (pi in the E-step, the start of RLVR). FSDP2 shares out what is
    trained: weights, gradients and the optimizer's state.
 4. Checkpoints are whole, and those of one process: a run goes on with any number of ranks. The run's folder changes between two barriers only
-   (`alone`), so that all ranks find the same files in it; it must be one folder for all.
+   (`rank0_only`), so that all ranks find the same files in it; it must be one folder for all.
 
 Without torchrun there is one rank, and nothing here does anything.
 """
@@ -108,15 +108,15 @@ def workers():
     return max(1, cores() // (int(os.environ["LOCAL_WORLD_SIZE"]) if world() > 1 else 1))
 
 
-def alone(write):
+def rank0_only(write):
     """Decorator: rank 0 calls it, the others wait, before and after. Its result is None."""
 
     @functools.wraps(write)
     def by_one(*args, **keywords):
-        everyone(None)
+        all_gather(None)
         if rank() == 0:
             write(*args, **keywords)
-        everyone(None)
+        all_gather(None)
 
     return by_one
 
@@ -124,18 +124,18 @@ def alone(write):
 # ---------------------------------------------------------------- shares of the work
 
 
-def mine(xs):
+def shard(xs):
     """This rank's share of a list or of a tensor's rows. Example, rank 1 of 3: [a, b, c, d, e] -> [b, e]"""
     return xs[rank() :: world()]
 
 
-def block(xs):
+def shard_block(xs):
     """The same, of neighbours. Example, rank 1 of 3: [a, b, c, d, e] -> [c, d]"""
     bounds = [len(xs) * r // world() for r in (rank(), rank() + 1)]
     return xs[bounds[0] : bounds[1]]
 
 
-def everyone(x):
+def all_gather(x):
     """What each rank gives, by rank. Anything that can be pickled."""
     if world() == 1:
         return [x]
@@ -144,9 +144,9 @@ def everyone(x):
     return found
 
 
-def gather(xs):
-    """The lists of all ranks as one, in the order that `mine` cut. Example, 2 ranks: [a, c], [b] -> [a, b, c]"""
-    parts = everyone(xs)
+def unshard(xs):
+    """The lists of all ranks as one, in the order that `shard` cut. Example, 2 ranks: [a, c], [b] -> [a, b, c]"""
+    parts = all_gather(xs)
     whole = [None] * sum(map(len, parts))
     for r, part in enumerate(parts):
         whole[r :: len(parts)] = part
@@ -166,7 +166,7 @@ class Replicated(DistributedDataParallel):
             return getattr(super().__getattr__("module"), name)
 
 
-def spread(model, shard=False):
+def wrap(model, shard=False):
     """The model as all ranks train it, before its optimizer is made; what comes back takes its place."""
     if world() == 1:
         return model
@@ -190,7 +190,7 @@ def is_shared(x):
     return hasattr(x, "full_tensor")
 
 
-def whole(model):
+def unwrap(model):
     """A Transformer of this rank alone with the weights of one that was spread; all ranks must ask for it."""
     if any(is_shared(p) for p in model.parameters()):
         with torch.device("meta"):  # nothing is allocated or drawn
@@ -244,10 +244,10 @@ def restore(opt, saved):
 # ---------------------------------------------------------------- gradients
 
 
-def turns(model, parts):
+def synced_batches(model, parts):
     """Go through this rank's micro-batches; after the last, the gradients are those of all ranks' losses together. Each needs one forward of the spread
     model and one `backward` of its loss, or, without gradients, one forward."""
-    most = max(everyone(len(parts)))
+    most = max(all_gather(len(parts)))
     for k in range(most):
         with (
             model.no_sync()

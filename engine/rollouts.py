@@ -135,7 +135,7 @@ def split(rolls):
 def rollouts(q, pi, tok, snippets, G, think_max, seed, numbers, at_once, desc="", **how):
     """`rollout` for any number of snippets, at_once of them in a call, with a progress bar if that takes a while -> Rollouts. Ranks share the snippets
     out, and all get all rollouts."""
-    snippets, numbers = parallel.mine(snippets), parallel.mine(numbers)
+    snippets, numbers = parallel.shard(snippets), parallel.shard(numbers)
     parts = [
         rollout(
             q,
@@ -157,7 +157,7 @@ def rollouts(q, pi, tok, snippets, G, think_max, seed, numbers, at_once, desc=""
             disable=len(snippets) <= at_once,
         )
     ]
-    return merge(parallel.gather([one for part in parts for one in split(part)]))
+    return merge(parallel.unshard([one for part in parts for one in split(part)]))
 
 
 def draw_uniforms(seed, number, g, n_lines, think_max):

@@ -9,9 +9,9 @@ from engine.machine import compile_blocks
 from engine.optim import RoundedAdamW
 
 
-def for_rollouts(model, cfg):
+def inference_copy(model, cfg):
     """The model that samples and scores: itself, or a bfloat16 copy; whole on every rank."""
-    model = parallel.whole(model)
+    model = parallel.unwrap(model)
     return (
         copy.deepcopy(model).bfloat16()
         if cfg.rollout_bf16 and model.dtype != torch.bfloat16
@@ -37,14 +37,14 @@ def adamw(model, lr, weight_decay):
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
-def trained(model, cfg, optimizer, state=None, weights="weights"):
+def prepare_training(model, cfg, optimizer, state=None, weights="weights"):
     """(the model as it is trained, its optimizer), both as in a state, if there is one. optimizer: model -> Optimizer. What the model was before
-    must not be used until `parallel.whole` gives it back."""
+    must not be used until `parallel.unwrap` gives it back."""
     if state:
         model.load_state_dict(state[weights])
     model.checkpoint = cfg.checkpoint
     compile_blocks(model, cfg)
-    model = parallel.spread(model, cfg.shard)
+    model = parallel.wrap(model, cfg.shard)
     opt = optimizer(model)
     if state:
         parallel.restore(opt, state["opt"])

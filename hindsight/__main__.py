@@ -10,7 +10,7 @@ import json
 from config import UserError, check_output, command, parse, write_output
 from data import inserted
 from engine.machine import set_threads
-from engine.training import for_rollouts
+from engine.training import inference_copy
 from hindsight.judge import judge, table
 from run import Run
 
@@ -75,7 +75,7 @@ def main(argv):
     for name in names:
         model = run.load(name)[0]
         model.norm.weight.data /= args.soften  # the head is linear
-        model = for_rollouts(model, cfg)
+        model = inference_copy(model, cfg)
         judged[name], kept = judge(
             model,
             run.tok,

@@ -281,9 +281,9 @@ def rollout_rows(quick, rates):
 
 def estep(q, pi, opt, tok, snips, G, rate, credit="prefix", kl=0.3, cast=True):
     """One E-step as train.py takes it -> Rollouts, (seconds are the caller's)."""
-    for_rollouts = lambda m: copy.deepcopy(m).bfloat16() if cast else m
+    inference_copy = lambda m: copy.deepcopy(m).bfloat16() if cast else m
     rolls = rollout(
-        for_rollouts(q),
+        inference_copy(q),
         pi,
         tok,
         snips,

@@ -19,7 +19,7 @@ from config import UserError, make
 from engine import training
 from engine.machine import cpu_seconds, timed
 from engine.sample import generate
-from engine.training import for_rollouts
+from engine.training import inference_copy
 from formats import tokenizers
 from formats.gguf import load_gguf, smollm2_path
 from model import Transformer
@@ -34,7 +34,7 @@ def completions(model, prompts, seed, cfg):
     out = []
     for i, group in enumerate(
         generate(
-            for_rollouts(model, cfg), prompts, NEW, eos=-1, seed=seed, n=G, batch=G * len(prompts)
+            inference_copy(model, cfg), prompts, NEW, eos=-1, seed=seed, n=G, batch=G * len(prompts)
         )
     ):
         out += [
@@ -121,7 +121,7 @@ def ratio_off(model, prompts, cfg):
     """Share of sampled tokens whose ratio leaves [0.9, 1.1], and of all the mean |log ratio|."""
     off = total = 0
     for i, group in enumerate(
-        generate(for_rollouts(model, cfg), prompts, 64, eos=-1, n=2, batch=2 * len(prompts))
+        generate(inference_copy(model, cfg), prompts, 64, eos=-1, n=2, batch=2 * len(prompts))
     ):
         some = [rlvr.Sample(None, prompts[i], c.ids, c.logprobs, True, i, "", None) for c in group]
         with torch.inference_mode():

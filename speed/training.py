@@ -79,7 +79,7 @@ def limit_s(cfg, docs, rates):
 def ours(cfg, docs, kinds, device, **settings):
     """() -> one step of ours on these documents."""
     settings = config.make(**{"micro_tokens": 8192, **settings})
-    model, opt = training.trained(
+    model, opt = training.prepare_training(
         Transformer(cfg).init_weights(0).to(device),
         settings,
         lambda m: training.adamw(m, 1e-4, 0.1),
@@ -134,7 +134,7 @@ def padded(model, docs, device):
 
 def packed(model, docs, device):
     """() -> loss of transformers on documents as one row: positions that start anew, and a mask of blocks."""
-    ids, pos, doc, _ = (x.to(device) for x in packing.one_row(docs))
+    ids, pos, doc, _ = (x.to(device) for x in packing.pack(docs))
     mask = ((doc[:, :, None] == doc[:, None, :]).tril())[:, None]  # (1, 1, T, T)
     labels = ids.masked_fill(pos == 0, -100)
     return lambda: (

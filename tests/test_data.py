@@ -218,7 +218,7 @@ def test_one_row():
         (total - 1, 2 * total - 2),
         (total, total),
     ):
-        ids, pos, doc, kind = packing.one_row(docs, kinds, multiple)
+        ids, pos, doc, kind = packing.pack(docs, kinds, multiple)
         assert (
             ids.shape == pos.shape == doc.shape == kind.shape == (1, T)
             and kind.dtype == torch.int8
@@ -239,13 +239,13 @@ def test_one_row():
             and (kind[0, rest] == -1).all()
         )
         assert pos[0, rest].tolist() == list(range(T - total))
-    assert [x.tolist() for x in packing.one_row([[5, 6], [7]])] == [
+    assert [x.tolist() for x in packing.pack([[5, 6], [7]])] == [
         [[5, 6, 7]],
         [[0, 1, 0]],
         [[0, 0, 1]],
         [[1, 1, 1]],
     ]
-    assert packing.one_row([])[0].shape == (1, 0)
+    assert packing.pack([])[0].shape == (1, 0)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"hello", b"\xff\xfe", b"aGk= zero\n"])

@@ -232,7 +232,7 @@ def test_where_samples_go(monkeypatch, tmp_path, capsys):
     )
     monkeypatch.setattr(evaluate.suites, "load", lambda name, data_dir: suite)
     monkeypatch.setattr(evaluate, "open_model", lambda cfg, checkpoint: (model, BYTES))
-    monkeypatch.setattr(evaluate, "for_rollouts", lambda model, cfg: model)
+    monkeypatch.setattr(evaluate, "inference_copy", lambda model, cfg: model)
     monkeypatch.setattr(
         evaluate,
         "generate",

@@ -179,7 +179,7 @@ def test_shared_beginnings_are_one_row_at_a_time(net, rows):
         torch.randint(3, (int(n),), generator=gen).tolist()
         for n in torch.randint(1, 30, (40,), generator=gen)
     ]
-    ids, pos, doc, before, where = packing.one_tree(rows)
+    ids, pos, doc, before, where = packing.pack_shared(rows)
     assert ids.shape[1] == len({tuple(row[:k]) for row in rows for k in range(1, len(row) + 1)})
     weight = torch.randn(40, 30, SMALL.d_model, generator=gen)
     grads = []
@@ -243,7 +243,7 @@ def test_a_packed_row_is_one_document_at_a_time(net, lengths, multiple, monkeypa
     """Hidden states, and all gradients of a function of them, of a packed row: against each document alone, and against a dense mask in float64.
     With checkpointing too."""
     docs = documents(LENGTHS[lengths])
-    ids, pos, doc, _ = packing.one_row(docs, None, multiple)
+    ids, pos, doc, _ = packing.pack(docs, None, multiple)
     weight = torch.randn(SMALL.d_model, generator=torch.Generator().manual_seed(0))
     packed = lambda: [net(ids, pos, doc)[0, doc[0] == n] for n in range(len(docs))]
     alone = [net(torch.tensor([d]))[0] for d in docs]
@@ -272,7 +272,7 @@ def test_several_packed_rows(net):
 def test_no_token_sees_another_document(net):
     """Whatever changes in a document changes nothing in the others, bit for bit, and nothing before itself; what follows it there does change."""
     docs = documents(LENGTHS["mixed"])
-    ids, pos, doc, _ = packing.one_row(docs, None, 64)
+    ids, pos, doc, _ = packing.pack(docs, None, 64)
     before = net(ids, pos, doc)[0]
     for t in range(0, ids.shape[1], 7):
         other = ids.clone()

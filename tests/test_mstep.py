@@ -20,7 +20,7 @@ from corpus import prepare, store
 from data import CODE, PROMPT, THOUGHT, canonical, infuse, snippet
 from engine import documents, packing, training
 from engine.machine import graphs
-from engine.packing import one_row
+from engine.packing import pack
 from engine.rollouts import rollout
 from worlds import infused, thinker
 
@@ -203,7 +203,7 @@ def test_loss_of_packed_rows(tok, snips, model):
     docs, kinds = infused_docs(tok, snips[:4])
     want = torch.cat([by_hand(model, d, k) for d, k in zip(docs, kinds)])
     for multiple in (1, 100):
-        loss, kind = mstep.ntp_loss(model, *one_row(docs, kinds, multiple))
+        loss, kind = mstep.ntp_loss(model, *pack(docs, kinds, multiple))
         assert loss.shape == want.shape and (loss - want).abs().max() < 1e-4
     assert kind.tolist() == [k for kind in kinds for k in kind if k != PROMPT]
     assert (
@@ -246,7 +246,7 @@ def test_a_step_reports_its_loss(tok, snips, model):
     """The metrics of a step against the loss computed beforehand, split by kind; the weights move."""
     m = thinker(tok, 4)
     docs, kinds = infused_docs(tok, snips[:2])
-    loss, kind = mstep.ntp_loss(m, *one_row(docs, kinds))
+    loss, kind = mstep.ntp_loss(m, *pack(docs, kinds))
     before = m.embed.weight.clone()
     said = mstep.ntp_step(m, training.adamw(m, 1e-3, 0.1), docs, kinds, 1e-3, settings(bf16=False))
     assert said["loss"] == pytest.approx(loss.mean().item(), abs=1e-5)
@@ -267,7 +267,7 @@ def test_compiled_steps(tok, snips, monkeypatch):
     steps, losses, made = [(0, 2, 3), (1, 4), (5, 3, 2, 0), (2,), (0, 1, 2, 3, 4, 5)], [], []
     for how in ("false", "true"):
         cfg = settings(bf16=False, compile=how)
-        m, opt = training.trained(thinker(tok, 4), cfg, lambda m: training.adamw(m, 1e-3, 0.1))
+        m, opt = training.prepare_training(thinker(tok, 4), cfg, lambda m: training.adamw(m, 1e-3, 0.1))
         said = [
             mstep.ntp_step(m, opt, [docs[i] for i in some], [kinds[i] for i in some], 1e-3, cfg)
             for some in steps

@@ -205,21 +205,21 @@ with parallel.ranks():
     torch.manual_seed(0)
     for n in range(6):
         xs = list(range(n))
-        assert parallel.gather(parallel.mine(xs)) == xs and parallel.mine(torch.arange(n)).tolist() == parallel.mine(xs) == xs[me::2]
-    assert parallel.everyone(me) == [0, 1]
+        assert parallel.unshard(parallel.shard(xs)) == xs and parallel.shard(torch.arange(n)).tolist() == parallel.shard(xs) == xs[me::2]
+    assert parallel.all_gather(me) == [0, 1]
     for tied, shard, counts in ((t, s, c) for t in (True, False) for s in (False, True) for c in ((3, 1), (0, 2), (1, 1), (0, 0))):
         cfg = ModelConfig(50, 2, 2, 1, 16, 32, 16, tied=tied, qkv_bias=True)
         alone = Transformer(cfg).init_weights(1)
-        model = parallel.spread(copy.deepcopy(alone), shard)
+        model = parallel.wrap(copy.deepcopy(alone), shard)
         opts = [torch.optim.AdamW(m.parameters(), 1e-2, fused=True) for m in (alone, model)]
         for step in range(3):
             ids = [torch.randint(50, (2, 7 + k), generator=torch.Generator().manual_seed(10 * step + k)) for k in range(sum(counts))]
             for part in ids:
                 loss(alone, part).backward()
             with torch.no_grad():
-                scores = [float(loss(model, part)) for part in parallel.turns(model, parallel.mine(ids))]
-                assert torch.allclose(torch.tensor(parallel.gather(scores)), torch.tensor([float(loss(alone, part)) for part in ids]), atol=1e-4)
-            for part in parallel.turns(model, ids[:counts[0]] if me == 0 else ids[counts[0]:]):
+                scores = [float(loss(model, part)) for part in parallel.synced_batches(model, parallel.shard(ids))]
+                assert torch.allclose(torch.tensor(parallel.unshard(scores)), torch.tensor([float(loss(alone, part)) for part in ids]), atol=1e-4)
+            for part in parallel.synced_batches(model, ids[:counts[0]] if me == 0 else ids[counts[0]:]):
                 parallel.backward(loss(model, part))
             norm = torch.nn.utils.clip_grad_norm_(alone.parameters(), 1.0).item()
             assert abs(parallel.clip(model, 1.0).item() - norm) < 1e-4 * norm + 1e-9
@@ -227,13 +227,13 @@ with parallel.ranks():
                 opt.step()
                 opt.zero_grad()
             if step == 1:                                    # what a checkpoint does
-                saved = [parallel.everyone(parallel.state(x))[0] for x in (model, opts[1])]
+                saved = [parallel.all_gather(parallel.state(x))[0] for x in (model, opts[1])]
                 model = Transformer(cfg)
                 model.load_state_dict(saved[0])
-                model = parallel.spread(model, shard)
+                model = parallel.wrap(model, shard)
                 opts[1] = torch.optim.AdamW(model.parameters(), 1e-2, fused=True)
                 parallel.restore(opts[1], saved[1])
-        one = parallel.whole(model)
+        one = parallel.unwrap(model)
         assert type(one) is Transformer and torch.equal(one.cos, alone.cos)
         for (name, a), b in zip(alone.named_parameters(), one.parameters()):
             assert b.requires_grad and type(b) is torch.nn.Parameter and (a - b).abs().max() < 1e-5, (tied, shard, counts, name)
@@ -255,7 +255,7 @@ from engine import parallel
 def fail(*_):
     if parallel.rank() == 1:
         raise UserError("only rank 1 cannot go on")
-    parallel.everyone(None)
+    parallel.all_gather(None)
 mstep.ntp_step = fail
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
