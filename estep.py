@@ -105,8 +105,10 @@ def advantages(
 
 def event_logprobs(q, tok, hidden, events, amp=False):
     """log q of each event from the states that predict it, with gradient: (M,). <act> is log(1 - P(a comment begins)), the end of a
-    thought the log of the mass of all stop tokens. hidden (M, D); events (M, 5)."""
-    _, _, kind, _, token = torch.as_tensor(events, device=q.device).T
+    thought the log of the mass of all stop tokens. hidden (M, D); events (M,), of dtype
+    EVENT."""
+    kind = torch.as_tensor(events["kind"], device=q.device)  # (M,)
+    token = torch.as_tensor(events["token"], device=q.device)  # (M,)
     with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
         logp, begin, end = token_logprobs(
             hidden, q.head_weight, token, (tok.thought_ids, tok.stop_ids)
@@ -130,22 +132,24 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
             "kl needs rollouts made with states=True, and with another model than q as pi"
         )
     ends = np.zeros(len(rolls.rows), dtype=np.int64)  # tokens before the last event
-    np.maximum.at(ends, rolls.events[:, 0], rolls.events[:, 1])
+    np.maximum.at(ends, rolls.events["row"], rolls.events["position"])
     mine = [n for n in parallel.shard_block(range(len(rolls.rows))) if ends[n]]
     rows = [rolls.rows[n].ids[: ends[n]] for n in mine]
     for part in parallel.synced_batches(q, tree_parts(rows, micro_tokens)):
         chosen = np.array([mine[i] for i in part])
-        index = np.isin(rolls.events[:, 0], chosen)
-        events = rolls.events[index].copy()  # (m, 5)
-        content = events[:, 2] >= TOKEN
-        weight = A[content.astype(int), events[:, 0], events[:, 3]]  # (m,)
+        index = np.isin(rolls.events["row"], chosen)
+        events = rolls.events[index].copy()  # (m,)
+        content = events["kind"] >= TOKEN
+        weight = A[content.astype(int), events["row"], events["line"]]  # (m,)
         order = np.argsort(chosen)
-        events[:, 0] = order[
-            np.searchsorted(chosen[order], events[:, 0])
+        events["row"] = order[
+            np.searchsorted(chosen[order], events["row"])
         ]  # rows by their place in `part`
-        hidden, node = hidden_before(q, [rows[i] for i in part], events, amp)  # (T, D), (m,)
+        hidden, node = hidden_before(
+            q, [rows[i] for i in part], events["row"], events["position"], amp
+        )  # (T, D), (m,)
         read += len(hidden)
-        key = np.stack([node.cpu().numpy(), events[:, 2], events[:, 4]], 1)
+        key = np.stack([node.cpu().numpy(), events["kind"], events["token"]], 1)
         _, first, same = np.unique(
             key, axis=0, return_index=True, return_inverse=True
         )  # (u,), (m,): events that are one and the same
@@ -157,7 +161,7 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
         )  # (u,)
         part_loss = -(weight * logp).sum() / len(rolls.rows)  # gradient
         if kl and content.any():
-            some = events[first][:, 2] >= TOKEN  # (u,)
+            some = events[first]["kind"] >= TOKEN  # (u,)
             times = same.bincount()[
                 torch.as_tensor(some, device=q.device)
             ]  # how many rows each is of

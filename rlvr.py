@@ -204,15 +204,10 @@ def batches(samples, most):
 
 def hidden_of(model, samples, amp):
     """The states that predict the tokens of the completions, one completion after the other: (M, D), and how many tokens were read for them."""
-    at = np.array(
-        [
-            (n, t)
-            for n, s in enumerate(samples)
-            for t in range(len(s.prompt), len(s.prompt) + len(s.ids))
-        ]
-    )
+    row = np.repeat(np.arange(len(samples)), [len(s.ids) for s in samples])  # (M,)
+    position = np.concatenate([len(s.prompt) + np.arange(len(s.ids)) for s in samples])  # (M,)
     states, node = hidden_before(
-        model, [s.prompt + s.ids for s in samples], at, amp
+        model, [s.prompt + s.ids for s in samples], row, position, amp
     )  # (T, D), (M,)
     return states[node], len(states)
 
@@ -480,7 +475,9 @@ def rlvr(run, name):
         flops=0.0 if cfg.init == "base" else extra["flops"],
     )  # of all that came after pre-training
     state = run.restore(name)
-    model, opt = training.prepare_training(model, cfg, lambda m: training.adamw(m, cfg.rl_lr, 0.0), state)
+    model, opt = training.prepare_training(
+        model, cfg, lambda m: training.adamw(m, cfg.rl_lr, 0.0), state
+    )
     if state:
         at = {key: state[key] for key in at}
 

@@ -88,12 +88,12 @@ def common(a, b):
     return int(differ[0]) if len(differ) else n
 
 
-def hidden_before(model, rows, at, amp=False):
-    """Read rows, what they begin with alike only once -> (states (T, D), node (M,)): states[node[m]] predicts token j of row n, at[m] = (n, j, ...).
-    rows: lists of ids; at (M, 2 or more) ints."""
+def hidden_before(model, rows, row, position, amp=False):
+    """Run rows, shared prefixes once -> (states (T, D), node (M,)): states[node[m]] predicts the token
+    at position[m] of rows[row[m]]. rows: lists of ids; row, position: (M,) ints."""
     ids, pos, doc, before, where = pack_shared(rows)  # (1, T)
     start = np.cumsum([0] + [len(w) for w in where])
-    node = torch.cat(where)[start[at[:, 0]] + at[:, 1] - 1].to(model.device)  # (M,)
+    node = torch.cat(where)[start[row] + position - 1].to(model.device)  # (M,)
     ids, pos, doc = (x.to(model.device) for x in (ids, pos, doc))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
         return model(ids, pos, doc, before=before)[0], node

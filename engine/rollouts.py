@@ -44,6 +44,7 @@ from logprobs import token_logprobs
 ACT, FIRST, TOKEN, END = range(
     4
 )  # events: <act>; the first token of a thought; a further one; its end
+EVENT = np.dtype([(name, np.int64) for name in ("row", "position", "kind", "line", "token")])
 NEEDS = ("latents", "rewards", "gains")  # what a rollout is for; each includes those before it
 
 
@@ -78,7 +79,7 @@ class Rollouts:
     base_logp: list  # B arrays (L,): log pi of the lines when nothing is ever thought
     events: (
         np.ndarray
-    )  # (M, 5) int: row, index in ids of what the event predicts, kind, line, token
+    )  # (M,) of dtype EVENT; position: index in the row's ids of the token that the event predicts
     logq: np.ndarray  # (M,) log q of each event, recorded while sampling
     forward_tokens: int  # tokens that went through q or pi: discarded ones too, padding and ended rows' seats not
 
@@ -105,7 +106,8 @@ class Rollouts:
 def merge(parts):
     """Rollouts of several snippets or batches of snippets, with the same G, as one."""
     before = np.cumsum([0] + [len(p.rows) for p in parts])  # rows before those of each part
-    events = np.concatenate([p.events + [n, 0, 0, 0, 0] for n, p in zip(before, parts)])
+    events = np.concatenate([p.events for p in parts])
+    events["row"] += np.repeat(before[:-1], [len(p.events) for p in parts])
     return Rollouts(
         [r for p in parts for r in p.rows],
         parts[0].G,
@@ -118,13 +120,15 @@ def merge(parts):
 
 def split(rolls):
     """The inverse of `merge`: Rollouts of a snippet each. The forwards, which they shared, count as the first one's."""
-    G, of = rolls.G, rolls.events[:, 0] // rolls.G  # (M,): snippet of each event
+    G, of = rolls.G, rolls.events["row"] // rolls.G  # (M,): snippet of each event
+    events = rolls.events.copy()
+    events["row"] %= G
     return [
         Rollouts(
             rolls.rows[b * G : (b + 1) * G],
             G,
             [base],
-            rolls.events[of == b] - [b * G, 0, 0, 0, 0],
+            events[of == b],
             rolls.logq[of == b],
             0 if b else rolls.forward_tokens,
         )
@@ -283,12 +287,13 @@ def rollout(
     if need != "gains":
         for row in rows:
             row.gain[list(row.thoughts)] = math.nan
-    order = np.argsort(np.concatenate([events[:, 0] for events, _ in said]), kind="stable")
+    events = np.concatenate([events for events, _ in said])
+    order = np.argsort(events["row"], kind="stable")
     return Rollouts(
         rows,
         G,
         base,
-        np.concatenate([events for events, _ in said])[order],
+        events[order],
         np.concatenate([logq for _, logq in said])[order],
         forwards,
     )
@@ -349,7 +354,7 @@ def decide(n, row, logp, rate, tok, said):
         logq = np.append(logq, logp[acts, k])
         row.known = row.first[row.next]
         row.next += 1
-    said.append((np.array(events, dtype=np.int64).reshape(-1, 5), logq))
+    said.append((np.array(events, EVENT), logq))
     return len(hits) > 0
 
 
@@ -416,12 +421,13 @@ def think(seats, thinking, think_max, tok, said):
         done, n = np.isin(token, stop)[going], live[going]
         line = np.array([rows[i].next - 1 for i in n])
         first = np.array([rows[i].first[t] for i, t in zip(n, line)])
-        said.append(
-            (
-                np.stack([n, first + k, np.where(done, END, TOKEN), line, token[going]], 1),
-                logq[going],
-            )
-        )
+        events = np.zeros(len(n), EVENT)
+        events["row"] = n
+        events["position"] = first + k
+        events["kind"] = np.where(done, END, TOKEN)
+        events["line"] = line
+        events["token"] = token[going]
+        said.append((events, logq[going]))
         for i, t, x in zip(n[~done], line[~done], token[going][~done].tolist()):
             rows[i].thoughts[t].append(x)
         going[going] = ~(done | np.isin(token[going], closing))

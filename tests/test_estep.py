@@ -15,7 +15,7 @@ import domain
 from corpus import functions
 from elbo import durations, summary
 from engine.packing import hidden_before
-from engine.rollouts import ACT, END, FIRST, TOKEN, Rollouts, Row, draw_uniforms, rollout
+from engine.rollouts import ACT, END, EVENT, FIRST, TOKEN, Rollouts, Row, draw_uniforms, rollout
 from estep import advantages, event_logprobs, policy_gradient
 from formats import tokenizers
 from speed.estep import token_by_token
@@ -139,7 +139,7 @@ def test_expected_policy_gradient(enumerated, credit):
         (logq.exp() * torch.tensor((line_logp - C * think).sum(1))).sum(), list(q.parameters())
     )
 
-    rolls = Rollouts(rows, 1, [], np.array(events), np.zeros(len(events)), 0)
+    rolls = Rollouts(rows, 1, [], np.array(events, EVENT), np.zeros(len(events)), 0)
     A = np.concatenate(
         [
             advantages(
@@ -227,7 +227,7 @@ def test_rollouts_are_sequential_sampling(tok, snips, models, same, settings):
         uniforms = draw_uniforms((3, 1), b, g, L, settings["think_max"])
         ids, thoughts, logq = sequential(q, tok, snip, uniforms, **settings)
         assert (row.snip, row.group, row.thoughts, row.ids) == (snip, b, thoughts, ids)
-        mine = rolls.events[:, 0] == n
+        mine = rolls.events["row"] == n
         assert np.allclose(rolls.logq[mine], logq, rtol=0, atol=1e-4)
         assert np.allclose(row.line_logp, score(pi, tok, snip, thoughts), rtol=0, atol=1e-3)
         for t in range(L):
@@ -245,7 +245,7 @@ def alike(rolls, slow, logq, reward):
     """Rollouts against what `token_by_token` returned for the same uniforms."""
     for n, (row, (ids, thoughts, logs, lines)) in enumerate(zip(rolls.rows, slow, strict=True)):
         assert (row.ids, row.thoughts) == (ids, thoughts)
-        assert np.allclose(rolls.logq[rolls.events[:, 0] == n], logs, rtol=0, atol=logq)
+        assert np.allclose(rolls.logq[rolls.events["row"] == n], logs, rtol=0, atol=logq)
         assert np.allclose(row.line_logp, lines, rtol=0, atol=reward)
 
 
@@ -336,36 +336,41 @@ def test_events(tok, rolls):
         len(set(lengths)) > 3 and max(lengths) == THINK_MAX
     )  # some end by themselves, some are cut
     for n, row in enumerate(rolls.rows):
-        mine = rolls.events[rolls.events[:, 0] == n]
-        kinds = mine[:, 2]
-        assert (np.diff(mine[:, 1]) > 0).all() and mine[
-            np.isin(kinds, (ACT, FIRST)), 3
-        ].tolist() == list(range(len(row.first)))
+        mine = rolls.events[rolls.events["row"] == n]
+        kinds = mine["kind"]
+        decisions = mine[np.isin(kinds, (ACT, FIRST))]
+        assert (np.diff(mine["position"]) > 0).all() and decisions["line"].tolist() == list(
+            range(len(row.first))
+        )
         assert all(row.ids[j] == token for _, j, kind, _, token in mine if kind != END)
         assert all(token in tok.stop_ids for *_, kind, _, token in mine if kind == END)
         for t, z in row.thoughts.items():
-            assert mine[(mine[:, 3] == t) & (kinds != END), 4].tolist() == z
-            assert ((mine[:, 3] == t) & (kinds == END)).sum() == (len(z) < THINK_MAX)
+            assert mine[(mine["line"] == t) & (kinds != END)]["token"].tolist() == z
+            assert ((mine["line"] == t) & (kinds == END)).sum() == (len(z) < THINK_MAX)
 
 
 def test_sampled_is_scored(tok, models, rolls):
     """log q recomputed from the finished rows equals what the sampler recorded, so the first importance ratio is 1; padding changes nothing."""
     q = models[0]
     with torch.no_grad():
-        states, node = hidden_before(q, [r.ids for r in rolls.rows], rolls.events)
+        states, node = hidden_before(
+            q, [r.ids for r in rolls.rows], rolls.events["row"], rolls.events["position"]
+        )
         scored = event_logprobs(q, tok, states[node], rolls.events).double().numpy()
     assert np.abs(scored - rolls.logq).max() < 1e-4
     for n in (0, len(rolls.rows) - 1):
-        mine = rolls.events[:, 0] == n
+        mine = rolls.events["row"] == n
         with torch.no_grad():
-            events = rolls.events[mine] * [0, 1, 1, 1, 1]
-            states, node = hidden_before(q, [rolls.rows[n].ids], events)
+            events = rolls.events[mine]
+            states, node = hidden_before(
+                q, [rolls.rows[n].ids], np.zeros_like(events["row"]), events["position"]
+            )
             alone = event_logprobs(q, tok, states[node], events).numpy()
         assert np.abs(alone - scored[mine]).max() < 1e-5
     q.zero_grad()
     A = np.stack([rolls.valid * 1.0] * 2)
     loss, _, read, gap = policy_gradient(q, q, tok, rolls, A, micro_tokens=10**6)
-    to = [rolls.events[rolls.events[:, 0] == n, 1].max() for n in range(len(rolls.rows))]
+    to = [rolls.events[rolls.events["row"] == n]["position"].max() for n in range(len(rolls.rows))]
     assert gap < 1e-4
     assert read == len(
         {tuple(r.ids[:k]) for r, j in zip(rolls.rows, to) for k in range(1, j + 1)}
@@ -387,7 +392,7 @@ def test_rollouts_do_not_depend_on_the_batch(tok, snips, models, rolls):
             assert np.allclose(a.line_logp, b.line_logp, atol=1e-3) and np.allclose(
                 a.gain, b.gain, atol=1e-3
             )
-        assert np.allclose(alone.logq, rolls.logq[rolls.events[:, 0] // G == i], atol=1e-4)
+        assert np.allclose(alone.logq, rolls.logq[rolls.events["row"] // G == i], atol=1e-4)
     each = [
         rollout(*models, tok, [s], G, THINK_MAX, (7,), numbers=[i]).forward_tokens
         for i, s in enumerate(snips)
@@ -418,7 +423,7 @@ def test_never_thinking(tok, snips, models):
     assert rolls.forward_tokens == 2 * sum(len(s.ids) - 1 for s in snips)
     assert (
         not rolls.think.any()
-        and (rolls.events[:, 2] == ACT).all()
+        and (rolls.events["kind"] == ACT).all()
         and len(rolls.logq) == rolls.valid.sum()
     )
     for row in rolls.rows:
@@ -433,7 +438,7 @@ def test_always_thinking(tok, snips, models, same):
     rolls = rollout(
         models[0], models[not same], tok, snips[:1] + snips[-1:], 2, THINK_MAX, (0,), rate=1
     )
-    assert (rolls.think == rolls.valid).all() and not (rolls.events[:, 2] == ACT).any()
+    assert (rolls.think == rolls.valid).all() and not (rolls.events["kind"] == ACT).any()
 
 
 def test_too_long_a_snippet(tok, snips, models):
@@ -570,7 +575,7 @@ def test_advantages():
 def test_kl_of_thoughts(tok, snips, models, rolls):
     """The KL term: its value against the distributions, its gradient against a weighted sum of its own, and none for q = pi; pi's states are needed."""
     q, pi = models
-    content = rolls.events[rolls.events[:, 2] >= TOKEN]
+    content = rolls.events[rolls.events["kind"] >= TOKEN]
     want = 0.0
     for n, j, *_ in content:
         logq, logp = (

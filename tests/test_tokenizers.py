@@ -348,7 +348,7 @@ def test_closing_tokens_in_rollouts(kind, published):
             0,
         )
         for n, row in enumerate(rolls.rows):
-            snip, mine = snips[n // G], rolls.events[:, 0] == n
+            snip, mine = snips[n // G], rolls.events["row"] == n
             ids, thoughts, logq = sequential(
                 q,
                 tok,
