@@ -1,5 +1,12 @@
 """Log-probabilities, KL and entropy of tokens, without holding their logits.
 
+    log p(v | h) = x_v - log sum_u exp(x_u),       x = h W^T                      (log-probability)
+    log p(v | h, v not in E) = x_v - log sum_{u not in E} exp(x_u)                     (conditional)
+    H = -sum_v p_v log p_v,      KL(p || p') = sum_v p_v (log p_v - log p'_v)     (entropy and KL)
+
+The conditional distribution leaves the columns of E out of the softmax. The difference
+log p(v) - log(1 - p(E)) is the same number, and loses all its digits in float32 as p(E) nears 1.
+
 Shapes: N tokens, D width, V vocabulary, C columns of a block.
 """
 
@@ -8,95 +15,121 @@ import math
 
 import torch
 
-COMPILE = None  # torch.compile for what is elementwise: True, False, or None: on a GPU only. What it gains on a CPU: speed/logprobs.py
+# torch.compile for elementwise work: True, False, or None: on a GPU only.
+# Its gain on a CPU: speed/logprobs.py
+COMPILE = None
 
-KEEP = (
-    2**29
-)  # bytes of logits, at most, that are kept for the way back; the others are computed anew there
+# Bytes of logits, at most, that are kept for the backward pass; the others are computed again.
+KEEP = 2**29
 
 
-def token_logprobs(hidden, weight, targets, sets=(), chunk=None, entropy=False):
-    """Log-probabilities of target tokens, the only place where they are computed (a sampler reads its own off the distribution it draws from).
+def token_logprobs(hidden, weight, targets, sets=(), chunk=None, entropy=False, without=()):
+    """Log-probabilities of target tokens -> (1 + len(sets) + entropy, N) float32.
 
-    hidden (N, D) the states that predict; weight (V, D); targets (N,) -> (1 + len(sets) + entropy, N) float32 (float64 from float64): row 0 is
-    log p(target), row i the log of the total mass of the token ids sets[i-1], the last one with `entropy` that of each distribution, in nats and
-    without gradient. Differentiable. Products are in the type of their factors, or in autocast's where that is on, and all else in float32.
-    Logits are computed in blocks of `chunk` x `chunk` (default: 2,048 states x 1,024 tokens, on a GPU 8,192 x 8,192), so that memory does not grow with
-    N times V. An id outside the vocabulary gives nan.
+    hidden   (N, D) the states that predict; weight (V, D); targets (N,).
+    sets     lists of token ids, whose probabilities are summed.
+    chunk    states and tokens of a block of logits. Default: 2,048 x 1,024; GPU: 8,192 x 8,192.
+    without  token ids left out of the softmax: all is given that the next token is none of them.
+
+    Row 0: log p(target). Row i: log of the summed probability of the ids in sets[i-1].
+    With entropy=True one more row: the entropy of each distribution (nats, detached).
+    Float64 factors give float64. Matrix products are in the type of their factors, or in autocast's
+    where that is on; all else is in float32. Memory does not grow with N times V. Differentiable.
+    An id outside the vocabulary gives nan, an id of `without` gives -inf.
     """
-    flat = [i for ids in sets for i in ids]
+    ids = [i for group in sets for i in group]
+    against = () if entropy else None
+    grad = torch.is_grad_enabled()
     lse, picked, negentropy = Softmax.apply(
-        hidden, weight, targets, flat, () if entropy else None, chunk, torch.is_grad_enabled()
+        hidden, weight, targets, ids, without, against, chunk, grad
     )
-    logit, *of_sets = picked.split([1] + [len(ids) for ids in sets], 1)  # (N, 1), (N, ids) each
-    out = [logit[:, 0] - lse]  # log p(target)
-    out += [logits.logsumexp(1) - lse for logits in of_sets]  # log p(any token of the set)
+    if without:
+        every = torch.tensor(ids, dtype=targets.dtype, device=targets.device)
+        picks = torch.cat((targets[:, None], every.expand(len(targets), -1)), 1)  # (N, 1 + ids)
+        outside = torch.isin(picks, torch.tensor(list(without), device=targets.device))
+        picked = picked.masked_fill(outside, -math.inf)
+    logit, *of_sets = picked.split([1] + [len(group) for group in sets], 1)  # (N, 1), (N, ids)
+    rows = [logit[:, 0] - lse]  # log p(target)
+    rows += [logits.logsumexp(1) - lse for logits in of_sets]  # log p(any token of the set)
     if entropy:
-        out.append(-negentropy.detach())
-    return torch.stack(out)  # (1 + sets + entropy, N)
+        rows.append(-negentropy.detach())
+    return torch.stack(rows)  # (1 + sets + entropy, N)
 
 
-def token_kl(hidden, weight, other, other_weight, chunk=None):
-    """KL(q || p) of the next-token distributions at N states, in nats: (N,). hidden, other (N, D), weights (V, D) of q and of p. The
-    gradient goes to q. Types and memory are as in token_logprobs."""
+def none_logprobs(hidden, weight, ids, chunk=None):
+    """log P(the next token is none of `ids`): (N,), differentiable.
+
+    Two normalisers are subtracted, so it is exact where the probability of `ids` is nearly 1.
+    """
     none = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
-    return Softmax.apply(
-        hidden,
-        weight,
-        none,
-        [],
-        (other.detach(), other_weight.detach()),
-        chunk,
-        torch.is_grad_enabled(),
-    )[2]
+    grad = torch.is_grad_enabled()
+    others, everything = (
+        Softmax.apply(hidden, weight, none, [], without, None, chunk, grad)[0]
+        for without in (ids, ())
+    )
+    return others - everything
+
+
+def token_kl(hidden, weight, other, other_weight, chunk=None, without=()):
+    """KL(q || p) of the next-token distributions at N states, in nats: (N,).
+
+    hidden, other (N, D), weights (V, D) of q and of p. The gradient goes to q.
+    Types, memory and `without` (of both distributions) are as in token_logprobs.
+    """
+    none = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    against = (other.detach(), other_weight.detach())
+    grad = torch.is_grad_enabled()
+    return Softmax.apply(hidden, weight, none, [], without, against, chunk, grad)[2]
 
 
 class Softmax(torch.autograd.Function):
-    """What log-probabilities need of the logits x = hidden weight^T (N, V), block by block: everything that takes N V operations is here.
+    """What log-probabilities need of the logits x = hidden weight^T (N, V), block by block.
+
+    Everything that takes N V operations is here. Sums run over the columns not in `without`.
 
     lse (N,)                  log sum_v exp(x_v), so that log p = x - lse;    d lse / d x_v = p_v
     picked (N, 1 + len(ids))  x of the target and of `ids`
-    S (N,)                    sum_v p_v (log p_v - log p'_v);                 d S / d x_v = p_v (log p_v - log p'_v - S)
+    S (N,)                    sum_v p_v (log p_v - log p'_v)
+                              d S / d x_v = p_v (log p_v - log p'_v - S)
 
-    against: None, no S; (), log p' = 0 and S is the negative entropy; (other, weight'), p' = softmax(other weight'^T) and S is KL(p || p').
-    A block fits the processor's cache. What is summed over blocks, both gradients included, is summed in float32.
+    against: None, no S; (), log p' = 0 and S is the negative entropy; (other, weight'),
+    p' = softmax(other weight'^T) and S is KL(p || p').
+    A block fits the processor's cache. Sums over blocks, gradients too, are in float32.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, ids, against, chunk, grad):
-        device, ctx.dtype = hidden.device, torch.promote_types(hidden.dtype, weight.dtype)
-        if torch.is_autocast_enabled(device.type) and ctx.dtype != torch.float64:
-            ctx.dtype = torch.get_autocast_dtype(device.type)
-        ctx.ids, ctx.against, ctx.kept = ids, against, {}
-        ctx.block = (
-            (chunk, chunk) if chunk else (8192, 8192) if device.type == "cuda" else (2048, 1024)
-        )
+    def forward(ctx, hidden, weight, targets, ids, without, against, chunk, grad):
+        device = hidden.device
+        ctx.dtype = product_type(hidden, weight)
+        ctx.ids = ids
+        ctx.without = set(without)
+        ctx.against = against
+        ctx.kept = {}
+        ctx.block = block_size(chunk, device)
         room = KEEP if grad and any(ctx.needs_input_grad) else 0
-        lse = torch.full(
-            hidden.shape[:1],
-            -math.inf,
-            dtype=torch.promote_types(ctx.dtype, torch.float32),
-            device=device,
+        lse = hidden.new_full(
+            hidden.shape[:1], -math.inf, dtype=torch.promote_types(ctx.dtype, torch.float32)
         )
-        other, S, picked = (
-            lse.clone(),
-            torch.zeros_like(lse),
-            lse.new_full((len(lse), 1 + len(ids)), math.nan),
-        )
+        other = lse.clone()
+        S = torch.zeros_like(lse)
+        picked = lse.new_full((len(lse), 1 + len(ids)), math.nan)
         for cols in cuts(len(weight), ctx.block[1]):
-            some, at_some = columns_of(ids, cols, device)
+            place, column = columns_of(ids, cols, device)
+            allowed = allowed_columns(ctx.without, cols, device)
             for rows in cuts(len(hidden), ctx.block[0]):
                 x, y = Softmax.logits(ctx, hidden, weight, rows, cols)  # (n, C)
                 if room >= x.nbytes:
-                    room, ctx.kept[rows.start, cols.start] = room - x.nbytes, x
-                at, inside = column_of(targets[rows], cols)
-                picked[rows, 0] = torch.where(
-                    inside, x.gather(1, at[:, None])[:, 0], picked[rows, 0]
-                )
-                picked[rows, some] = x[:, at_some].to(lse.dtype)
-                lse[rows], other[rows], S[rows] = fused(add_block, device)(
-                    lse[rows], other[rows], S[rows], x, y, against is not None
-                )
+                    room -= x.nbytes
+                    ctx.kept[rows.start, cols.start] = x
+                index, inside = column_of(targets[rows], cols)
+                target = x.gather(1, index[:, None])[:, 0]
+                picked[rows, 0] = torch.where(inside, target, picked[rows, 0])
+                picked[rows, place] = x[:, column].to(lse.dtype)
+                x, y = select_columns(allowed, x, y)  # (n, C less those without)
+                if x.shape[1]:
+                    lse[rows], other[rows], S[rows] = fused(add_block, device)(
+                        lse[rows], other[rows], S[rows], x, y, against is not None
+                    )
         ctx.save_for_backward(hidden, weight, targets, lse, other, S)
         ctx.set_materialize_grads(False)
         return lse, picked, S
@@ -104,51 +137,73 @@ class Softmax(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_lse, d_picked, d_S):
-        hidden, weight, targets, lse, other, S = ctx.saved_tensors
-        device, (need_h, need_w) = hidden.device, ctx.needs_input_grad[:2]
+        hidden, weight, _, lse, _, _ = ctx.saved_tensors
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
         d_lse = torch.zeros_like(lse) if d_lse is None else d_lse
-        d_hidden, d_weight = (
-            torch.zeros_like(hidden, dtype=lse.dtype),
-            torch.empty_like(weight) if need_w else None,
-        )
+        d_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
+        d_weight = torch.empty_like(weight) if need_weight else None
         for cols in cuts(len(weight), ctx.block[1]):
-            w, d_w = (
-                weight[cols].to(ctx.dtype),
-                torch.zeros_like(weight[cols], dtype=lse.dtype),
-            )  # (C, D)
-            some, at_some = columns_of(ctx.ids, cols, device)
+            w = weight[cols].to(ctx.dtype)  # (C, D)
+            d_w = torch.zeros_like(weight[cols], dtype=lse.dtype)  # (C, D)
             for rows in cuts(len(hidden), ctx.block[0]):
-                x, y = Softmax.logits(ctx, hidden, weight, rows, cols)  # (n, C)
-                d = fused(block_gradient, device)(
-                    lse[rows],
-                    other[rows],
-                    S[rows],
-                    d_lse[rows],
-                    None if d_S is None else d_S[rows],
-                    x,
-                    y,
-                )
-                if d_picked is not None:
-                    at, inside = column_of(targets[rows], cols)
-                    d.scatter_add_(1, at[:, None], (d_picked[rows, 0] * inside)[:, None])
-                    d.index_add_(1, at_some, d_picked[rows, some])
-                d = d.to(ctx.dtype)
-                if need_h:
+                d = Softmax.logit_gradient(ctx, rows, cols, d_lse, d_picked, d_S)  # (n, C)
+                if need_hidden:
                     d_hidden[rows] += d @ w
-                if need_w:
+                if need_weight:
                     d_w += d.T @ hidden[rows].to(ctx.dtype)
-            if need_w:
+            if need_weight:
                 d_weight[cols] = d_w
-        return d_hidden.to(hidden.dtype) if need_h else None, d_weight, None, None, None, None, None
+        d_hidden = d_hidden.to(hidden.dtype) if need_hidden else None
+        return d_hidden, d_weight, None, None, None, None, None, None
+
+    @staticmethod
+    def logit_gradient(ctx, rows, cols, d_lse, d_picked, d_S):
+        """The gradient with respect to a block of logits, in the type of the products: (n, C)."""
+        hidden, weight, targets, lse, other, S = ctx.saved_tensors
+        full, y = Softmax.logits(ctx, hidden, weight, rows, cols)  # (n, C)
+        allowed = allowed_columns(ctx.without, cols, hidden.device)
+        x, y = select_columns(allowed, full, y)  # (n, C less those without)
+        d_S_rows = None if d_S is None else d_S[rows]
+        d = fused(block_gradient, hidden.device)(
+            lse[rows], other[rows], S[rows], d_lse[rows], d_S_rows, x, y
+        )
+        if allowed is not None:
+            d = d.new_zeros(full.shape).index_copy_(1, allowed, d)  # (n, C)
+        if d_picked is not None:
+            index, inside = column_of(targets[rows], cols)
+            d.scatter_add_(1, index[:, None], (d_picked[rows, 0] * inside)[:, None])
+            place, column = columns_of(ctx.ids, cols, hidden.device)
+            d.index_add_(1, column, d_picked[rows, place])
+        return d.to(ctx.dtype)
 
     @staticmethod
     def logits(ctx, hidden, weight, rows, cols):
         """A block of x, and of the logits of p', if there is one: (n, C)."""
-        product = lambda h, w: h[rows].to(ctx.dtype) @ w[cols].to(ctx.dtype).T
+
+        def product(h, w):
+            return h[rows].to(ctx.dtype) @ w[cols].to(ctx.dtype).T
+
         x = ctx.kept.pop((rows.start, cols.start), None)
-        return product(hidden, weight) if x is None else x, product(
-            *ctx.against
-        ) if ctx.against else None
+        x = product(hidden, weight) if x is None else x
+        return x, product(*ctx.against) if ctx.against else None
+
+
+# ---------------------------------------------------------------- blocks
+
+
+def product_type(hidden, weight):
+    """The type of the matrix products."""
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    if torch.is_autocast_enabled(hidden.device.type) and dtype != torch.float64:
+        return torch.get_autocast_dtype(hidden.device.type)
+    return dtype
+
+
+def block_size(chunk, device):
+    """(states, tokens) of a block of logits."""
+    if chunk:
+        return chunk, chunk
+    return (8192, 8192) if device.type == "cuda" else (2048, 1024)
 
 
 def cuts(n, size):
@@ -158,48 +213,68 @@ def cuts(n, size):
 
 
 def column_of(targets, cols):
-    """Where targets (n,) stand in a block of columns (0 for those that do not), and which do. Example: [5, 9], 8:16 -> [0, 1], [False, True]"""
+    """The columns of targets (n,) in a block (0 for targets outside), and which are inside.
+
+    Example: [5, 9], 8:16 -> [0, 1], [False, True]
+    """
     inside = (targets >= cols.start) & (targets < cols.stop)
     return (targets - cols.start) * inside, inside
 
 
 def columns_of(ids, cols, device):
-    """Which of some ids, a list, stand in a block of columns: their columns in `picked`, and in the block."""
-    found = [(1 + k, i - cols.start) for k, i in enumerate(ids) if cols.start <= i < cols.stop]
-    return torch.tensor(found, dtype=torch.int64, device=device).view(-1, 2).unbind(1)
+    """Columns of those of the ids that a block of columns holds: in `picked`, and in the block."""
+    pairs = [(1 + k, i - cols.start) for k, i in enumerate(ids) if cols.start <= i < cols.stop]
+    return torch.tensor(pairs, dtype=torch.int64, device=device).view(-1, 2).unbind(1)
+
+
+def allowed_columns(without, cols, device):
+    """The columns of a block that are not in a set of ids, or None: all of them."""
+    if without.isdisjoint(range(cols.start, cols.stop)):
+        return None
+    allowed = torch.ones(cols.stop - cols.start, dtype=torch.bool)
+    allowed[[i - cols.start for i in without if cols.start <= i < cols.stop]] = False
+    return allowed.nonzero()[:, 0].to(device)
+
+
+def select_columns(allowed, x, y):
+    """The allowed columns of x and y (n, C); y may be None."""
+    if allowed is None:
+        return x, y
+    return x[:, allowed], None if y is None else y[:, allowed]
 
 
 def add_block(lse, other, S, x, y, want_S):
-    """lse, that of p', and S of the columns so far, (n,) each -> the same with a block of further columns. x, y (n, C): logits of p and p'."""
-    logp, lse, old, new = join(lse, x)
+    """lse, that of p', and S (n,) of the columns so far -> the same with further columns.
+
+    x, y (n, C): logits of p and p' in those columns.
+    """
+    logp, lse, seen, block = join(lse, x)
     if want_S:  # S = sum over both parts of P (S given the part + log P - log P')
-        logq, other, old_q, new_q = (0, other, 0, 0) if y is None else join(other, y)
-        so_far = torch.where(old == -math.inf, 0, old.exp() * (S + old - old_q))
-        S = so_far + new.exp() * ((logp.exp() * (logp - logq)).sum(-1) + new - new_q)
+        logq, other, seen_q, block_q = (0, other, 0, 0) if y is None else join(other, y)
+        before = torch.where(seen == -math.inf, 0, seen.exp() * (S + seen - seen_q))
+        S = before + block.exp() * ((logp.exp() * (logp - logq)).sum(-1) + block - block_q)
     return lse, other, S
 
 
 def join(lse, x):
-    """-> log p given the block (n, C); lse of all columns; log P of those before, and of the block: (n,) each."""
+    """-> log p given the block (n, C); lse of all columns; log P of those before, and of the block.
+
+    The last three are (n,).
+    """
     x = x.to(lse.dtype)
     logp = x.log_softmax(-1)
-    here = x[:, 0] - logp[:, 0]  # lse of the block; on the CPU logsumexp takes twice as long
-    both = torch.logaddexp(lse, here)
-    return logp, both, lse - both, here - both
+    block = x[:, 0] - logp[:, 0]  # lse of the block; on the CPU logsumexp takes twice as long
+    both = torch.logaddexp(lse, block)
+    return logp, both, lse - both, block - both
 
 
 def block_gradient(lse, other, S, d_lse, d_S, x, y):
-    """The gradient with respect to a block of logits, but for what is picked: (n, C)."""
+    """The gradient with respect to a block of logits, without those of `picked`: (n, C)."""
     logp = x.to(lse.dtype).sub_(lse[:, None])  # (n, C); x is not needed again
-    if d_S is None:
-        return (
-            logp.mul_(1 / math.log(2)).exp2_().mul_(d_lse[:, None])
-        )  # on the CPU exp takes twice as long
-    return logp.exp() * (
-        d_lse[:, None]
-        + d_S[:, None]
-        * (logp - (0 if y is None else y.to(lse.dtype) - other[:, None]) - S[:, None])
-    )
+    if d_S is None:  # exp2 takes half the time of exp on the CPU
+        return logp.mul_(1 / math.log(2)).exp2_().mul_(d_lse[:, None])
+    against = 0 if y is None else y.to(lse.dtype) - other[:, None]  # log p'
+    return logp.exp() * (d_lse[:, None] + d_S[:, None] * (logp - against - S[:, None]))
 
 
 compiled = functools.cache(functools.partial(torch.compile, dynamic=True))
@@ -207,12 +282,6 @@ compiled = functools.cache(functools.partial(torch.compile, dynamic=True))
 
 def fused(function, device):
     """The function as one kernel, where COMPILE says so; one version serves all sizes."""
-    return (
-        compiled(function) if (device.type == "cuda" if COMPILE is None else COMPILE) else function
-    )
-
-
-def log1mexp(x):
-    """log(1 - exp(x)) for x < 0, to full precision. Example: log1mexp(log .25) -> log .75"""
-    x = x.clamp(max=-1e-7)
-    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+    if COMPILE or COMPILE is None and device.type == "cuda":
+        return compiled(function)
+    return function
