@@ -100,6 +100,11 @@ class Config:
     micro_tokens: int = setting(
         6400, "tokens of a micro-batch: less memory, same result", of="rlvr", least=1
     )
+    engine: bool = setting(
+        True,
+        "the fast code of engine/; false: the plain code of the top folder, slow, same result",
+        of="",
+    )
     bf16: bool = setting(
         True,
         "train under bfloat16 autocast (weights and optimizer stay as `weights` says)",
@@ -264,6 +269,16 @@ class Config:
         0.05,
         "penalty of a thought, nats; inf: nothing is ever thought, and the M-step is NTP",
         of="em",
+    )
+    kl_prior: str = setting(
+        "penalty",
+        "KL of the bound: penalty (c a thought), or exact (Prop. 5.1: <act> with probability alpha, "
+        "else uniform over thoughts)",
+        ("penalty", "exact"),
+        of="em",
+    )
+    alpha: float = setting(
+        0.9, "kl-prior=exact: the prior's probability of <act>; 1 never thinks", of="em"
     )
     think_max: int = setting(20, "longest thought, tokens, its # included", of="em", least=1)
     credit: str = setting(
@@ -617,6 +632,10 @@ def make(preset="tiny", **given):
         )
     if cfg.data == "domain" and not cfg.n_expert:
         raise UserError("--n-expert 0: expected at least 1, because the built-in domain has no end")
+    if not 0 < cfg.alpha <= 1:
+        raise UserError(
+            f"--alpha {cfg.alpha}: expected a probability above 0 and at most 1; default 0.9"
+        )
     if cfg.near_duplicate > 1:
         raise UserError(
             f"--near-duplicate {cfg.near_duplicate}: expected a similarity from 0 (all stay) to 1 (only the same goes)"

@@ -1,135 +1,251 @@
-"""The prior over latents, the KL, and the temporal variational bound of RA3 (arXiv 2509.25810).
+"""The prior over latents, the KL, the reward of a line, and the temporal variational bound of RA3.
 
-    log pi(a_{0:T} | s_0)  >=  E_{z ~ q} [ sum_t  log pi(a_t | s_t, z_t)  -  KL( q(z_t | s_t, z_{<t}) || p(z_t | s_t, z_{t-1}) ) ]     (bound)
-    p(z_t | s_t, z_{t-1}) = alpha delta(z_t = <act>) + (1 - alpha) U(z_t)                                                            (prior)
-    KL = KL( Bern(q_act) || Bern(alpha) ) + (1 - q_act) ( log|Z| - H( q(. | <think>) ) )                                       (Prop. 5.1)
-    in practice  KL ~ c * 1[z_t != <act>]                                                                                    (penalty)
-    log pi(a_{0:T} | s_0)  >=  E log 1/K sum_k w_k,   w_k = prod_t pi(a_t | s_t, z_t) p(z_t) / q(z_t)                   (K-sample bound)
+RA3 is arXiv 2509.25810. z_t is <act> or a thought; s_t includes the earlier latents.
+
+    log pi(a_{0:T} | s_0) >= E_{z ~ q} sum_t [ log pi(a_t | s_t, z_t) - KL_t ]               (bound)
+    KL_t = KL( q(z_t | s_t, z_{<t}) || p(z_t | s_t, z_{t-1}) )
+    p(z_t | s_t, z_{t-1}) = alpha 1[z_t = <act>] + (1 - alpha) U(z_t)                        (prior)
+    KL_t = KL( Bern(q_act) || Bern(alpha) )
+           + (1 - q_act) ( log|Z| - H( q(. | <think>) ) )                                (Prop. 5.1)
+    r_t = log pi(a_t | s_t, z_t) - kl_t                                                     (reward)
+    kl_t = c 1[z_t != <act>]                                       `--kl-prior penalty`    (penalty)
+    kl_t = log q(z_t | s_t, z_{<t}) - log p(z_t | s_t, z_{t-1})    `--kl-prior exact`   (one sample)
+    log pi(a_{0:T} | s_0) >= E log 1/K sum_k w_k                                    (K-sample bound)
+    w_k = prod_t pi(a_t | s_t, z_t) p(z_t) / q(z_t) = exp sum_t r_t
+
+The prior precisely: U is uniform over Z, the thoughts that can be sampled. A thought is a sequence
+of at most think_max tokens. Its first token begins a comment; it ends before a stop token, with a
+closing token, or at think_max. |Z| is their number (`log_thoughts`). <act> is not one of them.
+
+log|Z| - H in practice: H( q(. | <think>) ) is the entropy of a token sequence, a sum over all of Z.
+The chain rule makes it a mean over sampled thoughts,
+
+    H( q(. | <think>) ) = E_z sum_k H( q(. | <think>, z_{<k}) ) = E_z [ -log q(z | <think>) ],
+
+so that one drawn latent gives kl_t, whose mean over q is Prop. 5.1's KL_t (tests/test_elbo.py sums
+over all latents). E_q d log q = 0, so the gradient of the bound needs r_t alone, without a gradient
+through kl_t. log|Z| is about think_max log V, 200 nats and more with a real vocabulary: under this
+prior a thought must win as much back. The penalty c is what replaces it in practice.
 
 Departures from the paper
-1. pi(a_t | s_t, z_t) is the probability of the expert's line *given that the decision has been made*: the model's mass on tokens that
-   begin a comment is taken out of the first token of a line, `log p(a) - log(1 - p('#'))`. Without this, a model that likes to think
-   would be paid for thinking by the prior it gives to `#`, and not by what the thought does for the line.
-2. The K-sample bound (arXiv 1509.00519) is ours; it says how loose the bound is.
+1. pi(a_t | s_t, z_t) is the probability of the line *given that the decision has been made*.
+   The tokens that begin a comment are left out of the softmax at the first token of a line.
+   Otherwise a model that likes to think would be paid for thinking by its own prior for `#`.
+2. The K-sample bound (arXiv 1509.00519) is ours; it says how loose the bound is. With the penalty
+   in place of the exact KL, w_k and the bound are approximations like kl_t itself.
+3. With a horizon, lines behind it have no latent, and pay nothing.
 
-Shapes: M states, D width, L lines, G rollouts, K samples.
+Shapes: M states, D width, B snippets, L lines, G rollouts, N = B*G rows, K samples, H first tokens.
 """
 
+import dataclasses
 import math
 
 import numpy as np
 import torch
 
-from logprobs import log1mexp, token_logprobs
+from logprobs import none_logprobs, token_logprobs
 
-# ---------------------------------------------------------------- prior, KL, bound
+# ---------------------------------------------------------------- prior and KL
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """The prior over latents, and the form in which its KL is paid."""
+
+    c: float  # penalty of a thought, nats
+    exact: bool = False  # pay the KL of Prop. 5.1, by one sample, and not c
+    alpha: float = 0.9  # p(<act>)
+    log_z: float = 0.0  # log|Z|, the number of thoughts
+
+
+def prior_of(cfg, tok, vocab_size):
+    """The Prior of the settings, for a model that can write `vocab_size` ids."""
+    if never_thinks(cfg):
+        return Prior(0.0)  # nothing is ever paid; inf times no thoughts is not a number
+    words = vocab_size - len(tok.stop_ids) - len(tok.closing_ids)
+    log_z = log_thoughts(len(tok.thought_ids), words, len(tok.closing_ids), cfg.think_max)
+    return Prior(cfg.c, cfg.kl_prior == "exact", cfg.alpha, log_z)
+
+
+def never_thinks(cfg):
+    """Does the prior forbid thoughts? Then the M-step is next-token training, bit for bit."""
+    return cfg.alpha == 1 if cfg.kl_prior == "exact" else cfg.c == math.inf
+
+
+def log_thoughts(first, words, closing, think_max):
+    """log|Z|: the number of thoughts of at most think_max tokens.
+
+    first: tokens that begin one; words: tokens that go on; closing: tokens that are its last.
+    Example: 2 first, 4 words, 0 closing, at most 2 tokens -> log(2 + 2 * 4)
+    """
+    open_ended = [math.log(first) + k * math.log(words) for k in range(think_max)]
+    closed = [x + math.log(closing) for x in open_ended[:-1]] if closing else []
+    return float(np.logaddexp.reduce(open_ended + closed))
 
 
 def log_prior(think, alpha, log_z):
-    """log p(z_t): log alpha for <act>, log(1 - alpha) - log|Z| for any thought. think (...) bool -> (...) float."""
-    act = torch.full(
-        think.shape,
-        math.log(alpha) if alpha > 0 else -math.inf,
-        dtype=torch.float64,
-        device=think.device,
-    )
-    thought = (math.log1p(-alpha) if alpha < 1 else -math.inf) - log_z
-    return torch.where(think, torch.full_like(act, thought), act)
+    """log p(z_t): log alpha for <act>, log(1 - alpha) - log|Z| for a thought (prior).
+
+    think (...) bool -> (...) float64.
+    """
+    log_act = math.log(alpha) if alpha > 0 else -math.inf
+    log_think = (math.log1p(-alpha) if alpha < 1 else -math.inf) - log_z
+    return np.where(think, log_think, log_act)
 
 
 def kl_exact(q_act, entropy, alpha, log_z):
-    """Prop. 5.1. q_act (...) the probability of <act>; entropy (...) in nats of q over thoughts given <think>; log_z = log|Z|."""
+    """KL_t in closed form (Prop. 5.1).
+
+    q_act    (...) the probability of <act>
+    entropy  (...) in nats of q over thoughts given <think>
+    """
     xlogy = torch.special.xlogy
-    bern = (
-        xlogy(q_act, q_act)
-        - xlogy(q_act, alpha)
-        + xlogy(1 - q_act, 1 - q_act)
-        - xlogy(1 - q_act, 1 - alpha)
-    )
-    return bern + (1 - q_act) * (log_z - entropy)
+    act = xlogy(q_act, q_act) - xlogy(q_act, alpha)
+    think = xlogy(1 - q_act, 1 - q_act) - xlogy(1 - q_act, 1 - alpha)
+    return act + think + (1 - q_act) * (log_z - entropy)
 
 
-def line_rewards(line_logp, think, c):
-    """r_t = log pi(a_t | s_t, z_t) - c 1[z_t != <act>]. line_logp, think (..., L) -> (..., L). The bound is their sum."""
-    return torch.where(think, line_logp - c, line_logp)
+def kl_sample(think, logq, prior):
+    """kl_t, what each drawn latent pays: (...), nats (penalty, or one sample of Prop. 5.1).
+
+    think (...) bool; logq (...) log q(z_t | s_t, z_{<t}), not read with the penalty.
+    """
+    if prior.exact:
+        return logq - log_prior(think, prior.alpha, prior.log_z)
+    return prior.c * think
+
+
+# ---------------------------------------------------------------- reward and bound
+
+
+def reward(line_logp, think, prior, logq=None):
+    """r_t = log pi(a_t | s_t, z_t) - kl_t of each line (reward).
+
+    line_logp, think, logq (..., L) -> (..., L). The bound is the mean of their sum over lines.
+    """
+    return line_logp - kl_sample(think, logq, prior)
+
+
+def bound(rewards):
+    """The mean over rollouts of sum_t r_t (bound). rewards (N, L) -> float."""
+    return float(rewards.sum(-1).mean())
 
 
 def iw_bound(log_w, dim=0):
-    """log 1/K sum_k w_k over `dim`: K = 1 is the bound, K -> infinity is log p(x). log_w (K, ...) -> (...)."""
+    """log 1/K sum_k w_k over `dim` (K-sample bound). log_w (K, ...) -> (...).
+
+    K = 1 is the bound, K -> infinity is log p(x).
+    """
     return log_w.logsumexp(dim) - math.log(log_w.shape[dim])
 
 
-def summary(rolls, c, hard=None):
-    """What the rollouts say of the bound and of the thoughts, as a dict of floats (every name is defined in the README).
-    hard: for each of the B snippets the indices of its hard lines, where they are known. What gains are is left out where they were not measured."""
-    think, valid = rolls.think, rolls.valid
-    code = sum(len(r.snip.ids) - r.snip.first[0] for r in rolls.rows)  # code tokens, over all rows
-    logp = np.array([r.line_logp.sum() for r in rolls.rows])  # (N,)
-    reward = rolls.reward(c)  # (N,)
-    gains = np.array([r.gain[t] for r in rolls.rows for t in sorted(r.thoughts)])
-    lengths = [len(ids) for r in rolls.rows for ids in r.thoughts.values()]
-    several = iw_bound(torch.from_numpy(reward.reshape(-1, rolls.G)), dim=1)  # (B,)
-    out = {
-        "elbo": float(reward.mean()),
-        "elbo_no_think": float(np.mean([b.sum() for b in rolls.base_logp])),
+def summary(rolls, prior, hard=None):
+    """What rollouts say of the bound and of the thoughts -> {metric: float}.
+
+    hard: for each of the B snippets the indices of its hard lines, where they are known.
+    Every name is defined in the list of metrics. Gains are left out where they were not measured.
+    """
+    think = rolls.think  # (N, Lmax)
+    rewards = rolls.rewards(prior)  # (N, Lmax)
+    logp = np.array([row.line_logp.sum() for row in rolls.rows])  # (N,)
+    several = iw_bound(torch.from_numpy(rewards.sum(1).reshape(-1, rolls.G)), dim=1)  # (B,)
+    lengths = [len(ids) for row in rolls.rows for ids in row.thoughts.values()]
+    lasting = [d for row in rolls.rows for d in durations(sorted(row.thoughts), len(row.first))]
+    code = sum(len(row.snip.ids) - row.snip.first[0] for row in rolls.rows)  # tokens, all rows
+    metrics = {
+        "elbo": bound(rewards),
+        "elbo_no_think": float(np.mean([lines.sum() for lines in rolls.base_logp])),
         f"elbo_{rolls.G}_samples": float(several.mean()),
         "ce_code": float(-logp.sum() / code),
-        "think_share": float(think.sum() / valid.sum()),
+        "think_share": float(think.sum() / rolls.valid.sum()),
         "think_len": float(np.mean(lengths)) if lengths else 0.0,
-        "duration": float(
-            np.mean(
-                [d for r in rolls.rows for d in durations(sorted(r.thoughts), len(r.first))]
-                or [0.0]
-            )
-        ),
+        "duration": float(np.mean(lasting)) if lasting else 0.0,
     }
-    if not np.isnan(gains).any():
-        out |= {
-            "gain": float(gains.mean()) if len(gains) else 0.0,
-            "gain_above_c": float((gains > c).mean()) if len(gains) else 0.0,
-        }
-    if hard:
-        is_hard = np.zeros_like(valid)
-        for n in range(len(rolls.rows)):
-            is_hard[n, list(hard[n // rolls.G])] = True
-        out["think_hard"] = float(think[is_hard].mean())
-        out["think_easy"] = float(think[valid & ~is_hard].mean())
-    return out
+    return metrics | gain_metrics(rolls, prior) | hard_metrics(rolls, hard)
+
+
+def gain_metrics(rolls, prior):
+    """The mean gain of a thought, and the share of thoughts that gain more than they pay."""
+    think = rolls.think
+    gain = rolls.lines(lambda row: row.gain)[think]  # (thoughts,)
+    if np.isnan(gain).any():  # not measured
+        return {}
+    if not len(gain):
+        return {"gain": 0.0, "gain_above_c": 0.0}
+    paid = np.broadcast_to(kl_sample(think, rolls.line_logq, prior), think.shape)[think]
+    return {"gain": float(gain.mean()), "gain_above_c": float((gain > paid).mean())}
+
+
+def hard_metrics(rolls, hard):
+    """The shares of hard and of easy lines with a thought. hard: as in `summary`."""
+    if not hard:
+        return {}
+    is_hard = np.zeros_like(rolls.valid)
+    for n in range(len(rolls.rows)):
+        is_hard[n, list(hard[n // rolls.G])] = True
+    think_hard = rolls.think[is_hard].mean()
+    think_easy = rolls.think[rolls.valid & ~is_hard].mean()
+    return {"think_hard": float(think_hard), "think_easy": float(think_easy)}
 
 
 def durations(lines, n_lines):
-    """How many lines each intent lasts: to the next thought, or to the end. Example: durations([1, 4], 6) -> [3, 2]"""
-    return [b - a for a, b in zip(lines, lines[1:] + [n_lines])]
+    """How many lines each intent lasts: to the next thought, or to the end.
+
+    Example: durations([1, 4], 6) -> [3, 2]
+    """
+    ends = lines[1:] + [n_lines]
+    return [end - begin for begin, end in zip(lines, ends, strict=False)]
+
+
+# ---------------------------------------------------------------- likelihood of code
+
+
+def code_logprobs(hidden, weight, targets, opens, thought_ids):
+    """log pi of code tokens, given the decisions: (M,).
+
+    opens (M,) bool: the token is the first of a line. There the tokens that begin a comment are
+    left out of the softmax, because the decision was <act>, or the thought is over (departure 1).
+    """
+    first, further = (where.nonzero()[:, 0] for where in (opens, ~opens))
+    logp = token_logprobs(hidden[further], weight, targets[further])[0]
+    given_act = token_logprobs(hidden[first], weight, targets[first], without=thought_ids)[0]
+    return logp.new_empty(len(targets)).index_copy(0, further, logp).index_copy(0, first, given_act)
+
+
+def decision_logprobs(hidden, weight, thought_ids):
+    """log q of the decision before a line, in two parts -> (M, 1 + H).
+
+    Column 0: log q(<act>), that no comment begins. The others: log q of each token that begins one.
+    """
+    none = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    opening = token_logprobs(hidden, weight, none, [[i] for i in thought_ids])[1:]  # (H, M)
+    act = none_logprobs(hidden, weight, thought_ids)  # (M,)
+    return torch.cat((act[None], opening)).T  # (M, 1 + H)
 
 
 def line_logprobs(net, hidden, pieces, tok):
-    """log pi(a_t | s_t, z_t), summed by line. hidden (M, D). pieces: [(ids, first, lo, hi, at)]: the states of the tokens lo to hi - 1 of a row with
-    these ids, whose lines begin at `first`, are hidden[at:at + hi - lo], and what they predict is code. -> (pieces, Lmax) float64, zeros where a piece
-    has no part in a line. The first token of a line is conditional on not beginning a comment (elbo.py, departure 1)."""
-    sizes = np.array([hi - lo for *_, lo, hi, _ in pieces])
-    most = max(len(first) for _, first, *_ in pieces)
-    pos = np.concatenate(
-        [np.arange(lo + 1, hi + 1) for *_, lo, hi, _ in pieces]
-    )  # (m,) where the predicted tokens stand
-    line = np.concatenate(
-        [
-            np.searchsorted(first, np.arange(lo + 1, hi + 1), side="right") - 1
-            for _, first, lo, hi, _ in pieces
-        ]
+    """log pi(a_t | s_t, z_t), summed by line -> (pieces, Lmax) float64, zeros where a piece has no
+    part in a line.
+
+    hidden  (M, D)
+    pieces  [(ids, first, lo, hi, at)]: hidden[at:at + hi - lo] are the states of the tokens lo to
+            hi - 1 of a row `ids`, whose lines begin at `first`. What they predict is code.
+    """
+    targets, states, opens, cells = [], [], [], []
+    longest = max(len(first) for _, first, *_ in pieces)
+    for n, (ids, first, lo, hi, at) in enumerate(pieces):
+        position = np.arange(lo + 1, hi + 1)  # of the predicted tokens
+        line = np.searchsorted(first, position, side="right") - 1
+        targets.append(ids[lo + 1 : hi + 1])
+        states.append(at + np.arange(hi - lo))
+        opens.append(np.asarray(first)[line] == position)
+        cells.append(n * longest + line)
+    targets, states, opens = (
+        torch.from_numpy(np.concatenate(x)).to(hidden.device) for x in (targets, states, opens)
     )
-    opens = (
-        np.concatenate([np.asarray(first) for _, first, *_ in pieces])[
-            np.repeat(np.cumsum([0] + [len(first) for _, first, *_ in pieces[:-1]]), sizes) + line
-        ]
-        == pos
-    )
-    at = torch.from_numpy(
-        np.concatenate([at + np.arange(hi - lo) for *_, lo, hi, at in pieces])
-    ).to(hidden.device)
-    targets = torch.from_numpy(
-        np.concatenate([ids[lo + 1 : hi + 1] for ids, _, lo, hi, _ in pieces])
-    ).to(hidden.device)
-    logp, mass = token_logprobs(hidden[at].float(), net.head, targets, [tok.thought_ids]).cpu()
-    logp = logp - torch.where(torch.from_numpy(opens), log1mexp(mass), 0.0)
-    cell = np.repeat(np.arange(len(pieces)) * most, sizes) + line
-    return np.bincount(cell, logp.double().numpy(), len(pieces) * most).reshape(-1, most)
+    logp = code_logprobs(hidden[states].float(), net.head, targets, opens, tok.thought_ids)
+    sums = np.bincount(
+        np.concatenate(cells), logp.double().cpu().numpy(), len(pieces) * longest
+    )  # (pieces * Lmax,)
+    return sums.reshape(-1, longest)

@@ -42,7 +42,7 @@ import torch
 from tqdm import tqdm
 
 from config import DIAGNOSE, ESTEP, selection_of
-from elbo import line_rewards, summary
+from elbo import Prior, never_thinks, prior_of, reward, summary
 from engine import parallel, training
 from engine.machine import steps_bar
 from engine.packing import hidden_before, tree_parts
@@ -50,7 +50,7 @@ from engine.rollouts import ACT, END, TOKEN, begin_of, rollout, rollouts
 from engine.training import inference_copy
 from evaluate import rollouts_of
 from hindsight.propose import choose
-from logprobs import log1mexp, token_kl, token_logprobs
+from logprobs import none_logprobs, token_kl, token_logprobs
 from model import work_size
 
 # ---------------------------------------------------------------- advantages and the update
@@ -77,7 +77,7 @@ def advantages(
     other rollouts of the batch. No baseline holds anything of the rollout itself, so none biases the gradient.
     """
     r = (
-        line_rewards(torch.as_tensor(line_logp), torch.as_tensor(think), c).numpy()
+        reward(line_logp, think, Prior(c))
         if credit == "group"
         else np.maximum(gain, -floor) - c * think
     )
@@ -110,10 +110,9 @@ def event_logprobs(q, tok, hidden, events, amp=False):
     kind = torch.as_tensor(events["kind"], device=q.device)  # (M,)
     token = torch.as_tensor(events["token"], device=q.device)  # (M,)
     with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
-        logp, begin, end = token_logprobs(
-            hidden, q.head_weight, token, (tok.thought_ids, tok.stop_ids)
-        )
-    return torch.where(kind == ACT, log1mexp(begin), torch.where(kind == END, end, logp))
+        act = none_logprobs(hidden, q.head_weight, tok.thought_ids)
+        logp, end = token_logprobs(hidden, q.head_weight, token, [tok.stop_ids])
+    return torch.where(kind == ACT, act, torch.where(kind == END, end, logp))
 
 
 def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
@@ -240,7 +239,7 @@ def diagnose(run, pi):
     """What the model's own thoughts are worth before the E-step, printed: the rule of thumb is that a gain below c dies out."""
     cfg = run.cfg
     rolls = rollouts_of(pi, run.tok, run.expert[:32], 4, cfg, (cfg.seed, DIAGNOSE), "diagnose")
-    s = summary(rolls, cfg.c)
+    s = summary(rolls, prior_of(cfg, run.tok, pi.cfg.vocab_size))
     words = {}
     for row in rolls.rows:
         for t, ids in row.thoughts.items():
@@ -318,7 +317,7 @@ def learn_q(run, name, pi, iteration, state, flops, seconds):
         opt.step()
         opt.zero_grad(set_to_none=True)
         flops += work_size(q) * (2 * rolls.forward_tokens + 6 * trained)
-        s = summary(rolls, cfg.c, run.expert_hard and [run.expert_hard[i] for i in mine])
+        s = summary(rolls, prior_of(cfg, run.tok, pi.cfg.vocab_size), run.expert_hard and [run.expert_hard[i] for i in mine])
         tokens = rolls.forward_tokens + trained
         run.log(
             name,
@@ -400,10 +399,11 @@ def resampled(source, snippets, numbers):
     """One of cfg.resample rollouts of q, drawn in proportion to exp(sum_t r_t); of one: a plain sample of q."""
     n = source.cfg.resample
     rolls = rolled_out(source, snippets, numbers, n)
-    reward = rolls.reward(source.cfg.c).reshape(-1, n)  # (B, n)
+    prior = prior_of(source.cfg, source.tok, source.pi.cfg.vocab_size)
+    total = rolls.rewards(prior).sum(1).reshape(-1, n)  # (B, n) sum_t r_t
     noise = [np.random.default_rng([*source.seed, i]).gumbel(size=n) for i in numbers]
     # Gumbel: argmax of reward + noise is a draw from softmax(reward)
-    best = (reward + np.array(noise)).argmax(1)
+    best = (total + np.array(noise)).argmax(1)
     return [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
 
 
@@ -411,7 +411,8 @@ def best_of_n(source, snippets, numbers):
     """Of cfg.group rollouts of the frozen model (q is pi) the one with the largest sum_t r_t."""
     n = source.cfg.group
     rolls = rolled_out(source, snippets, numbers, n)
-    best = rolls.reward(source.cfg.c).reshape(-1, n).argmax(1)  # (B,)
+    prior = prior_of(source.cfg, source.tok, source.pi.cfg.vocab_size)
+    best = rolls.rewards(prior).sum(1).reshape(-1, n).argmax(1)  # (B,)
     return [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
 
 
@@ -461,6 +462,6 @@ def proposals(source):
     """-> (a function (snippets, numbers) -> [{line: ids}], as cfg.estep says; how many snippets to give it at once)."""
     cfg = source.cfg
     rows = {"best-of-n": cfg.group, "reinforce": cfg.resample, "hindsight": cfg.proposals}
-    silent = cfg.c == math.inf and cfg.estep != "oracle"
+    silent = never_thinks(cfg) and cfg.estep != "oracle"
     propose = never if silent else PROPOSALS[cfg.estep]
     return functools.partial(propose, source), max(1, 256 // rows.get(cfg.estep, 1))

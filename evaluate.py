@@ -17,7 +17,6 @@ Its difference to `elbo_no_think`, the same model's log-likelihood when nothing 
 import contextlib
 import copy
 import json
-import math
 import os
 import sys
 
@@ -29,7 +28,7 @@ from benchmarks.samples import beside, path_of, read_completions, write_samples
 from benchmarks.sanitise import sanitised
 from config import UserError, parse
 from domain import domain_tasks
-from elbo import summary
+from elbo import never_thinks, prior_of, summary
 from engine import parallel
 from engine.machine import device_of, set_threads
 from engine.rollouts import rollouts
@@ -243,7 +242,7 @@ def rollouts_of(model, tok, snippets, G, cfg, seed, desc):
         max(1, 128 // G),
         desc,
         horizon=cfg.horizon,
-        rate=0.0 if cfg.c == math.inf else None,
+        rate=0.0 if never_thinks(cfg) else None,
     )
 
 
@@ -251,9 +250,7 @@ def bound(model, tok, snippets, cfg, hard=None):
     """The bound of a model on held-out snippets, with itself as q -> dict of floats (names defined in the README).
     hard: for each snippet the indices of its hard lines, if known."""
     rolls = rollouts_of(model, tok, snippets, cfg.elbo_samples, cfg, (cfg.seed, 77), "bound")
-    return summary(
-        rolls, 0.0 if cfg.c == math.inf else cfg.c, hard
-    )  # inf times no thoughts is not a number
+    return summary(rolls, prior_of(cfg, tok, model.cfg.vocab_size), hard)
 
 
 def main(argv):

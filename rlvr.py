@@ -48,7 +48,7 @@ from engine.sample import generate
 from engine.training import inference_copy
 from evaluate import score, solve
 from grader.grade import Grader
-from logprobs import log1mexp, token_kl, token_logprobs
+from logprobs import token_kl, token_logprobs
 from model import work_size
 from tasks import cut, job_of, parts
 
@@ -218,14 +218,10 @@ def scored(model, hidden, samples, forbid):
     with torch.autocast(
         model.device.type, enabled=False
     ):  # logits in float32, as the sampler's are
-        logp, *mass, entropy = token_logprobs(
-            hidden.float(),
-            model.head_weight.float(),
-            targets,
-            [forbid] if forbid else [],
-            entropy=True,
+        logp, entropy = token_logprobs(
+            hidden.float(), model.head_weight.float(), targets, entropy=True, without=forbid
         )
-    return (logp - log1mexp(mass[0]) if forbid else logp), entropy.detach()
+    return logp, entropy.detach()
 
 
 def surrogate(logp, old, A, low, high):
@@ -275,7 +271,9 @@ def micro_loss(model, start, some, w, old, cfg, forbid, measured):
             torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16),
             torch.set_grad_enabled(cfg.rl_kl > 0),
         ):
-            kl = token_kl(hidden[chosen], model.head_weight, other, start.head_weight)
+            kl = token_kl(
+                hidden[chosen], model.head_weight, other, start.head_weight, without=forbid
+            )
         if cfg.rl_kl:
             loss = loss + cfg.rl_kl * (w[chosen] * kl).sum()  # objective
         sums.update(kl_tokens=len(kl), kl_start=kl.detach().sum(), scored=read)

@@ -33,7 +33,12 @@ import data
 import domain
 import logprobs
 import mstep
+<<<<<<< HEAD
 from config import INFUSE, PRETRAIN, UserError, deciding, parse
+=======
+from config import INFUSE, PRETRAIN, UserError, parse
+from elbo import never_thinks
+>>>>>>> 1b4dfa0 (Excluded columns leave the softmax; one reward and one KL, by penalty or by Prop. 5.1; log1mexp goes)
 from engine import documents, parallel, plan, training
 from engine.machine import set_threads, steps_bar
 from engine.training import inference_copy
@@ -159,7 +164,7 @@ def em(run):
     for iteration in range(first, cfg.iters):
         if not (state and state["phase"] == "mstep"):
             q = pi
-            if cfg.estep == "reinforce" and cfg.c < float("inf"):
+            if cfg.estep == "reinforce" and not never_thinks(cfg):
                 q, flops = learn_q(
                     run, name, pi, iteration, state, flops, lambda: time.time() - began
                 )

@@ -35,11 +35,10 @@ import torch
 from tqdm import tqdm
 
 from data import ends_itself, inserted
-from elbo import line_logprobs
+from elbo import decision_logprobs, line_logprobs, reward
 from engine import parallel
 from engine.decoder import Decoder
 from engine.reader import Reader, batches, packed
-from logprobs import token_logprobs
 
 ACT, FIRST, TOKEN, END = range(
     4
@@ -62,6 +61,7 @@ class Row:
     gain: (
         np.ndarray
     )  # (L,) V(s_t, z_<=t) - V(s_t, z_<t), nats; 0 for <act>; NaN for thoughts if not asked for
+    logq: np.ndarray = None  # (L,) log q(z_t | s_t, z_<t), nats; 0 for lines behind the horizon
     p_think: np.ndarray = None  # (L,) P(think) as last seen
     free: int = 0  # the number of first lines that may take a thought
     next: int = 0  # the first line not decided yet
@@ -90,9 +90,20 @@ class Rollouts:
             out[n, : len(row.first)] = what(row)
         return out
 
-    def reward(self, c):
-        """sum_t r_t of each row, nats: (N,)."""
-        return np.array([row.line_logp.sum() - c * len(row.thoughts) for row in self.rows])
+    def rewards(self, prior):
+        """r_t of each line, nats: (N, Lmax). Lines behind the horizon pay nothing."""
+        logp = self.lines(lambda row: row.line_logp)
+        return np.where(self.possible, reward(logp, self.think, prior, self.line_logq), logp)
+
+    @property
+    def line_logq(self):
+        """log q(z_t | s_t, z_{<t}): (N, Lmax)."""
+        return self.lines(lambda row: row.logq)
+
+    @property
+    def possible(self):
+        """Lines that may take a thought: (N, Lmax) bool."""
+        return self.lines(lambda row: np.arange(len(row.first)) < row.free) > 0
 
     @property
     def think(self):  # (N, Lmax) bool
@@ -174,12 +185,10 @@ def draw_uniforms(seed, number, g, n_lines, think_max):
 
 
 def decision_logp(net, hidden, at, tok):
-    """Log-probabilities of every token that begins a comment. hidden (M, D); at: for each row the indices of the states before its decisions
-    -> for each row (decisions, H) float64."""
+    """Log-probabilities of <act> and of every token that begins a comment. hidden (M, D); at: for each row the indices of the states before its
+    decisions -> for each row (decisions, 1 + H) float64."""
     which = torch.from_numpy(np.concatenate(at)).to(hidden.device)
-    logp = token_logprobs(
-        hidden[which].float(), net.head, torch.zeros_like(which), [[i] for i in tok.thought_ids]
-    )[1:].T  # (all of them, H)
+    logp = decision_logprobs(hidden[which].float(), net.head, tok.thought_ids)  # (M, 1 + H)
     return np.split(logp.double().cpu().numpy(), np.cumsum([len(x) for x in at])[:-1])
 
 
@@ -246,6 +255,7 @@ def rollout(
                     {},
                     np.zeros(L),
                     np.zeros(L),
+                    np.zeros(L),
                     min(L, horizon or L),
                 )
             )
@@ -288,15 +298,12 @@ def rollout(
         for row in rows:
             row.gain[list(row.thoughts)] = math.nan
     events = np.concatenate([events for events, _ in said])
+    logq = np.concatenate([logq for _, logq in said])
+    by_line = zip(events["row"].tolist(), events["line"].tolist(), logq.tolist(), strict=True)
+    for n, t, log_probability in by_line:
+        rows[n].logq[t] += log_probability
     order = np.argsort(events["row"], kind="stable")
-    return Rollouts(
-        rows,
-        G,
-        base,
-        events[order],
-        np.concatenate([logq for _, logq in said])[order],
-        forwards,
-    )
+    return Rollouts(rows, G, base, events[order], logq[order], forwards)
 
 
 def trunk(net, cache, snippets, tok, scored=False, decided=False):
@@ -331,13 +338,14 @@ def trunk(net, cache, snippets, tok, scored=False, decided=False):
 
 
 def decide(n, row, logp, rate, tok, said):
-    """Draw row n's next decisions in order, up to its first <think>. logp (lines, H) as from `decision_logp`. Returns whether it thinks."""
+    """Draw row n's next decisions in order, up to its first <think>. logp (lines, 1 + H) as from `decision_logp`. Returns whether it thinks."""
+    act, logp = logp[:, 0], logp[:, 1:]  # (lines,), (lines, H)
     t, mass = row.next, np.logaddexp.reduce(logp, axis=1)  # (lines,) log P(<think>)
     row.p_think[t : t + len(mass)] = np.exp(mass) if rate is None else rate
     hits = np.flatnonzero(row.uniforms[0][t : t + len(mass)] < row.p_think[t : t + len(mass)])
     acts = int(hits[0]) if len(hits) else len(mass)
     events = [(n, row.first[s], ACT, s, row.ids[row.first[s]]) for s in range(t, t + acts)]
-    logq = np.log1p(-np.exp(np.minimum(mass[:acts], -1e-7)))
+    logq = act[:acts]
     row.next = t + acts
     if len(hits):
         pick_from = np.cumsum(np.exp(logp[acts] - mass[acts]))

@@ -54,8 +54,9 @@ import numpy as np
 import torch
 
 from data import canonical, ends_itself, infuse, inserted, mark
+from elbo import Prior, code_logprobs, reward
 from engine.sample import generate
-from logprobs import log1mexp, token_logprobs
+from logprobs import none_logprobs, token_logprobs
 
 CONTENT, END, OPEN = range(
     3
@@ -130,12 +131,10 @@ def score(model, tok, cache, jobs, at_once=64):
             for j, kind, part in wanted
         ]
         row, j, target, kind, to = torch.tensor(at, device=model.device).T  # (wanted,) each
-        logp, begin, end = token_logprobs(
-            hidden[row, j], model.head_weight, target, [tok.thought_ids, tok.stop_ids]
-        )  # (wanted,) each
-        logp = torch.where(
-            kind == END, end, torch.where(kind == OPEN, logp - log1mexp(begin), logp)
-        )
+        states = hidden[row, j]  # (wanted, D)
+        logp = code_logprobs(states, model.head_weight, target, kind == OPEN, tok.thought_ids)
+        end = token_logprobs(states, model.head_weight, target, [tok.stop_ids])[1]  # (wanted,)
+        logp = torch.where(kind == END, end, logp)
         out.index_add_(0, to.cpu(), logp.double().cpu())
         tokens += sum(len(ids) - start for ids, start in rows)
     return out.view(-1, parts).numpy(), tokens
@@ -189,10 +188,13 @@ def propose(
         for j in range(s.first[0], len(s.ids))
     ]
     b, j, target, opens = torch.tensor(at, device=model.device).T  # (code tokens,) each
-    logp, begin = token_logprobs(hidden[b, j], model.head_weight, target, [tok.thought_ids])
-    act = torch.where(opens > 0, log1mexp(begin), 0.0)
+    states = hidden[b, j]  # (code tokens, D)
+    opens = opens > 0
+    logp = code_logprobs(states, model.head_weight, target, opens, tok.thought_ids)
+    act = torch.zeros_like(logp)
+    act[opens] = none_logprobs(states[opens], model.head_weight, tok.thought_ids)
     logp, act, tokens = (
-        (logp - act).double().cpu().numpy(),
+        logp.double().cpu().numpy(),
         act.double().cpu().numpy(),
         sum(len(s.ids) for s in snippets),
     )
@@ -295,7 +297,7 @@ def log_weights(found, which="exact", c=0.0, floor=0.0, part=1):
     floor: P(<think>) counts as so much at least, that is, p(z | s) is that of a model which thinks so often."""
     K, base, given = found.logp.shape[1], found.base[:, part], found.given[..., part]
     if which != "exact":
-        return np.concatenate((base[:, None], given - c), 1)
+        return np.concatenate((base[:, None], reward(given, True, Prior(c))), 1)
     rate = np.exp(found.think)  # (M,)
     lifted = np.clip(rate, floor, None)
     act = np.where(rate < floor, np.log1p(-np.minimum(lifted, 1 - 1e-12)), found.act)

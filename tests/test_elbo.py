@@ -4,13 +4,25 @@ The world of the enumeration: five tokens, two of which begin a comment; two lin
 latents a line and 121 latent sequences, all of which are visited.
 """
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from elbo import iw_bound, kl_exact, line_rewards, log_prior
-from logprobs import log1mexp, token_logprobs
+from elbo import (
+    Prior,
+    code_logprobs,
+    decision_logprobs,
+    iw_bound,
+    kl_exact,
+    kl_sample,
+    log_prior,
+    log_thoughts,
+    reward,
+)
+from logprobs import none_logprobs, token_kl, token_logprobs
 from worlds import (
     LATENTS,
     log_pi,
@@ -19,7 +31,7 @@ from worlds import (
 )
 
 torch.set_num_threads(1)
-THINKS = torch.tensor([len(z) > 0 for z in LATENTS])  # (Z,)
+THINKS = np.array([len(z) > 0 for z in LATENTS])  # (Z,)
 LOG_Z = math.log(len(LATENTS) - 1)
 
 
@@ -42,7 +54,7 @@ def logpi():
 @pytest.mark.parametrize("seed", range(3))
 def test_bound(logpi, alpha, seed):
     """ELBO <= log p(x) = log sum_z p(z) pi(x | z); the gap is KL(q || posterior); it closes at the posterior."""
-    prior = log_prior(THINKS, alpha, LOG_Z)  # (Z,)
+    prior = torch.from_numpy(log_prior(THINKS, alpha, LOG_Z))  # (Z,)
     joint = prior[:, None] + prior + logpi.sum(-1)  # (Z, Z) log p(x, z)
     log_px, posterior = joint.logsumexp((0, 1)), joint - joint.logsumexp((0, 1))
     logq0, logq1 = (x.detach().log_softmax(-1) for x in random_q(seed))
@@ -60,7 +72,7 @@ def test_bound(logpi, alpha, seed):
 def test_k_sample_bound(logpi, seed):
     """E log 1/K sum w over all K-tuples of latent sequences: the ELBO at K = 1, grows with K, stays below log p(x)."""
     alpha = 0.6
-    prior = log_prior(THINKS, alpha, LOG_Z)
+    prior = torch.from_numpy(log_prior(THINKS, alpha, LOG_Z))
     logq0, logq1 = (x.detach().log_softmax(-1) for x in random_q(seed))
     logq = (logq0[:, None] + logq1).flatten()  # (Z*Z,)
     joint = (prior[:, None] + prior + logpi.sum(-1)).flatten()
@@ -86,7 +98,7 @@ def test_k_sample_bound(logpi, seed):
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
 def test_prior_sums_to_one(alpha):
     """The prior over <act> and all thoughts has mass one, alpha of it on <act>."""
-    p = log_prior(THINKS, alpha, LOG_Z).exp()
+    p = np.exp(log_prior(THINKS, alpha, LOG_Z))
     assert float(p.sum()) == pytest.approx(1, abs=1e-12) and float(p[0]) == pytest.approx(
         alpha, abs=1e-12
     )
@@ -99,7 +111,7 @@ def test_kl_exact():
     thought = logq[:, 1:] - logq[:, 1:].logsumexp(-1, keepdim=True)
     entropy = -(thought.exp() * thought).sum(-1)
     for alpha in (0.05, 0.5, 0.99):
-        want = (logq.exp() * (logq - log_prior(THINKS, alpha, LOG_Z))).sum(-1)
+        want = (logq.exp() * (logq - torch.from_numpy(log_prior(THINKS, alpha, LOG_Z)))).sum(-1)
         assert torch.allclose(
             kl_exact(logq[:, 0].exp(), entropy, alpha, LOG_Z), want, rtol=0, atol=1e-12
         )
@@ -112,9 +124,53 @@ def test_kl_exact():
     ]
 
 
-def test_line_rewards():
+def test_number_of_thoughts():
+    """|Z| against thoughts written out: of the enumerated world, and with closing tokens."""
+    assert log_thoughts(2, 4, 0, 2) == pytest.approx(LOG_Z, abs=1e-12)
+    first, words, closing = "#*", "#*ab", "."
+    for think_max in (1, 2, 3, 4):
+        thoughts = set()
+        for n in range(think_max):
+            for body in itertools.product(words, repeat=n):
+                thoughts |= {h + "".join(body) for h in first}
+                if n:
+                    thoughts |= {h + "".join(body[1:]) + e for h in first for e in closing}
+        assert log_thoughts(2, 4, 1, think_max) == pytest.approx(math.log(len(thoughts)), abs=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.9])
+def test_one_sample_of_the_kl(alpha):
+    """The mean over q of kl_t is Prop. 5.1's KL, and the mean of -log q(z | <think>) is H."""
+    logq = random_q(7)[1].detach().log_softmax(-1).numpy()  # (Z, Z), a q in each row
+    prior = Prior(0.05, True, alpha, LOG_Z)
+    paid = (np.exp(logq) * kl_sample(THINKS, logq, prior)).sum(-1)
+    thought = logq[:, 1:] - np.logaddexp.reduce(logq[:, 1:], 1)[:, None]
+    entropy = -(np.exp(thought) * thought).sum(-1)
+    q_act = torch.from_numpy(np.exp(logq[:, 0]))
+    want = kl_exact(q_act, torch.from_numpy(entropy), alpha, LOG_Z)
+    assert np.allclose(paid, want, rtol=0, atol=1e-12) and paid.min() > 0.01
+    assert kl_sample(THINKS, logq, Prior(0.05)).tolist() == [0] + [0.05] * 10
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.9])
+def test_gradient_of_the_exact_bound(logpi, alpha):
+    """The score function with r_t as it is, no gradient through kl_t, is the gradient of the bound."""
+    tables = random_q(2)
+    logq0, logq1 = (x.log_softmax(-1) for x in tables)
+    want = torch.autograd.grad(exact_elbo(logpi, logq0, logq1, alpha), tables, retain_graph=True)
+    logq = logq0[:, None] + logq1  # (Z, Z)
+    prior = Prior(0.0, True, alpha, LOG_Z)
+    lines = logpi.numpy()
+    total = reward(lines[..., 0], THINKS[:, None], prior, logq0.detach().numpy()[:, None])
+    total = total + reward(lines[..., 1], THINKS, prior, logq1.detach().numpy())
+    weight = (logq.exp().detach() * torch.from_numpy(total)).detach()
+    for got, expected in zip(torch.autograd.grad((weight * logq).sum(), tables), want, strict=True):
+        assert expected.abs().max() > 1e-3 and (got - expected).abs().max() < 1e-10
+
+
+def test_reward():
     """The penalty is paid by the lines with a thought only."""
-    r = line_rewards(torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[True, False, True]]), 0.25)
+    r = reward(np.array([[-1.0, -2.0, -3.0]]), np.array([[True, False, True]]), Prior(0.25))
     assert r.tolist() == [[-1.25, -2.0, -3.25]]
 
 
@@ -187,13 +243,70 @@ def test_entropy_of_the_distributions(chunk):
     assert huge[1].tolist() == [0]
 
 
-def test_log1mexp():
-    """log(1 - exp(x)) in float32 against math in float64, from 1e-6 below 0 to -inf; its gradient is finite at both ends."""
-    x = torch.tensor([-1e-6, -1e-3, -0.1, -math.log(2), -1.0, -10.0, -60.0])
-    want = [math.log(-math.expm1(v)) if v > -1 else math.log1p(-math.exp(v)) for v in x.tolist()]
-    assert torch.allclose(log1mexp(x), torch.tensor(want), rtol=1e-5, atol=0)
-    assert float(log1mexp(torch.tensor(math.log(0.25)))) == pytest.approx(math.log(0.75), rel=1e-6)
-    ends = torch.tensor([0.0, -1e-9, -200.0, -math.inf], requires_grad=True)
-    out = log1mexp(ends)
-    out.sum().backward()
-    assert torch.isfinite(out).all() and torch.isfinite(ends.grad).all()
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_columns_left_out(chunk):
+    """Values and gradients with columns left out equal those of a softmax over the other columns."""
+    gen = torch.Generator().manual_seed(2)
+    hidden, weight, other, other_weight = (
+        torch.randn(n, 8, generator=gen, dtype=torch.float64) for n in (10, 30, 10, 30)
+    )
+    without = [0, 3, 4, 5, 17, 29]  # with blocks of three columns, one whole block
+    targets = torch.tensor([1, 2, 6, 7, 8, 9, 28, 16, 18, 10])
+    allowed = [i for i in range(30) if i not in without]
+    mix = torch.randn(4, 10, generator=gen, dtype=torch.float64)
+
+    def plain(h, w):
+        logits = h @ w.T
+        logp = logits.index_fill(1, torch.tensor(without), -torch.inf).log_softmax(1)
+        logq = (other @ other_weight.T)[:, allowed].log_softmax(1)
+        p = logp[:, allowed]
+        return torch.stack(
+            [
+                logp[range(10), targets],
+                logp[:, [1, 2]].logsumexp(1),
+                (p.exp() * (p - logq)).sum(1),
+                logits[:, allowed].logsumexp(1) - logits.logsumexp(1),
+            ]
+        ), -(p.exp() * p).sum(1)
+
+    def blocks(h, w):
+        target, pair, entropy = token_logprobs(
+            h, w, targets, [[1, 3, 2]], chunk, entropy=True, without=without
+        )
+        kl = token_kl(h, w, other, other_weight, chunk, without)
+        return torch.stack([target, pair, kl, none_logprobs(h, w, without, chunk)]), entropy
+
+    results = []
+    for function in (plain, blocks):
+        h, w = (x.clone().requires_grad_() for x in (hidden, weight))
+        rows, entropy = function(h, w)
+        (rows * mix).sum().backward()
+        results.append((rows.detach(), entropy.detach(), h.grad, w.grad))
+    for want, got in zip(*results, strict=True):
+        assert torch.allclose(got, want, rtol=0, atol=1e-10)
+    forbidden = token_logprobs(hidden, weight, torch.full((10,), 17), chunk=chunk, without=without)
+    assert forbidden[0].tolist() == [-math.inf] * 10
+
+
+@pytest.mark.parametrize("bias", [0.0, 12.0, 20.0])
+def test_code_given_a_likely_thought(bias):
+    """In float32, where P(#) nears 1: log pi of code and log q(<act>) against float64."""
+    gen = torch.Generator().manual_seed(3)
+    hidden, weight = (torch.randn(n, 8, generator=gen) for n in (40, 30))
+    hidden[:, 0] = weight[:, 0] = 0
+    hidden[:, 0] = 1
+    weight[[3, 7], 0] = bias
+    targets = torch.arange(40) % 3  # none of them begins a comment
+    opens = torch.arange(40) % 2 > 0
+    logits = hidden.double() @ weight.double().T
+    others = logits.index_fill(1, torch.tensor([3, 7]), -torch.inf)
+    want = torch.where(opens[:, None], others, logits).log_softmax(1)[range(40), targets]
+    got = code_logprobs(hidden, weight, targets, opens, [3, 7])
+    assert torch.allclose(got.double(), want, rtol=0, atol=2e-5)
+    decision = decision_logprobs(hidden, weight, [3, 7]).double()  # (40, 3)
+    want = torch.stack(
+        [others.logsumexp(1) - logits.logsumexp(1), *logits.log_softmax(1)[:, [3, 7]].T], 1
+    )
+    assert torch.allclose(decision, want, rtol=0, atol=2e-5)
+    if bias == 20:
+        assert decision[:, 0].max() < -10  # 1 - P(#) is below what float32 resolves beside 1

@@ -13,7 +13,7 @@ import torch
 import data
 import domain
 from corpus import functions
-from elbo import durations, summary
+from elbo import Prior, durations, summary
 from engine.packing import hidden_before
 from engine.rollouts import ACT, END, EVENT, FIRST, TOKEN, Rollouts, Row, draw_uniforms, rollout
 from estep import advantages, event_logprobs, policy_gradient
@@ -302,7 +302,7 @@ def test_only_what_is_needed(tok, snips, models):
             == sum(len(row.snip.ids) - row.snip.first[t] for row, t in later)
             > 0
         )
-        assert "gain" in summary(whole, C) and "gain" not in summary(some, C)
+        assert "gain" in summary(whole, Prior(C)) and "gain" not in summary(some, Prior(C))
 
 
 def test_rollouts_of_a_real_model(smollm2):
@@ -511,6 +511,8 @@ def hand_made():
     """Two rollouts of a snippet of three lines, 6 tokens of code; the second thinks before lines 0 and 2."""
     snip = data.Snippet(list(range(8)), 1, [2, 4, 6], [[9]] * 3)
     plain = Row(snip, 0, None, snip.ids, snip.first, np.array([-1.0, -2.0, -3.0]), {}, np.zeros(3))
+    plain.logq = np.array([-0.5, -0.5, -0.5])
+    plain.free = 3
     other = Row(
         snip,
         0,
@@ -521,6 +523,8 @@ def hand_made():
         {0: [5, 5], 2: [5]},
         np.array([2.5, 0.0, 0.5]),
     )
+    other.logq = np.array([-2.0, -0.5, -3.0])
+    other.free = 3
     return Rollouts(
         [plain, other], 2, [np.array([-1.0, -2.0, -3.0])], np.zeros((0, 5), int), np.zeros(0), 0
     )
@@ -529,7 +533,7 @@ def hand_made():
 def test_summary():
     """Every entry of the summary, worked out by hand: c = 0.75, rewards -6 and -3 - 2 c = -4.5."""
     assert durations([1, 4], 6) == [3, 2] and durations([0], 3) == [3] and durations([], 3) == []
-    got = summary(hand_made(), 0.75)
+    got = summary(hand_made(), Prior(0.75))
     assert got == pytest.approx(
         {
             "elbo": -5.25,

@@ -13,7 +13,7 @@ import data
 import domain
 import evaluate
 import tasks
-from elbo import summary
+from elbo import prior_of, summary
 from engine.rollouts import rollout
 from engine.sample import Completion
 from formats import tokenizers
@@ -292,7 +292,8 @@ def test_bound(world, samples):
     tok, model, snips, hard = world
     cfg = config.make(elbo_samples=samples, think_max=4, seed=3, rollout_bf16=False)
     got = evaluate.bound(model, tok, snips, cfg, hard)
-    want = summary(rollout(model, model, tok, snips, samples, 4, (3, 77)), cfg.c, hard)
+    prior = prior_of(cfg, tok, model.cfg.vocab_size)
+    want = summary(rollout(model, model, tok, snips, samples, 4, (3, 77)), prior, hard)
     assert got.keys() == want.keys() and want["think_share"] > 0.1
     assert all(got[k] == pytest.approx(want[k], rel=1e-4, abs=1e-4) for k in want)
 

@@ -29,11 +29,11 @@ ARROWS = {
     "mstep": f"{BASE} engine",
     "run": f"{BASE} corpus formats domain engine",
     "evaluate": f"{BASE} engine elbo benchmarks tasks domain formats",
-    "hindsight": "engine data logprobs config",
-    "hindsight/__main__": "engine data logprobs config run",
+    "hindsight": "engine elbo data logprobs config",
+    "hindsight/__main__": "engine elbo data logprobs config run",
     "estep": f"{BASE} engine elbo evaluate hindsight",
     "rlvr": f"{BASE} engine evaluate tasks",
-    "train": f"{BASE} estep mstep rlvr evaluate run engine domain formats",
+    "train": f"{BASE} elbo estep mstep rlvr evaluate run engine domain formats",
 }
 ANYTHING = ("speed", "report", "tests")  # may import anything; nothing imports them
 

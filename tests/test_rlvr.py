@@ -179,6 +179,23 @@ def log_pi(model, s, forbid=()):
     ]
 
 
+def kl_to(start, model, s, t, forbid):
+    """KL(pi || start) of token t of a completion, both given that none of `forbid` comes."""
+    q, p = (
+        given_none_of(softmaxed(m, s.prompt + s.ids[:t])[-1], forbid)[
+            [i for i in range(V) if i not in forbid]
+        ]
+        for m in (model, start)
+    )
+    return (q.exp() * (q - p.detach())).sum()
+
+
+def entropy_of(logp):
+    """-sum p log p; a token that cannot come counts nothing."""
+    p = logp.exp()
+    return -(p * logp.masked_fill(p == 0, 0.0)).sum()
+
+
 def objective(model, old, start, samples, cfg, forbid):
     """J of the module's docstring, with advantages by the statistics module, and counts of tokens clipped from below and above."""
     J, below, above = 0.0, 0, 0
@@ -201,8 +218,7 @@ def objective(model, old, start, samples, cfg, forbid):
                 below + (A < 0 and clipped > float(rho.detach())),
                 above + (A > 0 and clipped < float(rho.detach())),
             )
-            q, p = (softmaxed(m, s.prompt + s.ids[:t])[-1] for m in (model, start))
-            J = J - cfg.rl_kl * w / Z * (q.exp() * (q - p.detach())).sum()
+            J = J - cfg.rl_kl * w / Z * kl_to(start, model, s, t, forbid)
     return J, below, above
 
 
@@ -290,12 +306,15 @@ def test_update_is_the_equation(given):
     if not several:  # what the one update saw
         in_loss = [s for s in samples if s.finished or not cfg.mask_overlong]
         start_at, rows = tiny_model(0), [(s, t) for s in in_loss for t in range(len(s.ids))]
-        dists = [softmaxed(start_at, s.prompt + s.ids[:t])[-1].detach() for s, t in rows]
+        dists = [
+            given_none_of(softmaxed(start_at, s.prompt + s.ids[:t])[-1].detach(), forbid)
+            for s, t in rows
+        ]
         assert m["grad_norm"] * lr == pytest.approx(
             float((parameters(model) - before).norm()), rel=1e-5
         )
         assert m["entropy"] == pytest.approx(
-            float(np.mean([-(d.exp() * d).sum() for d in dists])), abs=1e-5
+            float(np.mean([entropy_of(d) for d in dists])), abs=1e-5
         )
         gaps = [abs(float(x.detach()) + 1.5) for s in in_loss for x in log_pi(start_at, s, forbid)]
         assert (m["logp_gap"], m["logp_gap_max"]) == pytest.approx(
@@ -307,10 +326,7 @@ def test_update_is_the_equation(given):
         assert 0 < m["ratio_off"] < 1 and m["ratio_off"] == pytest.approx(
             np.mean([not 0.9 <= r <= 1.1 for r in ratios])
         )
-        kls = [
-            float((d.exp() * (d - softmaxed(start, s.prompt + s.ids[:t])[-1])).sum())
-            for d, (s, t) in zip(dists, rows)
-        ]
+        kls = [float(kl_to(start, start_at, s, t, forbid).detach()) for s, t in rows]
         if cfg.rl_kl:
             assert m["kl_start"] == pytest.approx(np.mean(kls), abs=1e-5)
         else:  # of one completion a group
