@@ -33,12 +33,8 @@ import data
 import domain
 import logprobs
 import mstep
-<<<<<<< HEAD
 from config import INFUSE, PRETRAIN, UserError, deciding, parse
-=======
-from config import INFUSE, PRETRAIN, UserError, parse
 from elbo import never_thinks
->>>>>>> 1b4dfa0 (Excluded columns leave the softmax; one reward and one KL, by penalty or by Prop. 5.1; log1mexp goes)
 from engine import documents, parallel, plan, training
 from engine.machine import set_threads, steps_bar
 from engine.training import inference_copy

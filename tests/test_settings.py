@@ -22,8 +22,8 @@ FROZEN = {
     warmup
     """.split(),
     "em": """
-    c credit discount estep estep_lr estep_lr_decay estep_steps floor gain_floor group horizon
-    kl name normalise own proposals rate reach resample rollout_bf16 selection snippets
+    alpha c credit discount estep estep_lr estep_lr_decay estep_steps floor gain_floor group horizon
+    kl kl_prior name normalise own proposals rate reach resample rollout_bf16 selection snippets
     think_max tried
     """.split(),
     "rlvr": """
