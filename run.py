@@ -19,9 +19,9 @@ import data
 import domain
 from config import UserError, deciding
 from corpus.decontaminate import line
-from corpus.prepare import arguments_of, prepare, tokenizer_of
+from corpus.prepare import arguments_of, prepare_corpus, tokenizer_of
 from corpus.problems import problems
-from corpus.store import sizes, split, take
+from corpus.store import snippet_sizes, split_heldout, take
 from engine import parallel
 from engine.machine import device_of
 from formats.checkpoints import load_model, save_model, write_whole
@@ -88,7 +88,7 @@ class Run:
             arguments = arguments_of(cfg, self.tok)
             if parallel.world() > 1:  # the first rank makes it, and the others open it
                 parallel.rank0_only(prepare)(**arguments)
-            whole = prepare(**arguments)
+            whole = prepare_corpus(**arguments)
             self.contamination = whole.contamination()
             tqdm.write(
                 line(self.contamination)
@@ -96,7 +96,7 @@ class Run:
                 else f"corpus {cfg.data}: not checked against any benchmark (--decontaminate false)",
                 file=sys.stderr,
             )
-            self.expert, self.heldout = split(whole, cfg.seed, cfg.n_expert, cfg.n_heldout)
+            self.expert, self.heldout = split_heldout(whole, cfg.seed, cfg.n_expert, cfg.n_heldout)
             if not len(self.expert) or not len(self.heldout):
                 raise UserError(
                     f"--data {cfg.data}: {len(whole)} usable functions, of which {len(self.heldout)} fall to the held-out tenth; "
@@ -107,7 +107,8 @@ class Run:
                 + ", ".join(f"{k} {v}" for k, v in whole.manifest["counts"].items() if v)
             )
         tokens, lines, seps = (
-            np.concatenate(both) for both in zip(sizes(self.expert), sizes(self.heldout))
+            np.concatenate(both)
+            for both in zip(snippet_sizes(self.expert), snippet_sizes(self.heldout))
         )
         longest, self.most = (
             int(tokens[: len(self.expert)].max()),
@@ -132,7 +133,7 @@ class Run:
     def expert_snippets(self, numbers):
         """Expert snippets of these numbers, in this order, and their lengths in tokens (n,)."""
         snippets = take(self.expert, numbers)
-        return snippets, sizes(snippets)[0]
+        return snippets, snippet_sizes(snippets)[0]
 
     # ------------------------------------------------------------ checkpoints and metrics
 

@@ -1,7 +1,8 @@
-"""Python source to functions: what an item of a corpus (a file, a record) holds, with and without its comments.
+"""Functions of a Python source: what an item of a corpus holds, with and without its comments.
 
-A function is dedented and keeps its decorators, signature and docstring, which are what a model is given; its comments go, unless they are asked for. Nothing
-that can be wrong with an item is an error: it is counted, under the names of COUNTED.
+A function is dedented and keeps its decorators, signature and docstring, which are the prompt.
+Its comments are removed unless they are asked for.
+A faulty item is never an error: it is counted, under the names of COUNTED.
 """
 
 import ast
@@ -12,7 +13,7 @@ import tokenize
 
 from tqdm import tqdm
 
-from corpus.sources import BAD, chunks, python2, read, sources
+from corpus.sources import BAD, chunks, python2, read_item, sources
 from data import syntax_tree
 
 DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -27,12 +28,14 @@ DROPPED = (
     "near_duplicate",
 )
 COUNTED = ("items", *BAD, "found", *DROPPED, "kept", "tokens")
+UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # what the parser may raise
 
 
 def strip_comments(text):
-    """Python without its comments: lines that held only a comment vanish, blanks before a trailing comment go. Docstrings stay.
+    """Python without its comments: comment lines and blanks before a trailing comment go too.
 
-    Example: "# a\n\nx = 1  # b\n" -> "\nx = 1\n".   Raises SyntaxError or tokenize.TokenError.
+    Docstrings stay. Raises SyntaxError or tokenize.TokenError.
+    Example: "# a\n\nx = 1  # b\n" -> "\nx = 1\n".
     """
     if "#" not in text:
         return text
@@ -45,61 +48,79 @@ def strip_comments(text):
 
 
 def meaning(node):
-    """What a function or a module does, as text that is blind to the indentation of its docstrings."""
-    for sub in ast.walk(node):
-        if (
-            isinstance(sub, DEFS + (ast.ClassDef,))
-            and ast.get_docstring(sub, clean=False) is not None
-        ):
-            sub.body[0].value.value = inspect.cleandoc(sub.body[0].value.value)
+    """The syntax tree of a function or a module as text, blind to indentation in docstrings."""
+    for child in ast.walk(node):
+        if not isinstance(child, DEFS + (ast.ClassDef,)):
+            continue
+        if ast.get_docstring(child, clean=False) is not None:
+            literal = child.body[0].value
+            literal.value = inspect.cleandoc(literal.value)
     return ast.dump(node)
 
 
 def functions(source, unit="definitions", keep_comments=False):
-    """Functions of a module and methods of its classes -> (name, text, prompt_chars) each, dedented, without comments or final newline.
+    """Functions of a module and methods of its classes -> yields (name, text, prompt_chars).
 
-    text[:prompt_chars] is what is given: decorators, signature and docstring, up to the end of a line. A function whose syntax tree would
-    change (a string whose lines lose indentation) is yielded with text None. unit: "functions" or "methods" only, or "files": the module as
-    it is, under the name "". Raises SyntaxError, ValueError or RecursionError where `source` is not Python.
+    source         Python source. The text of a unit is dedented, without a final newline.
+    unit           "definitions"; "functions" or "methods" only; "files": the module, named "".
+    keep_comments  leave comments in the text.
+
+    text[:prompt_chars] is the prompt: decorators, signature and docstring, up to a line's end.
+    The text is None if dedenting would change the syntax tree, as in a string of several lines.
+    Raises SyntaxError, ValueError or RecursionError if the source is not Python.
     """
-    lines = source.split("\n")
-
-    def visit(body, prefix):
-        for node in body:
-            if isinstance(node, ast.ClassDef) and unit != "functions":
-                yield from visit(node.body, f"{prefix}{node.name}.")
-            elif isinstance(node, DEFS) and (prefix or unit != "methods"):
-                begin = min(n.lineno for n in [node] + node.decorator_list) - 1
-                text = lines[begin : node.end_lineno]
-                margin = text[0][: len(text[0]) - len(text[0].lstrip())]
-                yield (
-                    prefix + node.name,
-                    *plain("\n".join(line.removeprefix(margin) for line in text), node),
-                )
-
-    def plain(text, node):
-        try:
-            text = (text if keep_comments else strip_comments(text)).rstrip()
-            tree = syntax_tree(text)
-            new = tree if isinstance(node, ast.Module) else tree.body[0]
-            return (text, header(text, new)) if meaning(node) == meaning(new) else (None, 0)
-        except (SyntaxError, tokenize.TokenError, RecursionError):
-            return None, 0
-
-    def header(text, node):
-        rows = text.split("\n")
-        if ast.get_docstring(node, clean=False) is not None:
-            return len("\n".join(rows[: node.body[0].end_lineno]))
-        if isinstance(node, ast.Module):
-            return 0  # then the first statement is what is given (data.snippet)
-        first = min(n.lineno for n in [node.body[0]] + getattr(node.body[0], "decorator_list", []))
-        return len("\n".join(rows[: max(first - 1, node.lineno)]).rstrip())
-
     tree = syntax_tree(source)
     if unit != "files":
-        yield from visit(tree.body, "")
+        lines = source.split("\n")
+        for name, node in definitions(tree.body, unit):
+            yield name, *clean_text(dedented(lines, node), node, keep_comments)
     elif tree.body:
-        yield "", *plain(source, tree)
+        yield "", *clean_text(source, tree, keep_comments)
+
+
+def definitions(body, unit, prefix=""):
+    """Outermost functions and methods of these statements -> yields (dotted name, node)."""
+    for node in body:
+        if isinstance(node, ast.ClassDef) and unit != "functions":
+            yield from definitions(node.body, unit, f"{prefix}{node.name}.")
+        elif isinstance(node, DEFS) and (prefix or unit != "methods"):
+            yield prefix + node.name, node
+
+
+def dedented(lines, node):
+    """The source of a function, decorators included, without the indentation of its first line."""
+    begin = min(n.lineno for n in [node] + node.decorator_list) - 1
+    rows = lines[begin : node.end_lineno]
+    margin = rows[0][: len(rows[0]) - len(rows[0].lstrip())]
+    return "\n".join(row.removeprefix(margin) for row in rows)
+
+
+def clean_text(text, node, keep_comments):
+    """(text without comments, prompt_chars), or (None, 0) if its syntax tree is not `node`."""
+    try:
+        text = (text if keep_comments else strip_comments(text)).rstrip()
+        tree = syntax_tree(text)
+    except (SyntaxError, tokenize.TokenError, RecursionError):
+        return None, 0
+    if not isinstance(node, ast.Module):
+        tree = tree.body[0]
+    try:
+        same = meaning(node) == meaning(tree)
+    except RecursionError:
+        return None, 0
+    return (text, header_chars(text, tree)) if same else (None, 0)
+
+
+def header_chars(text, node):
+    """Characters of a unit's prompt: its docstring's end, else the end of its signature."""
+    rows = text.split("\n")
+    if ast.get_docstring(node, clean=False) is not None:
+        return len("\n".join(rows[: node.body[0].end_lineno]))
+    if isinstance(node, ast.Module):
+        return 0  # data.snippet then takes the first statement as the prompt
+    statement = node.body[0]
+    first = min(n.lineno for n in [statement] + getattr(statement, "decorator_list", []))
+    return len("\n".join(rows[: max(first - 1, node.lineno)]).rstrip())
 
 
 def documented(text, unit="definitions"):
@@ -109,26 +130,35 @@ def documented(text, unit="definitions"):
 
 
 def units(item, counts, unit="definitions", keep_comments=False):
-    """What an item holds -> (list of (name, text or None, prompt_chars), the bytes it was read from). Counts the item, and what is wrong with it."""
-    text, raw, bad = read(item)
+    """The units of an item -> (list of (name, text or None, prompt_chars), the item's bytes).
+
+    counts: a dict of COUNTED; the item and what is wrong with it are added.
+    """
+    text, raw, problem = read_item(item)
     counts["items"] += 1
-    found = []
-    try:
-        for name, part, prompt in [] if bad else functions(text, unit, keep_comments):
-            found.append((f"{item.name}:{name}" if name else item.name, part, prompt))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        bad = "python2" if python2(text) else "syntax_error"
-    if bad:
-        counts[bad] += 1
-    counts["found"] += len(found)
-    return found, raw
+    result = []
+    if not problem:
+        try:
+            for name, code, prompt in functions(text, unit, keep_comments):
+                full_name = f"{item.name}:{name}" if name else item.name
+                result.append((full_name, code, prompt))
+        except UNREADABLE:
+            problem = "python2" if python2(text) else "syntax_error"
+    if problem:
+        counts[problem] += 1
+    counts["found"] += len(result)
+    return result, raw
 
 
 def distinct(spec, counts, column="text", progress=True):
-    """Functions in `spec`, each text once -> yields a list of (name, text, prompt_chars) an item. counts: a dict of COUNTED, kept up to date."""
-    seen, found = set(), sources(spec, column)
+    """Functions of the sources in `spec`, each text once -> yields (name, text, prompt_chars).
+
+    They come as one list an item. counts: a dict of COUNTED, kept up to date.
+    """
+    seen = set()
+    origins = sources(spec, column)
     with tqdm(
-        total=sum(size for one in found for _, _, size in one.files),
+        total=sum(size for origin in origins for _, _, size in origin.files),
         desc="reading",
         unit="B",
         unit_scale=True,
@@ -136,19 +166,25 @@ def distinct(spec, counts, column="text", progress=True):
         delay=2,
         leave=False,
     ) as bar:
-        for one in found:
-            for size, some in chunks(one, column):
-                for item in some:
-                    kept = []
-                    for name, text, prompt in units(item, counts)[0]:
-                        key = text and checksum(text)
-                        if text is None or key in seen:
-                            counts["rewritten" if text is None else "duplicate"] += 1
-                        else:
-                            seen.add(key)
-                            kept.append((name, text, prompt))
-                    yield kept
+        for origin in origins:
+            for size, batch in chunks(origin, column):
+                for item in batch:
+                    yield first_seen(units(item, counts)[0], seen, counts)
                 bar.update(size)
+
+
+def first_seen(found, seen, counts):
+    """Units whose text is not in `seen`, a set of checksums, which grows; others are counted."""
+    result = []
+    for name, text, prompt in found:
+        if text is None:
+            counts["rewritten"] += 1
+        elif (key := checksum(text)) in seen:
+            counts["duplicate"] += 1
+        else:
+            seen.add(key)
+            result.append((name, text, prompt))
+    return result
 
 
 def checksum(text):

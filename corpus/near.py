@@ -1,8 +1,12 @@
 """Near-duplicates of token lists, by MinHash and then exactly.
 
-The shingles S(x) of a snippet are its runs of five tokens; J(a, b) = |S(a) & S(b)| / |S(a) | S(b)|. MinHash (128 permutations) in bands finds the pairs
-to look at, and J is then computed exactly: a snippet is dropped if J >= `near` with one before it. With B bands of R rows a pair is looked at with
-probability 1 - (1 - J^R)^B: 0.95 at J = 0.8, 0.999 at 0.87. A chain a ~ b ~ c may drop c too.
+The shingles S(x) of a snippet are its runs of five tokens; J(a, b) = |S(a) & S(b)| / |S(a) | S(b)|.
+MinHash (128 permutations, cut into bands) finds candidate pairs; their J is computed exactly.
+A snippet is dropped if J >= `near` with a snippet before it.
+B bands of R rows find a pair with probability 1 - (1 - J^R)^B: 0.95 at J = 0.8, 0.999 at 0.87.
+A chain a ~ b ~ c may drop c too.
+
+Shapes: n snippets.
 """
 
 import os
@@ -12,11 +16,9 @@ from tqdm import tqdm
 
 from config import UserError
 
-PERMUTATIONS, SHINGLE, LEADERS = (
-    128,
-    5,
-    16,
-)  # of MinHash; tokens; snippets of a bucket that others are compared with, at most
+PERMUTATIONS = 128  # of MinHash
+SHINGLE = 5  # tokens
+LEADERS = 16  # snippets of a bucket that others are compared with, at most
 
 
 def minhash():
@@ -25,81 +27,100 @@ def minhash():
         from rensa import RMinHash
     except ImportError:
         raise UserError(
-            "near-duplicates need the package rensa; pip install rensa==0.5.0, or leave them in with --near-duplicate 0"
+            "near-duplicates need the package rensa; pip install rensa==0.5.0, or leave them in "
+            "with --near-duplicate 0"
         ) from None
     return RMinHash
 
 
 def bands_of(near):
-    """How 128 permutations are cut into (bands, rows): as few bands as find 94% of the pairs that are just similar enough. Example: 0.8 -> (16, 8)."""
+    """How 128 permutations are cut -> (bands, rows a band).
+
+    Fewest bands that find 94% of the pairs that are just similar enough.
+    Example: 0.8 -> (16, 8).
+    """
     if near == 0:
         return 0, PERMUTATIONS
-    rows = [
-        r
-        for r in (1, 2, 4, 8, 16, 32, 64)
-        if r == 1 or 1 - (1 - near**r) ** (PERMUTATIONS // r) >= 0.94
-    ]
+    rows = [1]
+    for r in (2, 4, 8, 16, 32, 64):
+        if 1 - (1 - near**r) ** (PERMUTATIONS // r) >= 0.94:
+            rows.append(r)
     return PERMUTATIONS // rows[-1], rows[-1]
 
 
 def shingles(raw, width):
-    """S(x) of ids as bytes, `width` bytes a token; of fewer than five tokens: all of them as one."""
-    return {
-        raw[i : i + SHINGLE * width]
-        for i in range(0, max(1, len(raw) - (SHINGLE - 1) * width), width)
-    }
+    """S(x) of ids as bytes, `width` bytes a token; fewer than five tokens are one shingle."""
+    starts = range(0, max(1, len(raw) - (SHINGLE - 1) * width), width)
+    return {raw[i : i + SHINGLE * width] for i in starts}
 
 
 def signatures(docs, near, dtype):
     """MinHash of lists of ids -> (n, bands) uint64, equal where a band's rows are."""
     bands, rows = bands_of(near)
-    found = np.zeros((len(docs), PERMUTATIONS), np.uint64)
-    for i, ids in enumerate(docs if bands else ()):
-        m = minhash()(num_perm=PERMUTATIONS, seed=1)
-        m.update(list(shingles(np.asarray(ids, dtype).tobytes(), dtype.itemsize)))
-        found[i] = m.digest()
+    digests = np.zeros((len(docs), PERMUTATIONS), np.uint64)
     mixed = np.zeros((len(docs), bands), np.uint64)
-    for row in range(rows if bands else 0):  # a polynomial in an odd number, modulo 2^64
-        mixed = (mixed + found[:, row::rows]) * np.uint64(0x9E3779B97F4A7C15)
+    if not bands:
+        return mixed
+    for i, ids in enumerate(docs):
+        sketch = minhash()(num_perm=PERMUTATIONS, seed=1)
+        sketch.update(list(shingles(np.asarray(ids, dtype).tobytes(), dtype.itemsize)))
+        digests[i] = sketch.digest()
+    for row in range(rows):  # a polynomial in an odd number, modulo 2^64
+        mixed = (mixed + digests[:, row::rows]) * np.uint64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> np.uint64(29)
     return mixed
 
 
 def near_duplicates(folder, table, dtype, near, progress):
-    """Which of the snippets written so far are near-duplicates of one before them -> (n,) bool. A bucket is the snippets that agree in a band; each is
-    compared with those of its bucket that were not dropped for another one there."""
-    gone = np.zeros(len(table), bool)
-    fd, width = os.open(folder / "ids.bin", os.O_RDONLY), dtype.itemsize
+    """Which snippets are near-duplicates of one before them -> (n,) bool.
 
-    def look(i):
-        doc = table[i]
-        return shingles(
-            os.pread(fd, (int(doc["n_ids"]) - 1) * width, int(doc["ids"]) * width), width
-        )
+    folder  of the corpus being written: ids.bin in it, and beside it a file of keys for each band.
+    table   its snippets (prepare.DOC).
 
-    for band in tqdm(
-        range(bands_of(near)[0]),
-        desc="near-duplicates",
-        unit="band",
-        disable=not progress,
-        delay=2,
-        leave=False,
-    ):
-        keys = np.fromfile(folder.parent / f"band{band}.bin", np.uint64)
-        left = np.flatnonzero(~gone)
-        at = left[np.argsort(keys[left], kind="stable")]
-        edges = (
-            np.flatnonzero(np.concatenate([[True], keys[at[1:]] != keys[at[:-1]], [True]]))
-            if len(at)
-            else np.zeros(1, int)
-        )
-        for k in np.flatnonzero(np.diff(edges) > 1):
-            leaders = []
-            for i in at[edges[k] : edges[k + 1]]:
-                mine = look(i)
-                if any(len(mine & other) >= near * len(mine | other) for other in leaders):
-                    gone[i] = True
-                elif len(leaders) < LEADERS:
-                    leaders.append(mine)
-    os.close(fd)
-    return gone
+    A bucket is the snippets that agree in a band.
+    Each is compared with those of its bucket that were not dropped for another one there.
+    """
+    dropped = np.zeros(len(table), bool)
+    with open(folder / "ids.bin", "rb") as file:
+
+        def shingles_of(i):
+            doc = table[i]
+            size = (int(doc["n_ids"]) - 1) * dtype.itemsize
+            offset = int(doc["ids"]) * dtype.itemsize
+            return shingles(os.pread(file.fileno(), size, offset), dtype.itemsize)
+
+        for band in tqdm(
+            range(bands_of(near)[0]),
+            desc="near-duplicates",
+            unit="band",
+            disable=not progress,
+            delay=2,
+            leave=False,
+        ):
+            keys = np.fromfile(folder.parent / f"band{band}.bin", np.uint64)
+            for bucket in buckets(keys, dropped):
+                drop_similar(bucket, shingles_of, near, dropped)
+    return dropped
+
+
+def buckets(keys, dropped):
+    """Snippets with equal keys, two or more, that are not dropped yet -> yields index arrays."""
+    candidates = np.flatnonzero(~dropped)
+    ordered = candidates[np.argsort(keys[candidates], kind="stable")]
+    if not len(ordered):
+        return
+    begins = keys[ordered[1:]] != keys[ordered[:-1]]
+    edges = np.flatnonzero(np.concatenate([[True], begins, [True]]))
+    for k in np.flatnonzero(np.diff(edges) > 1):
+        yield ordered[edges[k] : edges[k + 1]]
+
+
+def drop_similar(bucket, shingles_of, near, dropped):
+    """Mark in `dropped` the snippets of a bucket that are similar enough to one of its leaders."""
+    leaders = []
+    for i in bucket:
+        grams = shingles_of(i)
+        if any(len(grams & leader) >= near * len(grams | leader) for leader in leaders):
+            dropped[i] = True
+        elif len(leaders) < LEADERS:
+            leaders.append(grams)

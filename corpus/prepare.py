@@ -1,6 +1,12 @@
-"""Sources to functions to snippets, prepared once, on disk: several processes, parts, the parts joined. __main__.py says what is done and in which order."""
+"""Sources to functions to snippets, prepared once, on disk; the steps are listed in __main__.py.
+
+Several processes write parts, one file each; the parts are then joined.
+
+Shapes: n snippets.
+"""
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -40,6 +46,7 @@ from domain import base_text
 from formats import huggingface, tokenizers
 
 FORMAT = 1  # of the files; a new number makes old ones useless
+FATES = ("kept", *DROPPED)
 DOC = np.dtype(
     [
         ("ids", "i8"),
@@ -59,10 +66,11 @@ DOC = np.dtype(
 # ---------------------------------------------------------------- preparation
 
 
-def prepare(
+def prepare_corpus(
     spec,
     tok,
     max_tokens,
+    *,
     min_lines=2,
     unit="definitions",
     docstrings=False,
@@ -74,25 +82,24 @@ def prepare(
     progress=True,
     cores=None,
 ):
-    """The Corpus of the sources in `spec` (see sources.py). Same arguments, same sources: same files, however often it was interrupted.
+    """The Corpus of the sources in `spec` (see sources.py).
 
-    max_tokens  longer snippets are left out (eos counts); min_lines: so are those with fewer lines that can take a thought; docstrings: so are those
-                without a docstring.
-    near        least Jaccard similarity of near-duplicates; 1: only equal sets of shingles go; 0: none is looked for.
-    check       says of a function's (name, text) whether it is to be dropped (`decontaminate.Checker`); None: all stay.
-    cache       the folder of prepared corpora; cores: processes (default: as many as there are cores).
-    Raises UserError if a source is not there, or nothing is left.
+    max_tokens     longer snippets are left out (eos counts).
+    min_lines      so are snippets with fewer lines that can take a thought.
+    unit           see functions.functions; so for keep_comments.
+    docstrings     leave out what has no docstring.
+    near           least Jaccard similarity of near-duplicates; 1: only equal sets of shingles are
+                   dropped; 0: none is looked for.
+    column         of records, which holds the code.
+    check          the decontaminate.Checker that says which functions to drop; None: none.
+    cache          the folder of prepared corpora.
+    cores          processes; None: as many as there are cores.
+
+    The same arguments and sources give the same files, however often the work was interrupted.
+    Raises UserError if a source does not exist, or nothing is left.
     """
-    found = sources(spec, column)
-    for one in found:
-        if not one.about.get("permissive", True):
-            tqdm.write(
-                f"corpus {one.spec}: its licence is {one.about['licence']!r}, which is not one of the permissive ones (MIT, BSD, Apache, ISC, "
-                "zlib, PSF, Unlicense, CC0, Boost, HPND); what it allows is yours to check",
-                file=sys.stderr,
-            )
-        if not one.files:
-            tqdm.write(f"corpus {one.spec}: nothing in it", file=sys.stderr)
+    origins = sources(spec, column)
+    warn_of_sources(origins)
     settings = dict(
         max_tokens=max_tokens,
         min_lines=min_lines,
@@ -102,387 +109,496 @@ def prepare(
         near=near,
         column=column,
     )
-    key = fingerprint(found, settings, tok, check)
-    folder, parts, lock = (
-        pathlib.Path(cache, key + ending) for ending in ("", ".unfinished", ".lock")
-    )
-    there = os.path.exists(cache)
+    job = Job(origins, tok, settings, check, progress, cores or config.cores())
     try:
-        os.makedirs(cache, exist_ok=True)
-        with alone(lock):
-            if not folder.exists():
-                os.makedirs(parts, exist_ok=True)
-                count = make_parts(parts, found, tok, settings, check, progress, cores)
-                counts = join(parts, count, found, settings, tok, check, progress)
-                if counts["kept"]:
-                    os.rename(parts / "whole", folder)
-            shutil.rmtree(parts, ignore_errors=True)
-        if folder.exists():
-            return Corpus(folder)
-        lock.unlink()  # a mistake leaves nothing behind
-        if not there and not os.listdir(cache):
-            os.rmdir(cache)
+        corpus, counts = open_or_make(job, cache)
     except OSError as e:
         raise UserError(
             f"--cache {cache}: cannot be used ({e.strerror or e}); give another folder"
         ) from None
-    said = ", ".join(f"{k} {n}" for k, n in counts.items() if n)
+    if corpus is not None:
+        return corpus
+    account = ", ".join(f"{key} {n}" for key, n in counts.items() if n) or "nothing in it"
     raise UserError(
-        f"corpus {spec!r}: no function of {min_lines} or more lines and at most {max_tokens} tokens ({said or 'nothing in it'}); "
-        "give other code, or change --max-tokens or --min-lines"
+        f"corpus {spec!r}: no function of {min_lines} or more lines and at most {max_tokens} "
+        f"tokens ({account}); give other code, or change --max-tokens or --min-lines"
     )
 
 
-def fingerprint(found, settings, tok, check):
-    """A name for all that decides a corpus. The tokenizer is known by its tokens' lengths, its special ids, and how it cuts a page of signs."""
-    signs = (
-        "".join(map(chr, range(9, 1000)))
-        + "def f(x):\n    return  x + 1234\n\n\tif y: don't\r\n"
-        + " " * 40
-    )
-    of_tok = [
-        tok.eos,
-        tok.thought_ids,
-        tok.stop_ids,
-        tok.encode(signs),
-        hashlib.sha256(np.asarray(tok.nbytes, np.int64).tobytes()).hexdigest(),
-    ]
-    files = [
-        (one.spec, [(name, size, path.stat().st_mtime_ns) for name, path, size in one.files])
-        for one in found
-    ]
-    problems = check and [
-        (b, t.name, t.prompt, t.solution, t.entry_point)
-        for b, some in check.found.items()
-        for t in some
-    ]
-    what = json.dumps(
+@dataclasses.dataclass
+class Job:
+    """A corpus to prepare."""
+
+    origins: list  # of sources.Source
+    tok: tokenizers.Tokenizer
+    settings: dict  # those that decide the content
+    check: object  # a Checker or None
+    progress: bool
+    cores: int
+
+
+def warn_of_sources(origins):
+    """Print a line for each source that is empty or whose licence is not permissive."""
+    for origin in origins:
+        if not origin.about.get("permissive", True):
+            tqdm.write(
+                f"corpus {origin.spec}: its licence is {origin.about['licence']!r}, which is not "
+                "one of the permissive ones (MIT, BSD, Apache, ISC, zlib, PSF, Unlicense, CC0, "
+                "Boost, HPND); what it allows is yours to check",
+                file=sys.stderr,
+            )
+        if not origin.files:
+            tqdm.write(f"corpus {origin.spec}: nothing in it", file=sys.stderr)
+
+
+def open_or_make(job, cache):
+    """The Corpus of a job from the folder `cache`, where it is made if absent -> (Corpus, None).
+
+    If nothing is left of it: (None, counts), and the cache is as it was. Raises OSError.
+    """
+    key = fingerprint(job)
+    folder = pathlib.Path(cache, key)
+    parts = pathlib.Path(cache, f"{key}.unfinished")
+    lock = pathlib.Path(cache, f"{key}.lock")
+    existed = os.path.exists(cache)
+    counts = None
+    os.makedirs(cache, exist_ok=True)
+    with exclusive(lock):
+        if not folder.exists():
+            os.makedirs(parts, exist_ok=True)
+            n_parts = make_parts(parts, job)
+            counts = join_parts(parts, n_parts, job)
+            if counts["kept"]:
+                os.rename(parts / "whole", folder)
+        shutil.rmtree(parts, ignore_errors=True)
+    if folder.exists():
+        return Corpus(folder), None
+    lock.unlink()
+    if not existed and not os.listdir(cache):
+        os.rmdir(cache)
+    return None, counts
+
+
+def fingerprint(job):
+    """A name for all that decides a corpus: a hash in 16 hexadecimal digits.
+
+    The tokenizer is known by its tokens' lengths, its special ids, and its ids of a page of signs.
+    """
+    near = job.settings["near"]
+    signature = near and [minhash().ALGORITHM_VERSION, PERMUTATIONS, SHINGLE, LEADERS]
+    content = json.dumps(
         [
             FORMAT,
             sys.version_info[:2],
-            settings,
-            files,
-            of_tok,
-            problems,
-            settings["near"] and [minhash().ALGORITHM_VERSION, PERMUTATIONS, SHINGLE, LEADERS],
+            job.settings,
+            [(origin.spec, files_with_times(origin)) for origin in job.origins],
+            tokenizer_identity(job.tok),
+            job.check and problem_texts(job.check),
+            signature,
         ]
     )
-    return hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def files_with_times(origin):
+    """(name, size, time of the last change) of a source's files."""
+    return [(name, size, path.stat().st_mtime_ns) for name, path, size in origin.files]
+
+
+def tokenizer_identity(tok):
+    """What tells tokenizers apart, as JSON values."""
+    signs = "".join(map(chr, range(9, 1000)))
+    code = "def f(x):\n    return  x + 1234\n\n\tif y: don't\r\n" + " " * 40
+    lengths = np.asarray(tok.nbytes, np.int64).tobytes()
+    return [
+        tok.eos,
+        tok.thought_ids,
+        tok.stop_ids,
+        tok.encode(signs + code),
+        hashlib.sha256(lengths).hexdigest(),
+    ]
+
+
+def problem_texts(check):
+    """What a Checker checks against, as JSON values."""
+    return [
+        (benchmark, task.name, task.prompt, task.solution, task.entry_point)
+        for benchmark, tasks in check.benchmarks.items()
+        for task in tasks
+    ]
 
 
 @contextlib.contextmanager
-def alone(path):
-    """Hold a lock that others of the machine respect, and that the end of the process, however it ends, gives back."""
-    with open(path, "w") as f:
+def exclusive(path):
+    """Hold a lock file. It is released when the process ends, however it ends."""
+    with open(path, "w") as file:
         try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             tqdm.write("another process is preparing this corpus; waiting for it", file=sys.stderr)
-            fcntl.flock(f, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def make_parts(folder, found, tok, settings, check, progress, cores):
-    """Work on all items, a chunk a file, unless its file is there -> the number of files."""
-    global HERE
-    HERE = dict(
-        folder=folder, tok=tok, settings=settings, check=check
-    )  # forked processes find it there, without its being sent
-    if check is not None:
-        check.ready()
-    cores = cores or config.cores()
-    pool = (
-        ProcessPoolExecutor(cores, multiprocessing.get_context("fork"), initializer=obey)
-        if cores > 1
-        else None
-    )
-    waiting, count = [], 0
+# ---------------------------------------------------------------- parts
+
+
+def make_parts(folder, job):
+    """Work on all items, a chunk a file, unless its file exists -> the number of files."""
+    global JOB, FOLDER
+    JOB = job  # forked processes inherit both
+    FOLDER = folder
+    if job.check is not None:
+        job.check.ready()
+    pool = None
+    if job.cores > 1:
+        fork = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(job.cores, fork, initializer=follow_parent)
     bar = tqdm(
-        total=sum(size for one in found for _, _, size in one.files),
+        total=sum(size for origin in job.origins for _, _, size in origin.files),
         desc="preparing",
         unit="B",
         unit_scale=True,
-        disable=not progress,
+        disable=not job.progress,
         delay=2,
         leave=False,
     )
+    origin = job.origins[0]
+    queue = []  # of (future, bytes)
+    count = 0
     try:
-        for number, one in enumerate(found):
-            for size, some in chunks(one, settings["column"]):
-                if not (folder / f"{count}.npz").exists():
-                    waiting.append(
-                        (
-                            pool.submit(work, count, number, some)
-                            if pool
-                            else work(count, number, some),
-                            size,
-                        )
-                    )
-                else:
+        for number, origin in enumerate(job.origins):
+            for size, batch in chunks(origin, job.settings["column"]):
+                if (folder / f"{count}.npz").exists():
                     bar.update(size)
+                elif pool is None:
+                    work(count, number, batch)
+                    bar.update(size)
+                else:
+                    queue.append((pool.submit(work, count, number, batch), size))
                 count += 1
-                while len(waiting) > 2 * cores or waiting and not pool:
-                    finish(waiting.pop(0), bar)
-        while waiting:
-            finish(waiting.pop(0), bar)
+                collect(queue, 2 * job.cores, bar)
+        collect(queue, 0, bar)
     except BrokenProcessPool:
         raise UserError(
-            f"corpus {found[number].spec!r}: a process that worked on it died (killed for memory?); the same command goes on"
+            f"corpus {origin.spec!r}: a process that worked on it died (killed for memory?); "
+            "the same command goes on"
         ) from None
     finally:
         bar.close()
-        if pool:
+        if pool is not None:
             pool.shutdown(cancel_futures=True)
     return count
 
 
-def finish(job, bar):
-    if job[0]:
-        job[0].result()
-    bar.update(job[1])
+def collect(queue, limit, bar):
+    """Wait for the oldest jobs of a queue until at most `limit` are left."""
+    while len(queue) > limit:
+        future, size = queue.pop(0)
+        future.result()
+        bar.update(size)
 
 
-def obey():
+def follow_parent():
     """In a process of the pool: leave an interruption to the parent, and end when it ends."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(
-        target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True
-    ).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def work(count, source, items):
-    """Items -> the file of a part: every unit's checksum and fate, and the snippets that are left so far."""
-    tok, check, settings = HERE["tok"], HERE["check"], HERE["settings"]
-    counts, digest, seps, fates, docs, dropped = (
-        dict.fromkeys(COUNTED, 0),
-        hashlib.sha256(),
-        {},
-        {},
-        [],
-        [],
-    )
+def work(number, source, items):
+    """Items -> the file of a part: every unit's checksum and fate, and the snippets kept."""
+    part = Part(source)
+    settings = JOB.settings
+    for item in items:
+        found, raw = units(item, part.counts, settings["unit"], settings["keep_comments"])
+        part.digest.update(hashlib.sha256(raw).digest())
+        for name, text, prompt in found:
+            if text is None:
+                part.counts["rewritten"] += 1
+            elif (key := checksum(text)) in part.fates:
+                part.counts["duplicate"] += 1
+            else:
+                part.fates[key] = part.fate(name, text, prompt, JOB)
+    write_part(FOLDER / f"{number}.npz", part, JOB.tok, settings["near"])
 
-    def fate(name, text, prompt):
-        """Why a unit is dropped, or "kept"."""
-        inside = (
-            []
-            if check is None or settings["unit"] != "files"
-            else [f for f in functions(text, keep_comments=settings["keep_comments"]) if f[1]]
-        )
-        for part, code, _ in (
-            [(name, text, prompt), *inside] if check is not None else ()
-        ):  # a file may hold a solution by its name
-            if why := check.hits(part, code, settings["keep_comments"]):
-                dropped.append({"key": checksum(text), "name": name, "why": why, "text": text})
-                return "contaminated"
+
+class Part:
+    """A chunk of a source: its counts, and what became of each of its units."""
+
+    def __init__(self, source):
+        self.source = source  # its number
+        self.counts = dict.fromkeys(COUNTED, 0)
+        self.digest = hashlib.sha256()  # of the items' bytes
+        self.fates = {}  # checksum of a text -> one of FATES, in order
+        self.docs = []  # (Snippet, held) of those whose fate is "kept"
+        self.dropped = []  # why units are contaminated
+
+    def fate(self, name, text, prompt, job):
+        """Why a unit is dropped, or "kept"; a snippet that is kept, and a hit, are noted."""
+        tok = job.tok
+        settings = job.settings
+        if why := contamination(name, text, job):
+            self.dropped.append({"key": checksum(text), "name": name, "why": why, "text": text})
+            return "contaminated"
         if settings["docstrings"] and not documented(text, settings["unit"]):
             return "no_docstring"
-        if len(text) > settings["max_tokens"] and len(tok.encode(text)) >= settings["max_tokens"]:
+        longest = settings["max_tokens"]
+        if len(text) > longest and len(tok.encode(text)) >= longest:
             return "too_long"
         try:
             snip = snippet(tok, text, prompt, name)
-        except (
-            SyntaxError,
-            tokenize.TokenError,
-        ):  # what the parser takes and the tokenizer does not
-            snip = None
-        if (
-            snip is None
-            or len(snip.ids) > settings["max_tokens"]
-            or len(snip.first) < settings["min_lines"]
-        ):
-            return (
-                "no_line"
-                if snip is None
-                else "too_long"
-                if len(snip.ids) > settings["max_tokens"]
-                else "too_short"
-            )
-        docs.append(
-            (snip, zlib.crc32(text.encode()) % 10 == 0)
-        )  # by checksum: a text is on one side in every run, whatever the tokenizer
+        except (SyntaxError, tokenize.TokenError):  # the parser takes it, the tokenizer does not
+            return "no_line"
+        if snip is None:
+            return "no_line"
+        if len(snip.ids) > longest:
+            return "too_long"
+        if len(snip.first) < settings["min_lines"]:
+            return "too_short"
+        held = zlib.crc32(text.encode()) % 10 == 0  # a text is on one side in every run
+        self.docs.append((snip, held))
         return "kept"
 
-    for item in items:
-        found, raw = units(item, counts, settings["unit"], settings["keep_comments"])
-        digest.update(hashlib.sha256(raw).digest())
-        for name, text, prompt in found:
-            if text is None:
-                counts["rewritten"] += 1
-            elif (key := checksum(text)) in fates:
-                counts["duplicate"] += 1
-            else:
-                fates[key] = fate(name, text, prompt)
-    write_part(
-        HERE["folder"] / f"{count}.npz",
-        source,
-        counts,
-        digest.hexdigest(),
-        fates,
-        docs,
-        dropped,
-        tok,
-        settings["near"],
-        seps,
-    )
+
+def contamination(name, text, job):
+    """Why a unit holds a benchmark's problem -> hits; of a file, its functions count too."""
+    if job.check is None:
+        return []
+    keep_comments = job.settings["keep_comments"]
+    candidates = [(name, text)]
+    if job.settings["unit"] == "files":
+        for inner, code, _ in functions(text, keep_comments=keep_comments):
+            if code:
+                candidates.append((inner, code))
+    for candidate, code in candidates:
+        if why := job.check.hits(candidate, code, keep_comments):
+            return why
+    return []
 
 
-def write_part(path, source, counts, digest, fates, docs, dropped, tok, near, seps):
-    """fates: {checksum: fate} in order; docs: (Snippet, held) of those whose fate is "kept"."""
-    names = [s.name.encode("utf-8", "surrogateescape") for s, _ in docs]
-    table = np.zeros(len(docs), DOC)
-    for row, name, (s, held) in zip(table, names, docs):
-        row["n_ids"], row["n_lines"], row["n_name"], row["n_sep"] = (
-            len(s.ids),
-            len(s.first),
-            len(name),
-            sum(map(len, s.sep)),
-        )
-        row["prompt"], row["source"], row["held"] = s.prompt, source, held
-    flat = lambda parts, dtype: np.fromiter((x for part in parts for x in part), dtype)  # noqa: E731
-    sep = flat(
-        ([seps.setdefault(tuple(sep), len(seps)) for sep in s.sep] for s, _ in docs), np.uint32
+def write_part(path, part, tok, near):
+    """Write a Part: tables and flat arrays, whole or not at all."""
+    snippets = [snip for snip, _ in part.docs]
+    names = [snip.name.encode("utf-8", "surrogateescape") for snip in snippets]
+    table = np.zeros(len(snippets), DOC)
+    for row, name, (snip, held) in zip(table, names, part.docs, strict=True):
+        row["n_ids"] = len(snip.ids)
+        row["n_lines"] = len(snip.first)
+        row["n_name"] = len(name)
+        row["n_sep"] = sum(map(len, snip.sep))
+        row["prompt"] = snip.prompt
+        row["source"] = part.source
+        row["held"] = held
+    seps = {}  # separator -> its number
+    numbers = [seps.setdefault(tuple(sep), len(seps)) for snip in snippets for sep in snip.sep]
+    meta = dict(
+        source=part.source,
+        counts=part.counts,
+        digest=part.digest.hexdigest(),
+        dropped=part.dropped,
+        seps=list(seps),
     )
-    meta = dict(source=source, counts=counts, digest=digest, dropped=dropped, seps=list(seps))
     with open(f"{path}.half", "wb") as f:
         np.savez(
             f,
             meta=np.frombuffer(json.dumps(meta).encode("utf-8", "surrogatepass"), np.uint8),
-            keys=np.fromiter(fates, np.uint64, len(fates)),
-            fates=np.array([FATES.index(x) for x in fates.values()], np.uint8),
+            keys=np.fromiter(part.fates, np.uint64, len(part.fates)),
+            fates=np.array([FATES.index(fate) for fate in part.fates.values()], np.uint8),
             docs=table,
-            ids=flat((s.ids for s, _ in docs), id_type(tok)),
-            first=flat((s.first for s, _ in docs), np.uint32),
-            sep=sep,
+            ids=flattened((snip.ids for snip in snippets), id_type(tok)),
+            first=flattened((snip.first for snip in snippets), np.uint32),
+            sep=np.array(numbers, np.uint32),
             names=np.frombuffer(b"".join(names), np.uint8),
-            bands=signatures([s.ids[:-1] for s, _ in docs], near, id_type(tok)),
+            bands=signatures([snip.ids[:-1] for snip in snippets], near, id_type(tok)),
         )
     os.replace(f"{path}.half", path)
 
 
-FATES = ("kept", *DROPPED)
+def flattened(lists, dtype):
+    """Lists of numbers, one after another, as an array."""
+    return np.fromiter((number for numbers in lists for number in numbers), dtype)
 
 
 def id_type(tok):
+    """The type that holds the tokenizer's ids."""
     return np.dtype(np.uint16 if tok.vocab_size <= 1 << 16 else np.uint32)
 
 
 # ---------------------------------------------------------------- the parts, joined
 
 
-def join(parts, count, found, settings, tok, check, progress):
-    """Parts -> the folder parts/whole, and the counts. Texts that an earlier part holds are dropped here, and near-duplicates."""
-    folder, dtype = parts / "whole", id_type(tok)
+def join_parts(parts, n_parts, job):
+    """Parts -> the folder parts/whole, and the counts.
+
+    Texts that an earlier part holds are dropped here, and near-duplicates.
+    """
+    folder = parts / "whole"
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
-    counts = [dict.fromkeys(COUNTED, 0) for _ in found]
-    digests, dropped, seps, tables = [hashlib.sha256() for _ in found], [], {}, []
-    keys = [part(parts, n, "keys") for n in range(count)]
-    ends = np.cumsum([0] + [len(k) for k in keys])
-    fresh = np.zeros(ends[-1], bool)  # is it the first unit with this text?
-    fresh[np.unique(np.concatenate([np.zeros(0, np.uint64), *keys]), return_index=True)[1]] = True
-    del keys
-    at = dict.fromkeys(("ids", "lines", "name"), 0)
-    with contextlib.ExitStack() as files:
-        out = {
-            name: files.enter_context(open(folder / f"{name}.bin", "wb"))
-            for name in ("ids", "first", "sep", "names")
-        }
-        bands = [
-            files.enter_context(open(parts / f"band{b}.bin", "wb"))
-            for b in range(bands_of(settings["near"])[0])
-        ]
-        for n in tqdm(
-            range(count), desc="joining", unit="part", disable=not progress, delay=2, leave=False
+    near = job.settings["near"]
+    writer = CorpusWriter(folder, len(job.origins), bands_of(near)[0])
+    with writer:
+        for n, fresh in enumerate(
+            tqdm(
+                first_occurrences(parts, n_parts),
+                desc="joining",
+                unit="part",
+                disable=not job.progress,
+                delay=2,
+                leave=False,
+            )
         ):
-            with np.load(parts / f"{n}.npz") as z:
-                some = {name: z[name] for name in z.files}
-            meta, new, kept = (
-                json.loads(some["meta"].tobytes().decode("utf-8", "surrogatepass")),
-                fresh[ends[n] : ends[n + 1]],
-                some["fates"] == 0,
-            )
-            of = counts[meta["source"]]
-            for key in meta["counts"]:
-                of[key] += meta["counts"][key]
-            of["duplicate"] += int((~new).sum())
-            for fate in (
-                np.flatnonzero(np.bincount(some["fates"][new], minlength=len(FATES))[1:]) + 1
-            ):
-                of[FATES[fate]] += int((some["fates"][new] == fate).sum())
-            known = set(some["keys"][new].tolist())
-            dropped += [
-                {k: v for k, v in d.items() if k != "key"}
-                for d in meta["dropped"]
-                if d["key"] in known
-            ]
-            digests[meta["source"]].update(bytes.fromhex(meta["digest"]))
-            table, stay = some["docs"], new[kept]
-            own = np.array(
-                [seps.setdefault(tuple(s), len(seps)) for s in meta["seps"]] + [0], np.uint32
-            )
-            for name, flat, sizes_of in (
-                ("ids", some["ids"], table["n_ids"]),
-                ("first", some["first"], table["n_lines"]),
-                ("sep", own[some["sep"]], table["n_lines"]),
-                ("names", some["names"], table["n_name"]),
-            ):
-                flat[np.repeat(stay, sizes_of)].tofile(out[name])
-            for b, f in enumerate(bands):
-                some["bands"][stay, b].tofile(f)
-            table = table[stay]
-            for key, size in (("ids", "n_ids"), ("lines", "n_lines"), ("name", "n_name")):
-                table[key] = at[key] + np.cumsum(table[size]) - table[size]
-                at[key] += int(table[size].sum())
-            tables.append(table)
-    table = np.concatenate([np.zeros(0, DOC), *tables])
-    del tables
-    gone = near_duplicates(folder, table, dtype, settings["near"], progress)
-    for n, of in enumerate(counts):
-        mine = table["source"] == n
-        of["near_duplicate"], of["kept"], of["tokens"] = (
-            int(x)
-            for x in ((mine & gone).sum(), (mine & ~gone).sum(), table["n_ids"][mine & ~gone].sum())
-        )
-    table = table[~gone]
+            with np.load(parts / f"{n}.npz") as archive:
+                writer.add({name: archive[name] for name in archive.files}, fresh)
+    table = writer.table()
+    duplicate = near_duplicates(folder, table, id_type(job.tok), near, job.progress)
+    count_kept(writer.counts, table, duplicate)
+    table = table[~duplicate]
     np.save(folder / "docs.npy", table)
-    total = {key: sum(of[key] for of in counts) for key in COUNTED}
-    report = (
-        {"benchmarks": {}}
-        if check is None
-        else check.account(total["found"] - total["rewritten"] - total["duplicate"], dropped)
-    )
+    total = {key: sum(counts[key] for counts in writer.counts) for key in COUNTED}
+    report = {"benchmarks": {}}
+    if job.check is not None:
+        n_units = total["found"] - total["rewritten"] - total["duplicate"]
+        report = job.check.account(n_units, writer.dropped)
     (folder / "contamination.json").write_text(json.dumps(report, indent=1))
-    manifest = {
-        "settings": settings,
-        "sources": [
-            {
-                "data": one.spec,
-                **one.about,
-                "files": len(one.files),
-                "sha256": digest.hexdigest(),
-                "counts": of,
-            }
-            for one, digest, of in zip(found, digests, counts)
-        ],
-        "counts": total,
-        "held_out": int(table["held"].sum()),
-        "dtype": dtype.str,
-        "seps": list(seps),
-        "sha256": {
-            p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"
-        },
-    }
+    manifest = make_manifest(job, writer, table, total)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     return total
 
 
-def part(parts, n, name):
-    with np.load(parts / f"{n}.npz") as z:
-        return z[name]
+def first_occurrences(parts, n_parts):
+    """For each part a bool array: which of its units have a text that no unit before them has."""
+    keys = [read_array(parts / f"{n}.npz", "keys") for n in range(n_parts)]
+    ends = np.cumsum([len(k) for k in keys])
+    fresh = np.zeros(ends[-1] if n_parts else 0, bool)
+    _, first = np.unique(np.concatenate([np.zeros(0, np.uint64), *keys]), return_index=True)
+    fresh[first] = True
+    return np.split(fresh, ends[:-1]) if n_parts else []
+
+
+def read_array(path, name):
+    """One array of an .npz file."""
+    with np.load(path) as archive:
+        return archive[name]
+
+
+class CorpusWriter:
+    """The files of a corpus while its parts are joined."""
+
+    def __init__(self, folder, n_sources, n_bands):
+        self.folder = folder
+        self.counts = [dict.fromkeys(COUNTED, 0) for _ in range(n_sources)]
+        self.digests = [hashlib.sha256() for _ in range(n_sources)]
+        self.dropped = []  # why units are contaminated
+        self.seps = {}  # separator -> its number
+        self.tables = []  # of DOC
+        self.ends = dict.fromkeys(("ids", "lines", "name"), 0)
+        self.names = ("ids", "first", "sep", "names")
+        self.n_bands = n_bands
+
+    def __enter__(self):
+        self.files = contextlib.ExitStack()
+        self.out = {name: self.create(self.folder / f"{name}.bin") for name in self.names}
+        bands = [self.folder.parent / f"band{b}.bin" for b in range(self.n_bands)]
+        self.bands = [self.create(path) for path in bands]
+        return self
+
+    def create(self, path):
+        return self.files.enter_context(open(path, "wb"))
+
+    def __exit__(self, *error):
+        self.files.close()
+
+    def add(self, part, fresh):
+        """Append a part, a dict of `write_part`'s arrays. fresh: which texts are new (bool)."""
+        meta = json.loads(part["meta"].tobytes().decode("utf-8", "surrogatepass"))
+        self.digests[meta["source"]].update(bytes.fromhex(meta["digest"]))
+        self.count(part, meta, fresh)
+        table = part["docs"]
+        kept = fresh[part["fates"] == 0]  # (docs of the part,)
+        numbers = [self.seps.setdefault(tuple(sep), len(self.seps)) for sep in meta["seps"]]
+        renumbered = np.array(numbers + [0], np.uint32)[part["sep"]]
+        for name, flat, lengths in (
+            ("ids", part["ids"], table["n_ids"]),
+            ("first", part["first"], table["n_lines"]),
+            ("sep", renumbered, table["n_lines"]),
+            ("names", part["names"], table["n_name"]),
+        ):
+            flat[np.repeat(kept, lengths)].tofile(self.out[name])
+        for b, file in enumerate(self.bands):
+            part["bands"][kept, b].tofile(file)
+        self.place(table[kept])
+
+    def count(self, part, meta, fresh):
+        """Add a part's counts, and the reasons of what it dropped."""
+        counts = self.counts[meta["source"]]
+        for key, n in meta["counts"].items():
+            counts[key] += n
+        counts["duplicate"] += int((~fresh).sum())
+        fates = np.bincount(part["fates"][fresh], minlength=len(FATES))
+        for fate, n in zip(DROPPED, fates[1:].tolist(), strict=True):
+            counts[fate] += n
+        keys = set(part["keys"][fresh].tolist())
+        for hit in meta["dropped"]:
+            if hit.pop("key") in keys:
+                self.dropped.append(hit)
+
+    def place(self, table):
+        """Enter where the ids, lines and names of these snippets begin in the files."""
+        for key, size in (("ids", "n_ids"), ("lines", "n_lines"), ("name", "n_name")):
+            table[key] = self.ends[key] + np.cumsum(table[size]) - table[size]
+            self.ends[key] += int(table[size].sum())
+        self.tables.append(table)
+
+    def table(self):
+        """The table of all snippets: (n,) of DOC. The parts' tables are released."""
+        table = np.concatenate([np.zeros(0, DOC), *self.tables])
+        self.tables = []
+        return table
+
+
+def count_kept(counts, table, duplicate):
+    """Enter near-duplicates, snippets and tokens kept into the counts of each source."""
+    for n, of_source in enumerate(counts):
+        member = table["source"] == n
+        kept = member & ~duplicate
+        of_source["near_duplicate"] = int((member & duplicate).sum())
+        of_source["kept"] = int(kept.sum())
+        of_source["tokens"] = int(table["n_ids"][kept].sum())
+
+
+def make_manifest(job, writer, table, total):
+    """The content of manifest.json."""
+    rows = []
+    for origin, digest, counts in zip(job.origins, writer.digests, writer.counts, strict=True):
+        rows.append(
+            {
+                "data": origin.spec,
+                **origin.about,
+                "files": len(origin.files),
+                "sha256": digest.hexdigest(),
+                "counts": counts,
+            }
+        )
+    files = [path for path in sorted(writer.folder.iterdir()) if path.name != "manifest.json"]
+    return {
+        "settings": job.settings,
+        "sources": rows,
+        "counts": total,
+        "held_out": int(table["held"].sum()),
+        "dtype": id_type(job.tok).str,
+        "seps": list(writer.seps),
+        "sha256": {path.name: file_digest(path) for path in files},
+    }
 
 
 def file_digest(path):
+    """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -491,7 +607,7 @@ def file_digest(path):
 
 
 def arguments_of(cfg, tok):
-    """The keyword arguments of `prepare` for the settings."""
+    """The keyword arguments of `prepare_corpus` for the settings."""
     return dict(
         spec=cfg.data,
         tok=tok,
@@ -508,13 +624,15 @@ def arguments_of(cfg, tok):
 
 
 def tokenizer_of(cfg):
-    """The Tokenizer of the settings: the model's own, or the built-in domain's, which is trained if the run's folder holds none."""
+    """The Tokenizer of the settings: the model's own, or the built-in domain's.
+
+    The latter is trained if the run's folder holds none.
+    """
     if cfg.preset != "tiny":
         return huggingface.open_tokenizer(huggingface.find(cfg))
     path = os.path.join(cfg.out, "tokenizer.txt")
     if os.path.exists(path):
         return tokenizers.load_tokenizer(path)
     rng = random.Random("tokenizer")
-    return tokenizers.train_tokenizer(
-        ["".join(base_text(rng)) for _ in range(2000)], cfg.vocab_size
-    )
+    texts = ["".join(base_text(rng)) for _ in range(2000)]
+    return tokenizers.train_tokenizer(texts, cfg.vocab_size)

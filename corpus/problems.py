@@ -1,4 +1,7 @@
-"""Problem sets for reinforcement learning: suites whose tests may be rewards, less what a benchmark holds, and a held-out part."""
+"""Problem sets for reinforcement learning: training problems, less what benchmarks hold; held-out.
+
+A suite's tests may be rewards if TRAINING names it.
+"""
 
 import zlib
 
@@ -15,49 +18,64 @@ TRAINING = {name: suite.trained_as for name, suite in suites.SUITES.items() if s
 
 def problems(cfg, tok, max_len):
     """(training problems, held-out problems, counts to print). Raises UserError."""
-    train, held, counts = [], [], {}
+    train = []
+    heldout = []
+    counts = {}
     for name in dict.fromkeys(TRAINING.get(n, n) for n in cfg.suite.split(",") if n):
-        if name == "domain":
-            found = domain_tasks(cfg.seed, cfg.n_rl, "rl")
-            held += [] if cfg.eval_suite else domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
-        elif name in TRAINING or name.endswith(".jsonl"):
-            found = suites.load(name, cfg.data_dir)
-            if cfg.decontaminate:
-                check = checker(cfg.data_dir)
-                check.forget_phrases([task.prompt + task.solution for task in found])
-                found = [
-                    task
-                    for task in found
-                    if not check(task.entry_point, task.prompt + task.solution)
-                ]
-                tqdm.write(f"{name}: {check.line()}")
-            if not cfg.eval_suite:  # by checksum: a problem is on one side in every run
-                aside = [zlib.crc32(task.prompt.encode()) % 10 == 0 for task in found]
-                held += [task for task, a in zip(found, aside) if a][: cfg.eval_tasks]
-                found = [task for task, a in zip(found, aside) if not a]
-        else:
-            raise UserError(
-                f"--suite {name}: expected domain, leetcode, mbpp-train or a .jsonl file"
-                + ("; that one is there to be evaluated on" if name in suites.SUITES else "")
-            )
-        counts[name] = len(found)
-        train += found
+        of_suite, aside = training_suite(cfg, name)
+        counts[name] = len(of_suite)
+        train += of_suite
+        heldout += aside[: cfg.eval_tasks]
     for name in (n for n in cfg.eval_suite.split(",") if n):
-        found = (
-            domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
-            if name == "domain"
-            else suites.load(name, cfg.data_dir)
-        )
-        held += found[: cfg.eval_tasks]
+        heldout += evaluation_suite(cfg, name)[: cfg.eval_tasks]
     room = max_len - cfg.max_new
-    kept = [
-        [task for task in some if task.prompt and len(tok.start(task.prompt)[0]) <= room]
-        for some in (train, held)
-    ]
-    counts["too long"] = len(train) - len(kept[0])
-    if not kept[0]:
+    fitting = that_fit(train, tok, room)
+    counts["too long"] = len(train) - len(fitting)
+    if not fitting:
         raise UserError(
-            f"--suite {cfg.suite}: no problem is left of {len(train)}, with prompts of at most {room} tokens; give other problems or a smaller "
-            "--max-new"
+            f"--suite {cfg.suite}: no problem is left of {len(train)}, with prompts of at most "
+            f"{room} tokens; give other problems or a smaller --max-new"
         )
-    return *kept, counts
+    return fitting, that_fit(heldout, tok, room), counts
+
+
+def training_suite(cfg, name):
+    """A suite of --suite -> (problems to train on, problems set aside). Raises UserError."""
+    if name == "domain":
+        aside = [] if cfg.eval_suite else evaluation_suite(cfg, name)
+        return domain_tasks(cfg.seed, cfg.n_rl, "rl"), aside
+    if name not in TRAINING.values() and not name.endswith(".jsonl"):
+        hint = "; that one is there to be evaluated on" if name in suites.SUITES else ""
+        raise UserError(
+            f"--suite {name}: expected domain, leetcode, mbpp-train or a .jsonl file{hint}"
+        )
+    tasks = suites.load(name, cfg.data_dir)
+    if cfg.decontaminate:
+        tasks = decontaminated(name, tasks, cfg.data_dir)
+    if cfg.eval_suite:
+        return tasks, []
+    by_side = {True: [], False: []}
+    for task in tasks:  # by checksum: a problem is on one side in every run
+        by_side[zlib.crc32(task.prompt.encode()) % 10 == 0].append(task)
+    return by_side[False], by_side[True]
+
+
+def decontaminated(name, tasks, data_dir):
+    """The problems that hold no problem of a benchmark. Prints the account."""
+    check = checker(data_dir)
+    check.forget_phrases([task.prompt + task.solution for task in tasks])
+    clean = [task for task in tasks if not check(task.entry_point, task.prompt + task.solution)]
+    tqdm.write(f"{name}: {check.line()}")
+    return clean
+
+
+def evaluation_suite(cfg, name):
+    """Problems to evaluate on. Raises UserError."""
+    if name == "domain":
+        return domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
+    return suites.load(name, cfg.data_dir)
+
+
+def that_fit(tasks, tok, room):
+    """The problems whose prompts are not empty and have at most `room` tokens."""
+    return [task for task in tasks if task.prompt and len(tok.start(task.prompt)[0]) <= room]

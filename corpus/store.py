@@ -1,4 +1,4 @@
-"""A prepared corpus on disk: files that are mapped into memory, a Snippet made when it is asked for."""
+"""A prepared corpus on disk: files mapped into memory, a Snippet made when it is asked for."""
 
 import json
 import os
@@ -10,50 +10,46 @@ from data import Snippet
 
 
 class Corpus:
-    """Snippets in a folder that `prepare` made, or some of them: len, indices, slices and iteration as of a list, each Snippet made when it is asked for."""
+    """Snippets of a folder that `prepare_corpus` made, all or some of them.
+
+    Length, indices, slices and iteration are those of a list; a Snippet is made on demand.
+    """
 
     def __init__(self, folder, numbers=None):
         """numbers: which snippets, in which order; None: all."""
         self.folder = pathlib.Path(folder)
         self.manifest = json.loads((self.folder / "manifest.json").read_text())
         self.docs = np.load(self.folder / "docs.npy", mmap_mode="r")
-        self.ids, self.first, self.sep, self.names = (
-            mapped(self.folder / f"{name}.bin", dtype)
-            for name, dtype in (
-                ("ids", self.manifest["dtype"]),
-                ("first", "u4"),
-                ("sep", "u4"),
-                ("names", "u1"),
-            )
-        )
-        self.numbers = (
-            np.arange(len(self.docs), dtype=np.int32 if len(self.docs) < 2**31 else np.int64)
-            if numbers is None
-            else numbers
-        )
+        self.ids = mapped(self.folder / "ids.bin", self.manifest["dtype"])
+        self.first = mapped(self.folder / "first.bin", "u4")
+        self.sep = mapped(self.folder / "sep.bin", "u4")
+        self.names = mapped(self.folder / "names.bin", "u1")
+        if numbers is None:
+            dtype = np.int32 if len(self.docs) < 2**31 else np.int64
+            numbers = np.arange(len(self.docs), dtype=dtype)
+        self.numbers = numbers
 
     def take(self, numbers):
         """The snippets of these numbers, in this order."""
-        some = object.__new__(Corpus)
-        some.__dict__.update(self.__dict__, numbers=self.numbers[numbers])
-        return some
+        subset = object.__new__(Corpus)
+        subset.__dict__.update(self.__dict__, numbers=self.numbers[numbers])
+        return subset
 
     def __len__(self):
         return len(self.numbers)
 
-    def __getitem__(self, at):
-        if isinstance(at, slice):
-            return self.take(at)
-        doc = self.docs[self.numbers[at]]
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.take(index)
+        doc = self.docs[self.numbers[index]]
         lines = slice(doc["lines"], doc["lines"] + doc["n_lines"])
+        name = self.names[doc["name"] : doc["name"] + doc["n_name"]].tobytes()
         return Snippet(
-            self.ids[doc["ids"] : doc["ids"] + doc["n_ids"]].tolist(),
-            int(doc["prompt"]),
-            self.first[lines].tolist(),
-            [list(self.manifest["seps"][s]) for s in self.sep[lines]],
-            self.names[doc["name"] : doc["name"] + doc["n_name"]]
-            .tobytes()
-            .decode("utf-8", "surrogateescape"),
+            ids=self.ids[doc["ids"] : doc["ids"] + doc["n_ids"]].tolist(),
+            prompt=int(doc["prompt"]),
+            first=self.first[lines].tolist(),
+            sep=[list(self.manifest["seps"][s]) for s in self.sep[lines]],
+            name=name.decode("utf-8", "surrogateescape"),
         )
 
     def held(self):
@@ -61,42 +57,46 @@ class Corpus:
         return self.docs["held"][self.numbers]
 
     def sizes(self):
-        """(n,) tokens of each, lines, and tokens of all its separators."""
+        """Three (n,) arrays: tokens of each snippet, its lines, tokens of all its separators."""
         return tuple(self.docs[key][self.numbers] for key in ("n_ids", "n_lines", "n_sep"))
 
     def contamination(self):
-        """What decontaminate.Checker.report said."""
+        """The report of decontaminate.Checker."""
         return json.loads((self.folder / "contamination.json").read_text())
 
 
 def mapped(path, dtype):
+    """A file as an array mapped into memory. An empty file, which cannot be mapped, is read."""
     return np.memmap(path, dtype=dtype, mode="r") if os.path.getsize(path) else np.zeros(0, dtype)
 
 
-def sizes(snippets):
-    """Of a Corpus or a list of Snippets: (n,) tokens of each, lines, and tokens of all its separators."""
+def snippet_sizes(snippets):
+    """Corpus.sizes of a Corpus or of a list of Snippets."""
     if isinstance(snippets, Corpus):
         return snippets.sizes()
-    return tuple(
-        np.array(x)
-        for x in zip(*((len(s.ids), len(s.first), sum(map(len, s.sep))) for s in snippets))
-    )
+    rows = [(len(s.ids), len(s.first), sum(map(len, s.sep))) for s in snippets]
+    return tuple(np.array(column) for column in zip(*rows, strict=True))
 
 
 def take(snippets, numbers):
-    """Of a Corpus or a list of Snippets: those of these numbers, in this order."""
-    return (
-        snippets.take(numbers) if isinstance(snippets, Corpus) else [snippets[i] for i in numbers]
-    )
+    """The snippets of these numbers, in this order, of a Corpus or of a list of Snippets."""
+    if isinstance(snippets, Corpus):
+        return snippets.take(numbers)
+    return [snippets[i] for i in numbers]
 
 
 def order(n, seed, epoch=0):
-    """The numbers 0 … n-1 in random order, a function of (seed, epoch): where a run stopped is a position in it."""
+    """The numbers 0 … n-1 in random order, a function of (seed, epoch).
+
+    A run that stopped is a position in it.
+    """
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
-def split(whole, seed, n_expert=0, n_heldout=0):
+def split_heldout(corpus, seed, n_expert=0, n_heldout=0):
     """A Corpus -> (to train on, held out), both in random order, at most so many (0: all)."""
-    at = order(len(whole), seed)
-    held = whole.held()[at]
-    return whole.take(at[~held][: n_expert or None]), whole.take(at[held][: n_heldout or None])
+    shuffled = order(len(corpus), seed)
+    held = corpus.held()[shuffled]
+    expert = shuffled[~held][: n_expert or None]
+    heldout = shuffled[held][: n_heldout or None]
+    return corpus.take(expert), corpus.take(heldout)

@@ -38,7 +38,7 @@ def trained():
 
 
 def prepared(spec, tok, cache, max_tokens=256, **how):
-    return prepare.prepare(
+    return prepare.prepare_corpus(
         str(spec), tok, max_tokens, **{"cache": cache, "progress": False, "cores": 1, **how}
     )
 
@@ -558,18 +558,18 @@ def test_bands():
 def test_held_out_code_is_never_trained_on(trained, tmp_path):
     spec = "asyncio,email"
     whole = prepared(spec, trained, tmp_path, 400)
-    expert, heldout = store.split(whole, 3)
+    expert, heldout = store.split_heldout(whole, 3)
     assert len(expert) + len(heldout) == len(whole) and 0.06 < len(heldout) / len(whole) < 0.14
     assert {s.name for s in expert} | {s.name for s in heldout} == {s.name for s in whole}
     across = [
         pair for pair in similar([*heldout, *expert], 0.8) if pair[0] < len(heldout) <= pair[1]
     ]
     assert len(across) <= 1 and len(heldout) > 50
-    few, some = store.split(whole, 3, 10, 5)
+    few, some = store.split_heldout(whole, 3, 10, 5)
     assert (
         list(few) == list(expert)[:10]
         and list(some) == list(heldout)[:5]
-        and list(store.split(whole, 4, 10)[0]) != list(few)
+        and list(store.split_heldout(whole, 4, 10)[0]) != list(few)
     )
     other = prepared(
         spec, tokenizers.train_tokenizer([inspect.getsource(ast)], 500), tmp_path, 1000
@@ -612,8 +612,8 @@ def test_a_corpus_is_as_a_list(trained, tmp_path):
     )
     with pytest.raises(IndexError):
         whole[len(whole)]
-    assert [x.tolist() for x in store.sizes(whole[2:20])] == [
-        x.tolist() for x in store.sizes(plain[2:20])
+    assert [x.tolist() for x in store.snippet_sizes(whole[2:20])] == [
+        x.tolist() for x in store.snippet_sizes(plain[2:20])
     ]
     assert sum(len(s.ids) for s in plain) == whole.manifest["counts"]["tokens"]
     big = tokenizers.train_tokenizer(["x"], 258)
@@ -666,7 +666,7 @@ from corpus import prepare, sources
 from formats import tokenizers
 sources.CHUNK = 20_000
 tok = tokenizers.train_tokenizer([inspect.getsource(ast)], 400)
-print(prepare.prepare("email,json", tok, 400, cache={cache!r}, progress=False, cores=2).folder, flush=True)
+print(prepare.prepare_corpus("email,json", tok, 400, cache={cache!r}, progress=False, cores=2).folder, flush=True)
 """
 
 
@@ -724,8 +724,10 @@ tok, parts = tokenizers.make_tokenizer(tokenizers.encoding({{bytes([i]): i for i
 rng = np.random.default_rng(0)
 N, settings = 5000, dict(near=0.8)
 docs = [(data.Snippet(rng.integers(0, 256, 300).tolist(), 10, [20, 100, 200], [[1], [2], [1]], f"s{{i}}"), i % 10 == 0) for i in range(N)]
-prepare.write_part(parts / "0.npz", 0, dict.fromkeys(functions.COUNTED, 0), "00", dict.fromkeys(range(N), "kept"), docs, [], tok, 0.8, {{}})
-del docs
+part = prepare.Part(0)
+part.docs, part.fates = docs, dict.fromkeys(range(N), "kept")
+prepare.write_part(parts / "0.npz", part, tok, 0.8)
+del docs, part
 for n in range(1, {count}):
     with np.load(parts / "0.npz") as z:
         some = dict(z)
@@ -742,10 +744,11 @@ def watch():
         peak[0] = max(peak[0], own()); time.sleep(0.002)
 before = own()
 threading.Thread(target=watch, daemon=True).start()
-prepare.join(parts, {count}, [sources.Source("synthetic", [], {{}})], settings, tok, None, False)
+job = prepare.Job([sources.Source("synthetic", [], {{}})], tok, settings, None, False, 1)
+prepare.join_parts(parts, {count}, job)
 whole = store.Corpus(parts / "whole")
-train, held = store.split(whole, 0)
-tokens = sum(len(s.ids) for s in train[::7]) + int(store.sizes(train)[0].sum())
+train, held = store.split_heldout(whole, 0)
+tokens = sum(len(s.ids) for s in train[::7]) + int(store.snippet_sizes(train)[0].sum())
 stop.append(1)
 print(json.dumps([len(whole), len(held), int(whole.manifest["counts"]["tokens"]), peak[0] - before]))
 """

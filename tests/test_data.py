@@ -52,7 +52,7 @@ def smollm2():
 @pytest.fixture(scope="module", params=["trained", "smollm2"])
 def stdlib(request, tmp_path_factory):
     tok = request.getfixturevalue(request.param)
-    snips = prepare.prepare(
+    snips = prepare.prepare_corpus(
         CODE, tok, 2048, cache=tmp_path_factory.mktemp("corpora"), progress=False
     )[:1000]
     assert len(snips) == 1000
@@ -111,7 +111,7 @@ def test_smollm2_ids_are_those_of_hugging_face(smollm2, tmp_path):
             pre.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
         ]
     )
-    snips = prepare.prepare(CODE, smollm2, 10_000, min_lines=1, cache=tmp_path, progress=False)[
+    snips = prepare.prepare_corpus(CODE, smollm2, 10_000, min_lines=1, cache=tmp_path, progress=False)[
         :1000
     ]
     for text in ODD + [smollm2.decode(s.ids) for s in snips]:

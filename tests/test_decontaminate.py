@@ -89,7 +89,7 @@ def test_whole_files_and_kept_comments(spread, tmp_path, how, kept, tok):
     (tmp_path / "code" / "b.py").write_text(
         "def gap(xs):\n    # Largest gap\n    # of neighbours in a list\n    b = 2\n    return b\n"
     )
-    whole = prepare.prepare(
+    whole = prepare.prepare_corpus(
         str(tmp_path / "code"),
         tok,
         1000,
@@ -327,9 +327,9 @@ def test_tokens_of_a_body():
 @pytest.mark.parametrize("name", ["humaneval", "humaneval+", "mbpp", "mbpp+", "leetcode"])
 def test_a_benchmark_as_a_corpus_is_dropped(name, full, tmp_path):
     """Every reference solution, read as training code is read: HumanEval's with their docstrings, the others as they are."""
-    if name not in full.found:
+    if name not in full.benchmarks:
         pytest.skip(full.missing[name])
-    tasks = full.found[name]
+    tasks = full.benchmarks[name]
     assert (
         len(tasks)
         == {"humaneval": 164, "humaneval+": 164, "mbpp": 500, "mbpp+": 378, "leetcode": 200}[name]
@@ -354,10 +354,10 @@ def test_a_benchmark_as_a_corpus_is_dropped(name, full, tmp_path):
 
 def test_humaneval_without_docstrings_and_under_other_names(full):
     """Its solutions alone, as functions of another name: what the rules on text find; and under their own names, with all variables renamed."""
-    if "humaneval" not in full.found:
+    if "humaneval" not in full.benchmarks:
         pytest.skip(full.missing["humaneval"])
     renamed = bodies = 0
-    for task in full.found["humaneval"]:
+    for task in full.benchmarks["humaneval"]:
         bodies += bool(full.hits("other", f"def other(x):\n{task.solution}"))
         text = f"def {task.entry_point}(x):\n{task.solution}"
         renamed += "name" in reasons(full, task.entry_point, text)

@@ -135,7 +135,7 @@ def test_documents_on_disk(tok, snips, tmp_path):
         and os.listdir(tmp_path) == ["ra3.docs"]
     )
     assert isinstance(read.words, np.memmap)
-    code = documents.Code(tok, snips, store.sizes(snips)[0])
+    code = documents.Code(tok, snips, store.snippet_sizes(snips)[0])
     assert [code[i] for i in range(len(code))] == [
         infuse(tok, s, {}) for s in snips
     ] and code.lengths.tolist() == [len(s.ids) for s in snips]
@@ -158,12 +158,12 @@ def test_documents_on_disk(tok, snips, tmp_path):
 
 def test_a_corpus_is_read_as_it_is_needed(tok, tmp_path, monkeypatch):
     """Code on a part of a prepared corpus against the snippets of that part; a step reads its own documents and no other."""
-    whole = prepare.prepare(
+    whole = prepare.prepare_corpus(
         textwrap.__file__, tok, 2048, near=0, cache=tmp_path, progress=False, cores=1
     )
     numbers = np.random.default_rng(0).permutation(len(whole))[:-2]
     some = store.take(whole, numbers)
-    code = documents.Code(tok, some, store.sizes(some)[0])
+    code = documents.Code(tok, some, store.snippet_sizes(some)[0])
     assert len(code) == len(numbers) > 3 and [code[i] for i in range(len(code))] == [
         infuse(tok, whole[n], {}) for n in numbers
     ]
@@ -173,7 +173,7 @@ def test_a_corpus_is_read_as_it_is_needed(tok, tmp_path, monkeypatch):
         store.Corpus, "__getitem__", lambda self, i: (read.append(i), one(self, i))[1]
     )
     of_step = documents.step_documents(
-        documents.Code(tok, some, store.sizes(some)[0]).lengths, 100, SEED
+        documents.Code(tok, some, store.snippet_sizes(some)[0]).lengths, 100, SEED
     )
     assert (
         read == []
