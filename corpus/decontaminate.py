@@ -361,8 +361,8 @@ def line(summary):
 # ---------------------------------------------------------------- the command
 
 
-def arguments(argv):
-    """The command's options. Raises UserError."""
+def options():
+    """The command's parser."""
     parser = Parser(
         description=__doc__,
         allow_abbrev=False,
@@ -400,17 +400,16 @@ def arguments(argv):
     parser.add_argument(
         "--show", default="0", metavar="N", help="print that many of those dropped (default 0)"
     )
-    args = parser.parse_args(argv)
-    args.show = convert("show", int, args.show)
-    if args.show < 0:
-        raise UserError(f"--show {args.show}: expected a number of at least 0")
-    check_output("--out", args.out)
-    check_output("--report", args.report)
-    return args
+    return parser
 
 
 def main(argv):
-    args = arguments(argv)
+    args = options().parse_args(argv)
+    show = convert("show", int, args.show)
+    if show < 0:
+        raise UserError(f"--show {show}: expected a number of at least 0")
+    check_output("--out", args.out)
+    check_output("--report", args.report)
     check = checker(args.data_dir)
     counts = dict.fromkeys(functions.COUNTED, 0)
     rows = []
@@ -427,7 +426,7 @@ def main(argv):
     if args.report:
         report = {"data": args.data, "corpus": counts, **check.report()}
         write_output(args.report, "--report", json.dumps(report, indent=1).encode())
-    for dropped in check.dropped[: args.show]:
+    for dropped in check.dropped[:show]:
         print(dropped["name"])
         for hit in dropped["why"]:
             print(f"    {hit['reason']}: {hit['benchmark']} {hit['problem']}: {hit['span'][:200]}")

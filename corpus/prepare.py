@@ -250,12 +250,10 @@ def make_parts(folder, job):
     FOLDER = folder
     if job.check is not None:
         job.check.ready()
-    pool = None
-    if job.cores > 1:
-        fork = multiprocessing.get_context("fork")
-        pool = ProcessPoolExecutor(job.cores, fork, initializer=follow_parent)
+    pool = open_pool(job.cores)
+    total = sum(size for origin in job.origins for _, _, size in origin.files)
     bar = tqdm(
-        total=sum(size for origin in job.origins for _, _, size in origin.files),
+        total=total,
         desc="preparing",
         unit="B",
         unit_scale=True,
@@ -263,7 +261,6 @@ def make_parts(folder, job):
         delay=2,
         leave=False,
     )
-    origin = job.origins[0]
     queue = []  # of (future, bytes)
     count = 0
     try:
@@ -281,14 +278,22 @@ def make_parts(folder, job):
         collect(queue, 0, bar)
     except BrokenProcessPool:
         raise UserError(
-            f"corpus {origin.spec!r}: a process that worked on it died (killed for memory?); "
-            "the same command goes on"
+            f"corpus {job.origins[number].spec!r}: a process that worked on it died (killed for "
+            "memory?); the same command goes on"
         ) from None
     finally:
         bar.close()
         if pool is not None:
             pool.shutdown(cancel_futures=True)
     return count
+
+
+def open_pool(cores):
+    """Processes that work on parts; None for one core: the work is then done in this process."""
+    if cores == 1:
+        return None
+    fork = multiprocessing.get_context("fork")
+    return ProcessPoolExecutor(cores, fork, initializer=follow_parent)
 
 
 def collect(queue, limit, bar):
