@@ -87,7 +87,7 @@ class Run:
         else:
             arguments = arguments_of(cfg, self.tok)
             if parallel.world() > 1:  # the first rank makes it, and the others open it
-                parallel.rank0_only(prepare)(**arguments)
+                parallel.rank0_only(prepare_corpus)(**arguments)
             whole = prepare_corpus(**arguments)
             self.contamination = whole.contamination()
             tqdm.write(
