@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 RESULTS = {
-    "base": ("base",),
+    "base": ("pretrain", "base"),
     "ntp": ("base", "ntp"),
     "em": ("base", "ntp", "em"),
     "rlvr": ("rlvr",),
@@ -31,8 +31,9 @@ def setting(default, text, choices=None, *, of, least=0):
     least   the smallest number allowed.
     """
     decides = tuple(of.split())
-    if unknown := set(decides) - set(RESULTS):
-        raise ValueError(f"of={of!r}: {', '.join(sorted(unknown))} is none of {', '.join(RESULTS)}")
+    words = {word for decided_by in RESULTS.values() for word in decided_by}
+    if unknown := set(decides) - words:
+        raise ValueError(f"of={of!r}: {', '.join(sorted(unknown))} is none of {', '.join(words)}")
     about = {"help": text, "choices": choices, "of": decides, "least": least}
     return dataclasses.field(default=default, metadata=about)
 
@@ -74,7 +75,11 @@ class Config:
         of="base rlvr",
     )
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", of="")
-    threads: int = setting(0, "CPU threads; 0: as many as there are cores", of="")
+    threads: int = setting(
+        0,
+        "CPU threads; 0: OMP_NUM_THREADS if that is set, else one for a small model and as many as there are cores for others",
+        of="",
+    )
     shard: bool = setting(
         False,
         "under torchrun: share weights, gradients and optimizer out over the ranks (FSDP2); false: a whole model on each (DDP)",
@@ -191,7 +196,7 @@ class Config:
     useful: float = setting(
         0.3,
         "base corpus: share of hard lines with their worked note before them; small: thoughts are rare at first",
-        of="base",
+        of="pretrain",
     )
     rows: int = setting(20, "a step takes about rows x block tokens", of="base", least=1)
     block: int = setting(
@@ -200,10 +205,17 @@ class Config:
         of="base",
         least=1,
     )
-    pretrain_steps: int = setting(600, "steps of the base model", of="base")
-    pretrain_lr: float = setting(3e-3, "its peak learning rate", of="base")
-    notes_share: float = setting(
-        0.3, "first share of the pretraining steps that sees worked notes only", of="base"
+    pretrain_steps: int = setting(500, "steps of the base model", of="pretrain")
+    pretrain_lr: float = setting(4e-3, "its peak learning rate", of="pretrain")
+    exercises: float = setting(
+        0.8,
+        "base corpus: share of worked exercises at the first step; falls to .15 at four fifths of the steps, without a jump",
+        of="pretrain",
+    )
+    base_check: bool = setting(
+        True,
+        "built-in domain: a base that cannot write or read notes is trained on, and if that does not help, the run stops; false: go on with it",
+        of="pretrain",
     )
     mstep_steps: int = setting(
         60, "M-steps an EM iteration; NTP takes iters times as many", of="ntp"
@@ -387,7 +399,7 @@ class Config:
     )
 
     # evaluation
-    eval_tasks: int = setting(200, "held-out tasks of the built-in domain", of="rlvr", least=1)
+    eval_tasks: int = setting(100, "held-out tasks of the built-in domain", of="rlvr", least=1)
     eval_split: str = setting(
         "test", "their split: test, or val for tuning", ("test", "val"), of="rlvr"
     )
@@ -404,6 +416,17 @@ def deciding(result):
     """Names of the settings that decide a result, one of RESULTS. Example: deciding("rlvr") -> ["preset", "model", "seed", ...]"""
     words = set(RESULTS[result])
     return [f.name for f in dataclasses.fields(Config) if words & set(f.metadata["of"])]
+
+
+def differences(settings, cfg, names):
+    """Which of the settings `names` differ between an earlier run and cfg -> texts such as "seed=1 and not 0".
+
+    settings: those of the earlier run. A setting that it did not know yet counts as its default; one
+    that no longer exists does not count.
+    """
+    default = {f.name: f.default for f in dataclasses.fields(Config)}
+    pairs = [(name, settings.get(name, default[name]), getattr(cfg, name)) for name in names]
+    return [f"{name}={then!r} and not {now!r}" for name, then, now in pairs if then != now]
 
 
 # Presets for one GPU. From the paper: these models, c = 0.05, thoughts of a few tokens. Learning rates: fine-tuning of Llama 3, 1e-5 (arXiv 2407.21783);

@@ -20,8 +20,8 @@ a comment, one hop a token,
 and then copy the last digit. A guess is right one time in ten, and a program with three hard lines one time in a thousand: the reward
 of the whole program is sparse, the reward of a line is not.
 
-**The base corpus** (what "pre-training" sees) is broad: worked notes, such functions with comments before some lines, and other
-functions. The comments are useful (a worked chain before its line), misplaced (a worked chain before some other line), wrong (a chain
+**The base corpus** (what "pre-training" sees) is broad: worked exercises (a note and its line), such functions with comments before
+some lines, and other functions. The comments are useful (a worked chain before its line), misplaced (a worked chain before some other line), wrong (a chain
 with a slip in it) and useless ("# next step"). **The expert corpus** has no comment at all. Nothing tells training which
 comments help, nor which lines are hard: `hard` and `notes` of a task serve the oracle row and the figures only.
 
@@ -226,34 +226,65 @@ def domain_tasks(seed, n, split):
     return found
 
 
-def base_text(rng, notes_only=False, useful=0.3):
-    """One text of the base corpus (training split only), as (prompt, rest). Shares: see the branches; useful: of hard lines, with their worked note."""
+def base_text(rng, exercises=0.15, useful=0.3):
+    """One text of the base corpus, from chains of the training split -> (prompt, rest).
+
+    exercises   share of worked exercises; of the other texts an eighth are functions of another kind
+    useful      share of the hard lines that have their worked note before them
+    """
     kind = rng.random()
-    if notes_only or kind < 0.15:  # worked notes, as a file of their own
-        _, stages, _ = random_function(rng, "train")
-        spelled = "\n".join(spell(*stage) for stage in stages)
-        return f'"""\n{spelled}\n"""', "".join(f"\n# {worked(*stage)}" for stage in stages)
-    if kind < 0.25:  # other functions, some with a comment
+    if kind < exercises:
+        return exercise(rng)
+    if kind < exercises + (1 - exercises) / 8:
         return other_function(rng)
     name, stages, form = random_function(rng, "train")
     body, hard = body_lines(stages, [fold(chain)[-1] for _, chain, _ in stages], form)
     lines = []
     for i, line in enumerate(body):
-        comment, r = None, rng.random()
-        if i in hard:  # useful .30, wrong .02, useless .06
-            wrong = useful / 15
-            comment = (
-                worked(*stages[hard.index(i)], slip=rng if r < wrong else None)
-                if r < useful + wrong
-                else rng.choice(JUNK)
-                if r < useful + wrong + 0.06
-                else None
-            )
-        elif r < 0.09:  # useless .06, misplaced .03
-            comment = rng.choice(JUNK) if r < 0.06 else worked(*rng.choice(stages))
+        stage = stages[hard.index(i)] if i in hard else None
+        comment = base_comment(rng, stage, stages, useful)
         indent = line[: len(line) - len(line.lstrip())]
-        lines += [f"{indent}# {comment}"] * bool(comment) + [line]
+        if comment:
+            lines.append(f"{indent}# {comment}")
+        lines.append(line)
     return prompt_text(name, stages, form), solution_text(lines)
+
+
+def base_comment(rng, stage, stages, useful):
+    """The comment before a line of the base corpus, or None.
+
+    stage: of a hard line, its stage; None for another line. Before a hard line: its note (`useful`), a
+    wrong note (a fifteenth of that), a useless comment (.06). Before another line: a useless comment
+    (.06), the note of some stage (.03).
+    """
+    r = rng.random()
+    if stage is None:
+        if r < 0.06:
+            return rng.choice(JUNK)
+        return worked(*rng.choice(stages)) if r < 0.09 else None
+    wrong = useful / 15
+    if r < wrong:
+        return worked(*stage, slip=rng)
+    if r < useful + wrong:
+        return worked(*stage)
+    return rng.choice(JUNK) if r < useful + wrong + 0.06 else None
+
+
+def exercise(rng):
+    """A worked exercise: chains, and of each its note and the hard line that it is for -> (prompt, rest).
+
+    Here a note is followed by its line every time, so a small network learns to *read* notes while it learns
+    to write them. In functions three hard lines in ten have a note; from these alone some seeds learned
+    to read notes late, or not at all, and to such a base no thought is worth anything.
+    """
+    _, stages, _ = random_function(rng, "train")
+    chains = "\n".join(spell(*stage) for stage in stages)
+    rest = ""
+    for verb, chain, labels in stages:
+        line = next(line for line in STAGES[verb] if "{k}" in line).strip()
+        line = line.format(k=fold(chain)[-1]) + " pass" * line.endswith(":")
+        rest += f"\n# {worked(verb, chain, labels)}\n{line}"
+    return f'"""\n{chains}\n"""', rest
 
 
 OTHER = [

@@ -423,6 +423,7 @@ def evaluate(run, names):
     write_results(run, results)
     print_table(results)
     print_programs(run, names[-1], problems, shown.get(names[-1], []))
+    return results
 
 
 @parallel.rank0_only

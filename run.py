@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import data
 import domain
-from config import UserError, deciding
+from config import UserError, deciding, differences
 from corpus.decontaminate import line
 from corpus.prepare import arguments_of, prepare_corpus, tokenizer_of
 from corpus.problems import problems
@@ -173,10 +173,9 @@ class Run:
             if self.cfg.resume and os.path.exists(path)
             else None
         )
-        if state and state["settings"] != self.settings:
-            other = [
-                f"{k}={v!r}" for k, v in state["settings"].items() if v != getattr(self.cfg, k)
-            ]
+        names = deciding("base") if name == "base" else self.settings
+        other = differences(state["settings"], self.cfg, names) if state else []
+        if other:
             raise UserError(
                 f"{path}: the unfinished run was made with {', '.join(other)}; give the same settings with --resume, or leave "
                 "it out to start over"
@@ -211,6 +210,12 @@ class Run:
                 f.writelines(kept)
             os.replace(path + ".part", path)
 
+    def metrics(self, name):
+        """The lines of metrics.jsonl of a model, as dicts, in order."""
+        with open(self.path("metrics.jsonl")) as f:
+            rows = [json.loads(line) for line in f]
+        return [row for row in rows if row["model"] == name]
+
     def log(self, name, **metrics):
         if parallel.rank() == 0:
             with open(self.path("metrics.jsonl"), "a") as f:
@@ -220,7 +225,8 @@ class Run:
     @parallel.rank0_only
     def save_state(self, name, **state):
         write_whole(
-            {**state, "settings": self.settings, "lines": self.lines}, self.path(f"{name}.state")
+            {**state, "settings": dataclasses.asdict(self.cfg), "lines": self.lines},
+            self.path(f"{name}.state"),
         )
 
 
@@ -279,11 +285,7 @@ def check(run, stage):
         shape = base_shape(run)
         if os.path.exists(run.path("base.pt")):
             made = run.load("base", shape)[1]["settings"]
-            other = [
-                f"{k}={made[k]!r} and not {getattr(cfg, k)!r}"
-                for k in made
-                if made[k] != getattr(cfg, k)
-            ]
+            other = differences(made, cfg, [name for name in deciding("base") if name in made])
             if other:
                 raise UserError(
                     f"{run.path('base.pt')}: made with {', '.join(other)}; give the same settings, another --out, or delete it"
@@ -326,8 +328,7 @@ def current(run, name, fields):
     """Is there a finished model of that name, made with these settings?"""
     if not os.path.exists(run.path(f"{name}.pt")):
         return False
-    made = run.about(name)[1]["settings"]
-    return all(made.get(k) == getattr(run.cfg, k) for k in fields)
+    return not differences(run.about(name)[1]["settings"], run.cfg, fields)
 
 
 def done(run, name, fields):

@@ -33,13 +33,13 @@ import data
 import domain
 import logprobs
 import mstep
-from config import INFUSE, PRETRAIN, UserError, deciding, parse
+from config import DIAGNOSE, INFUSE, PRETRAIN, UserError, deciding, parse
 from elbo import never_thinks
 from engine import documents, parallel, plan, training
 from engine.machine import set_threads, steps_bar
 from engine.training import inference_copy
 from estep import Proposer, learn_q, proposals
-from evaluate import bound, evaluate
+from evaluate import bound, evaluate, rollouts_of
 from formats import huggingface, tokenizers
 from grader.messages import HarnessError
 from model import Transformer, work_size
@@ -57,69 +57,133 @@ from run import (
     stage_settings,
 )
 
+# What a base must be able to do before thoughts can be worth anything to it; MORE_LAPS of further training if it cannot.
+LATER_EXERCISES = 0.15
+RIGHT_NOTES = 0.8
+NOTE_NATS = 1.5
+MORE_LAPS = 3
+SKILL_HELP = (
+    f"expected at least {RIGHT_NOTES:.0%} and {NOTE_NATS:+.1f} nats, without which no thought can pay; "
+    "give more --pretrain-steps, another --seed, or --base-check false to go on with this base"
+)
+
+
 # ---------------------------------------------------------------- stages
 
 
 def pretrain(run):
-    """The base model: trained on the built-in domain's base corpus, or the preset's own. Nothing to do if base.pt is there."""
+    """The base model: the preset's own, or trained on the built-in domain. Nothing to do if base.pt is there."""
     cfg = run.cfg
-    if cfg.preset != "tiny":
-        if not os.path.exists(run.path("base.pt")):
-            run.save(
-                "base",
-                huggingface.open_model(huggingface.find(cfg), getattr(torch, cfg.weights)),
-                flops=0.0,
-                settings=run.settings_of(("model",)),
-            )
-        return
     if os.path.exists(run.path("base.pt")):
         return
+    if cfg.preset != "tiny":
+        model = huggingface.open_model(huggingface.find(cfg), getattr(torch, cfg.weights))
+        run.save("base", model, flops=0.0, settings=run.settings_of(("model",)))
+        return
     parallel.rank0_only(tokenizers.save_tokenizer)(run.tok, run.path("tokenizer.txt"))
-    model = (
-        Transformer(base_shape(run))
-        .init_weights(cfg.seed)
-        .to(run.device, getattr(torch, cfg.weights))
-    )
-    state, start, flops = run.restore("base"), 0, 0.0
-    model, opt = training.prepare_training(
+    model = Transformer(base_shape(run)).init_weights(cfg.seed)
+    model = model.to(run.device, getattr(torch, cfg.weights))
+    state = run.restore("base")
+    model, optimizer = training.prepare_training(
         model, cfg, lambda m: training.adamw(m, cfg.pretrain_lr, cfg.weight_decay), state
     )
-    if state:
-        start, flops = state["step"], state["flops"]
-    bar = steps_bar("pretrain", start, cfg.pretrain_steps)
+    progress = state["progress"] if state else {"lap": 0, "step": 0, "flops": 0.0}
+    while True:
+        pretrain_lap(run, model, optimizer, progress)
+        skill = note_skill(run, parallel.unwrap(model))
+        run.log("base", phase="skill", lap=progress["lap"], **skill)
+        tqdm.write(describe_skill(skill))
+        if not cfg.base_check or skilled(skill):
+            break
+        if progress["lap"] == MORE_LAPS:
+            raise UserError(f"seed {cfg.seed}: {describe_skill(skill)}; {SKILL_HELP}")
+        progress.update(lap=progress["lap"] + 1, step=0)
+    settings = run.settings_of(deciding("base"))
+    run.save("base", parallel.unwrap(model), flops=progress["flops"], settings=settings, skill=skill)
+
+
+def pretrain_lap(run, model, optimizer, progress):
+    """Train the base from progress["step"] on; the first lap is of cfg.pretrain_steps, further ones of a third of that at half the rate."""
+    cfg = run.cfg
+    first = progress["lap"] == 0
+    steps = cfg.pretrain_steps if first else -(-cfg.pretrain_steps // 3)
+    bar = steps_bar("pretrain" if first else "pretrain further", progress["step"], steps)
     for step in bar:
         began = time.time()
-        batch = base_batch(run, step)
-        lr = training.learning_rate(step, cfg.pretrain_steps, cfg.pretrain_lr, 50)
-        m = mstep.ntp_step(model, opt, *batch, lr, cfg)
-        flops += 6 * work_size(model) * m["tokens"]
+        batch = base_batch(run, progress["lap"], step)
+        peak = cfg.pretrain_lr * (1.0 if first else 0.5)
+        m = mstep.ntp_step(
+            model, optimizer, *batch, training.learning_rate(step, steps, peak, 50), cfg
+        )
+        progress.update(step=step + 1, flops=progress["flops"] + 6 * work_size(model) * m["tokens"])
         m["tokens_per_s"] = m["tokens"] / (time.time() - began)
-        run.log("base", phase="pretrain", step=step, **m)
+        run.log("base", phase="pretrain", lap=progress["lap"], step=step, **m)
         bar.set_postfix(loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}")
         if (step + 1) % (5 * cfg.save_every) == 0:
             run.save_state(
                 "base",
                 weights=parallel.state(model),
-                opt=parallel.state(opt),
-                step=step + 1,
-                flops=flops,
+                opt=parallel.state(optimizer),
+                progress=dict(progress),
             )
-    run.save("base", parallel.unwrap(model), flops=flops, settings=run.settings_of(deciding("base")))
 
 
-def base_batch(run, step):
-    """The documents and kinds of a pretraining step: fresh texts of the base corpus, their docstrings as context (they are random, and never asked for)."""
+def base_batch(run, lap, step):
+    """The documents and kinds of a pre-training step: fresh texts of the base corpus.
+
+    Docstrings are context: they are random, and never asked for. The share of exercises falls from
+    cfg.exercises to LATER_EXERCISES in a straight line: where it fell at once, the loss rose from .005 to 8.9,
+    and whether notes were learned again before the end was luck.
+    """
     cfg, docs, kinds = run.cfg, [], []
-    rng = random.Random(f"{cfg.seed}/{PRETRAIN}/{step}")
+    rng = random.Random(f"{cfg.seed}/{PRETRAIN}/{lap}/{step}")
+    passed = 1.0 if lap else min(1.0, step / (0.8 * cfg.pretrain_steps))
+    exercises = cfg.exercises + (LATER_EXERCISES - cfg.exercises) * passed
     while sum(map(len, docs)) < 0.9 * cfg.rows * cfg.block:
-        prompt, rest = domain.base_text(
-            rng, step < cfg.notes_share * cfg.pretrain_steps, cfg.useful
-        )
-        ids, given = run.tok.encode(prompt + rest) + [run.tok.eos], len(run.tok.encode(prompt))
+        prompt, rest = domain.base_text(rng, exercises, cfg.useful)
+        ids = run.tok.encode(prompt + rest) + [run.tok.eos]
+        context = len(run.tok.encode(prompt))
         if len(ids) <= cfg.block:
             docs.append(ids)
-            kinds.append([data.PROMPT] * given + [data.CODE] * (len(ids) - given))
+            kinds.append([data.PROMPT] * context + [data.CODE] * (len(ids) - context))
     return docs, kinds
+
+
+def note_skill(run, model):
+    """Can the model write worked notes, and read them? Measured on split `val` of the built-in domain -> a dict.
+
+    notes_right   share of the worked notes it writes before hard lines that are right
+    note_nats     mean of log pi(hard line | its own right note) - log pi(hard line | no thought), nats
+    """
+    tasks = [domain.expert_task(run.cfg.seed, i, "val") for i in range(48)]
+    snippets = [data.snippet(run.tok, t.prompt + t.solution, len(t.prompt), t.name) for t in tasks]
+    seed = (run.cfg.seed, DIAGNOSE, 0)
+    rolls = rollouts_of(model, run.tok, snippets, 4, run.cfg, seed, "skill")
+    notes, nats = 0, []
+    for row in rolls.rows:
+        right = dict(tasks[row.group].notes)
+        for line in row.thoughts.keys() & right.keys():
+            text = run.tok.decode(row.thoughts[line]).strip().removeprefix("#").strip()
+            notes += ":" in text
+            if text == right[line]:
+                nats.append(row.line_logp[line] - rolls.base_logp[row.group][line])
+    return {
+        "notes": notes,
+        "notes_right": len(nats) / max(1, notes),
+        "note_nats": float(np.mean(nats)) if nats else 0.0,
+    }
+
+
+def skilled(skill):
+    """Does the base reach both thresholds?"""
+    return skill["notes_right"] >= RIGHT_NOTES and skill["note_nats"] >= NOTE_NATS
+
+
+def describe_skill(skill):
+    return (
+        f"the base: {skill['notes_right']:.0%} of its {skill['notes']} worked notes are right, "
+        f"a right note is worth {skill['note_nats']:+.2f} nats"
+    )
 
 
 def ntp(run, name, match=""):
@@ -231,6 +295,51 @@ def infused(run, name, q, pi, iteration):
     return stats
 
 
+# ---------------------------------------------------------------- how it went
+
+DEAD = 0.02  # share of lines with a thought below which thinking has died out
+
+
+def verdict(run, results):
+    """In words: what RA3 solves beside NTP and the base, and where it thinks; or that thinking died out, and what to try."""
+    name = run.cfg.name or "ra3"
+    result = results[name]
+    lines = []
+    if result.get("pass@1") is not None:
+        others = [
+            f"{100 * (result['pass@1'] - results[other]['pass@1']):+.1f} points against {other}"
+            for other in ("ntp", "base")
+            if other in results
+        ]
+        lines.append(
+            f"{name} solves {result['pass@1']:.1%} of the held-out tasks: {', '.join(others)}"
+        )
+    if result["think_share"] < DEAD:
+        lines.append(epitaph(run, name))
+    elif "think_hard" in result:
+        lines.append(
+            f"it thinks before {result['think_hard']:.0%} of the hard lines "
+            f"and {result['think_easy']:.0%} of the others"
+        )
+    else:
+        lines.append(f"it thinks before {result['think_share']:.1%} of the lines")
+    return "; ".join(lines)
+
+
+def epitaph(run, name):
+    """Where thinking died out: since which step, what the base's thoughts were worth, which settings to try."""
+    rows = [row for row in run.metrics(name) if "think_share" in row]
+    first = next((row for row in rows if row["phase"] == "diagnose"), None)
+    worth = f"the base's own thoughts were worth {first['gain']:+.2f} nats each; " if first else ""
+    steps = [row for row in rows if row["phase"] == "estep"]
+    dead = next((row for row in steps if row["think_share"] < DEAD), None)
+    when = f" since E-step {dead['iteration'] + 1}, step {dead['step']}" if dead else ""
+    return (
+        f"thinking died out{when}: before {rows[-1]['think_share']:.1%} of the lines at the end; {worth}"
+        f"try --c 0, --estep best-of-n, a larger --group or --resample, or a base that writes better notes"
+    )
+
+
 def main(argv):
     stages = ("pretrain", "ntp", "em", "rlvr", "eval", "all")
     cfg, args = parse(
@@ -274,8 +383,10 @@ def main(argv):
     if args.stage == "rlvr" and not done(run, rlvr_name(cfg), run.settings):
         rlvr(run, rlvr_name(cfg))
     if args.stage in ("eval", "em", "all"):
-        evaluate(run, names_to_evaluate(cfg, args.stage))
+        results = evaluate(run, names_to_evaluate(cfg, args.stage))
     print(f"\n{time.time() - run.started:.0f} s; everything is in {run.out}/")
+    if args.stage in ("em", "all"):
+        print(verdict(run, results))
 
 
 if __name__ == "__main__":

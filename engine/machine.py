@@ -43,9 +43,21 @@ def device_of(cfg):
     return torch.device(name)
 
 
+SMALL = (
+    2**18
+)  # weights of a feed-forward matrix; below that threads wait for one another longer than they work
+
+
 def set_threads(cfg):
-    """As many threads as the settings say, or as this process has cores; and memory as a training loop wants it."""
-    torch.set_num_threads(cfg.threads or cores())
+    """Threads of the CPU, and memory as a training loop wants it.
+
+    As many as `--threads` or OMP_NUM_THREADS says; else one for the small model that the built-in domain
+    trains, and for others as many as this process has cores.
+    """
+    small = cfg.preset == "tiny" and cfg.d_model * cfg.d_ff < SMALL
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    default = int(wanted) if wanted.isdecimal() and int(wanted) else (1 if small else cores())
+    torch.set_num_threads(cfg.threads or default)
     settle_memory()
 
 
