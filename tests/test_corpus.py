@@ -806,7 +806,7 @@ def test_a_run_on_two_packages(tmp_path, capsys):
 
     argv = (
         "--data json,random,logging --decontaminate false --threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 "
-        "--max-len 4096 --pretrain-steps 2 --rows 2 --n-expert 0 --n-heldout 2 --iters 1 --estep-steps 1 --snippets 2 --group 2 --think-max 4 --mstep-steps 2 "
+        "--max-len 4096 --pretrain-steps 2 --base-check false --rows 2 --n-expert 0 --n-heldout 2 --iters 1 --estep-steps 1 --snippets 2 --group 2 --think-max 4 --mstep-steps 2 "
         "--infuse 6 --elbo-samples 1 --max-tokens 280 --out"
     ).split()
     train.main([*argv, str(tmp_path / "one")])
