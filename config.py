@@ -206,10 +206,10 @@ class Config:
         least=1,
     )
     pretrain_steps: int = setting(500, "steps of the base model", of="pretrain")
-    pretrain_lr: float = setting(4e-3, "its peak learning rate", of="pretrain")
+    pretrain_lr: float = setting(3e-3, "its peak learning rate", of="pretrain")
     exercises: float = setting(
         0.8,
-        "base corpus: share of worked exercises at the first step; falls to .15 at four fifths of the steps, without a jump",
+        "base corpus: share of worked exercises at the first step; falls to .4 at four fifths of the steps, without a jump",
         of="pretrain",
     )
     base_check: bool = setting(

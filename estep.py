@@ -317,7 +317,11 @@ def learn_q(run, name, pi, iteration, state, flops, seconds):
         opt.step()
         opt.zero_grad(set_to_none=True)
         flops += work_size(q) * (2 * rolls.forward_tokens + 6 * trained)
-        s = summary(rolls, prior_of(cfg, run.tok, pi.cfg.vocab_size), run.expert_hard and [run.expert_hard[i] for i in mine])
+        s = summary(
+            rolls,
+            prior_of(cfg, run.tok, pi.cfg.vocab_size),
+            run.expert_hard and [run.expert_hard[i] for i in mine],
+        )
         tokens = rolls.forward_tokens + trained
         run.log(
             name,

@@ -102,7 +102,11 @@ def solve(
             )
     stops = tasks[0].stops if tasks else ()
     numbers = list(range(len(tasks))) if numbers is None else numbers
-    tasks, prompts, numbers = parallel.shard(tasks), parallel.shard(prompts), parallel.shard(numbers)
+    tasks, prompts, numbers = (
+        parallel.shard(tasks),
+        parallel.shard(prompts),
+        parallel.shard(numbers),
+    )
     done = generate(
         model,
         [ids for ids, _ in prompts],
@@ -333,7 +337,9 @@ def main(argv):
                 len(next(iter(given.values()))),
             )
             settings = dict(suite=name, **made, samples=n, sanitise=args.sanitise)
-            parallel.rank0_only(write_samples)(path, [], settings)  # before the work: can it be written?
+            parallel.rank0_only(write_samples)(
+                path, [], settings
+            )  # before the work: can it be written?
             rows = grade_completions(
                 parallel.shard(tasks),
                 parallel.shard([given[task.name] for task in tasks]),

@@ -117,8 +117,7 @@ def ntp_step(model, opt, docs, kinds, lr, cfg):
     sums, cuda = torch.zeros(3, device=model.device), model.device.type == "cuda"
     for some in parallel.synced_batches(model, micro_batches(*share, cfg.micro_tokens)):
         row = [
-            x.to(model.device, non_blocking=True)
-            for x in pack(*some, multiple=256 if cuda else 1)
+            x.to(model.device, non_blocking=True) for x in pack(*some, multiple=256 if cuda else 1)
         ]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
             loss, kind = ntp_loss(model, *row)

@@ -58,7 +58,7 @@ from run import (
 )
 
 # What a base must be able to do before thoughts can be worth anything to it; MORE_LAPS of further training if it cannot.
-LATER_EXERCISES = 0.15
+LATER_EXERCISES = 0.4
 RIGHT_NOTES = 0.8
 NOTE_NATS = 1.5
 MORE_LAPS = 3
@@ -99,7 +99,9 @@ def pretrain(run):
             raise UserError(f"seed {cfg.seed}: {describe_skill(skill)}; {SKILL_HELP}")
         progress.update(lap=progress["lap"] + 1, step=0)
     settings = run.settings_of(deciding("base"))
-    run.save("base", parallel.unwrap(model), flops=progress["flops"], settings=settings, skill=skill)
+    run.save(
+        "base", parallel.unwrap(model), flops=progress["flops"], settings=settings, skill=skill
+    )
 
 
 def pretrain_lap(run, model, optimizer, progress):

@@ -111,9 +111,9 @@ def test_smollm2_ids_are_those_of_hugging_face(smollm2, tmp_path):
             pre.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
         ]
     )
-    snips = prepare.prepare_corpus(CODE, smollm2, 10_000, min_lines=1, cache=tmp_path, progress=False)[
-        :1000
-    ]
+    snips = prepare.prepare_corpus(
+        CODE, smollm2, 10_000, min_lines=1, cache=tmp_path, progress=False
+    )[:1000]
     for text in ODD + [smollm2.decode(s.ids) for s in snips]:
         assert smollm2.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
     assert (

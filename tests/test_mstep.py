@@ -267,7 +267,9 @@ def test_compiled_steps(tok, snips, monkeypatch):
     steps, losses, made = [(0, 2, 3), (1, 4), (5, 3, 2, 0), (2,), (0, 1, 2, 3, 4, 5)], [], []
     for how in ("false", "true"):
         cfg = settings(bf16=False, compile=how)
-        m, opt = training.prepare_training(thinker(tok, 4), cfg, lambda m: training.adamw(m, 1e-3, 0.1))
+        m, opt = training.prepare_training(
+            thinker(tok, 4), cfg, lambda m: training.adamw(m, 1e-3, 0.1)
+        )
         said = [
             mstep.ntp_step(m, opt, [docs[i] for i in some], [kinds[i] for i in some], 1e-3, cfg)
             for some in steps
