@@ -46,11 +46,11 @@ from engine.machine import steps_bar
 from engine.packing import hidden_before, tree_parts
 from engine.sample import generate
 from engine.training import inference_copy
-from evaluate import score, solve
+from evaluate import count_verdicts, mean_pass_at_k, sample_and_grade
 from grader.grade import Grader
 from logprobs import token_kl, token_logprobs
 from model import work_size
-from tasks import cut, job_of, parts
+from tasks import job_of, parts, until_stop
 
 
 @dataclasses.dataclass
@@ -103,7 +103,7 @@ def collect(model, tok, tasks, cfg, first, grader):
 
         def on_done(k, j, done):
             i = mine[k]
-            text = cut(given[i][1] + tok.decode(done.ids), stops)
+            text = until_stop(given[i][1] + tok.decode(done.ids), stops)
             samples[i, j] = Sample(
                 tasks[i],
                 given[i][0],
@@ -390,28 +390,21 @@ def thought_share(tok, ids):
 
 def held_out(model, tok, tasks, cfg):
     """Pass rate of a model on held-out problems, eval_samples programs each, and what these look like."""
-    model, rows = inference_copy(model, cfg), []
-    for stops in dict.fromkeys(task.stops for task in tasks):
-        mine = [task for task in tasks if task.stops == stops]
-        rows += solve(
-            model,
-            tok,
-            mine,
-            cfg.eval_samples,
-            cfg.temperature,
-            cfg.max_new,
-            cfg.seed,
-            progress=False,
-            forbid=() if cfg.thoughts else tok.thought_ids,
-        )
-    verdicts = {
-        v: sum(row["verdict"] == v for row in rows)
-        for v in sorted({row["verdict"] for row in rows})
-    }
+    rows = sample_and_grade(
+        inference_copy(model, cfg),
+        tok,
+        tasks,
+        n=cfg.eval_samples,
+        temperature=cfg.temperature,
+        max_new=cfg.max_new,
+        seed=cfg.seed,
+        progress=False,
+        forbid=() if cfg.thoughts else tok.thought_ids,
+    )
     return {
-        "pass@1": score(rows, cfg.eval_samples, (1,))["pass@1"],
+        "pass@1": mean_pass_at_k(rows, cfg.eval_samples, (1,))["pass@1"],
         "comments": float(np.mean([row["completion"].count("#") for row in rows])),
-        "verdicts": verdicts,
+        "verdicts": count_verdicts(rows),
     }
 
 

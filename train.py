@@ -39,7 +39,7 @@ from engine import documents, parallel, plan, training
 from engine.machine import set_threads, steps_bar
 from engine.training import inference_copy
 from estep import Proposer, learn_q, proposals
-from evaluate import bound, evaluate, rollouts_of
+from evaluate import evaluate, heldout_elbo, rollouts_of
 from formats import huggingface, tokenizers
 from grader.messages import HarnessError
 from model import Transformer, work_size
@@ -264,7 +264,7 @@ def em(run):
             lambda: {"seconds": time.time() - began},
         )
         state = None
-        said = bound(pi, run.tok, run.heldout, cfg, run.hard)
+        said = heldout_elbo(pi, run.tok, run.heldout, cfg, run.hard)
         run.log(name, phase="heldout", iteration=iteration, flops=flops, **said)
         tqdm.write(
             f"after EM iteration {iteration + 1}: held-out ELBO {said['elbo']:.2f} (never thinking: {said['elbo_no_think']:.2f}), "

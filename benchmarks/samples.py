@@ -1,5 +1,9 @@
-"""Completions and verdicts in files: a JSON line each, and the settings that they were made with in a file beside it."""
+"""Completions and verdicts in files: a JSON line each, and beside it the settings they come from.
 
+An unfinished evaluation is FILE.unfinished; the file itself is replaced once the new one is whole.
+"""
+
+import contextlib
 import json
 import os
 
@@ -7,51 +11,157 @@ from config import UserError
 
 
 def read_completions(path, tasks):
-    """{task_id: [completions]} of a .jsonl such as `solve_suite` writes, for those of the tasks that it holds. Raises UserError."""
-    found, line = {}, 0
+    """{task_id: [completions]} of a .jsonl such as --samples-out writes, for those of the tasks.
+
+    Problems that the file does not hold are left out. Raises UserError.
+    """
+    found = {}
+    number = 0
     try:
         with open(path) as f:
-            for line, text in enumerate(f, 1):
-                row = json.loads(text)
+            for line in f:
+                number += 1
+                row = json.loads(line)
                 found.setdefault(row["task_id"], []).append(row["completion"] + "")
     except OSError as e:
         raise UserError(
-            f"--completions {path}: cannot be read ({e.strerror}); give a .jsonl of task_id and completion, as --samples-out writes it"
+            f"--completions {path}: cannot be read ({e.strerror}); give a .jsonl of task_id and "
+            "completion, as --samples-out writes it"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"--completions {path}: line {line} is no object with task_id and completion; give a .jsonl as --samples-out writes it"
+            f"--completions {path}: line {number} is no object with task_id and completion; give "
+            "a .jsonl as --samples-out writes it"
         ) from None
     found = {task.name: found[task.name] for task in tasks if task.name in found}
-    if len({len(texts) for texts in found.values()}) != 1:
+    counts = sorted({len(texts) for texts in found.values()})
+    if len(counts) != 1:
         raise UserError(
-            f"--completions {path}: expected equally many completions for each problem of the suite that it holds; there are "
-            + (", ".join(map(str, sorted({len(x) for x in found.values()}))) or "none at all")
+            f"--completions {path}: expected equally many completions for each problem of the "
+            f"suite that it holds; there are {', '.join(map(str, counts)) or 'none at all'}"
         )
     return found
 
 
-def beside(path):
+def settings_path(path):
     return path + ".settings.json"
 
 
-def write_samples(path, rows, settings):
-    """Write rows, and the settings beside them. Raises UserError."""
-    try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path + ".part", "w") as f:
-            f.writelines(json.dumps(row) + "\n" for row in rows)
-        with open(beside(path), "w") as f:
-            json.dump(settings, f)
-        os.replace(path + ".part", path)
-    except OSError as e:
+class SampleFile:
+    """The file of a suite's rows, written as they come: n a task, in the order of the tasks.
+
+    path         the file; None: rows are not written
+    settings     what the rows are made with
+    rows         those that are there already, of whole tasks
+    failure      why rows could not be written, if so; rows are still collected
+    """
+
+    def __init__(self, path, settings, n):
+        self.path = path
+        self.settings = settings
+        self.n = n
+        self.rows = []
+        self.failure = ""
+
+    @property
+    def unfinished(self):
+        return self.path + ".unfinished"
+
+    def resume(self, tasks):
+        """Read the rows of an earlier evaluation with the same settings, if there is one.
+
+        Raises UserError if there are only rows of other settings, or of other tasks.
+        """
+        paths = [path for path in (self.unfinished, self.path) if os.path.exists(path)]
+        others = {path: self.differences(path) for path in paths}
+        same = [path for path in paths if not others[path]]
+        if paths and not same:
+            raise UserError(
+                f"{paths[0]}: made with {', '.join(others[paths[0]])}; leave out --resume to start "
+                "over, or give another --samples-out"
+            )
+        if same:
+            self.rows = whole_tasks(same[0], tasks, self.n)
+
+    def differences(self, path):
+        """How the settings beside a file differ. Example: ["seed=1 and not 2"]"""
+        try:
+            with open(settings_path(path)) as f:
+                before = dict(json.load(f))
+        except (OSError, ValueError, TypeError):
+            before = {}
+        return [
+            f"{key}={before.get(key)!r} and not {value!r}"
+            for key, value in self.settings.items()
+            if before.get(key) != value
+        ]
+
+    def start(self):
+        """Write the rows so far, and the settings, beside the file. Raises UserError."""
+        try:
+            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            with open(settings_path(self.unfinished), "w") as f:
+                json.dump(self.settings, f)
+            with open(self.unfinished, "w") as f:
+                f.writelines(json.dumps(row) + "\n" for row in self.rows)
+        except OSError as e:
+            raise UserError(
+                f"--samples-out {self.path}: cannot be written ({e.strerror}); give another path"
+            ) from None
+
+    def append(self, rows):
+        """Write rows; where that fails, note it and write no more."""
+        if self.failure:
+            return
+        try:
+            with open(self.unfinished, "a") as f:
+                f.writelines(json.dumps(row) + "\n" for row in rows)
+        except OSError as e:
+            self.failure = e.strerror or str(e)
+
+    def finish(self):
+        """All rows are written: take the place of the former file."""
+        if self.failure:
+            return
+        try:
+            os.replace(settings_path(self.unfinished), settings_path(self.path))
+            os.replace(self.unfinished, self.path)
+        except OSError as e:
+            self.failure = e.strerror or str(e)
+
+    def check(self):
+        """Raise UserError if rows could not be written."""
+        if self.failure:
+            raise UserError(
+                f"{self.path}: its rows cannot be written ({self.failure}); make room, and go on "
+                f"with --resume from what {self.unfinished} holds"
+            )
+
+
+def whole_tasks(path, tasks, n):
+    """The rows of a file up to the last task with all its n rows. Raises UserError."""
+    rows = []
+    with open(path) as f:
+        for line in f:
+            with contextlib.suppress(ValueError):  # the last line may be cut
+                rows.append(json.loads(line))
+    count = len(rows) // n
+    rows = rows[: count * n]
+    names = [task.name for task in tasks[:count] for _ in range(n)]
+    if [row.get("task_id") for row in rows] != names:
         raise UserError(
-            f"--samples-out {path}: cannot be written ({e.strerror}); give another path"
-        ) from None
+            f"{path}: its rows are not those of this suite; leave out --resume to start over, or "
+            "give another --samples-out"
+        )
+    return rows
 
 
 def path_of(cfg, args, suite, several):
-    """Where the rows of a suite go: sampled, greedy and graded ones, and those of several models or suites, to files of their own."""
+    """Where the rows of a suite go.
+
+    Sampled, greedy and graded rows go to files of their own.
+    So do those of several models or suites.
+    """
 
     def stem(path, ending):
         return os.path.basename(path).removesuffix(ending)
@@ -60,13 +170,10 @@ def path_of(cfg, args, suite, several):
     if args.samples_out:
         start, ending = os.path.splitext(args.samples_out)
         return f"{start}-{suite}{ending}" if several else args.samples_out
-    given = args.completions or args.checkpoint
-    words = (
-        [stem(args.completions, ".jsonl"), "graded"]
-        if args.completions
-        else ["samples" if cfg.temperature else "greedy", stem(args.checkpoint, ".pt")]
-    )
-    return os.path.join(
-        args.out or (os.path.dirname(given) if given else cfg.out),
-        "-".join(word for word in [*words, suite] if word) + ".jsonl",
-    )
+    if args.completions:
+        words = [stem(args.completions, ".jsonl"), "graded"]
+    else:
+        words = ["samples" if cfg.temperature else "greedy", stem(args.checkpoint, ".pt")]
+    source = args.completions or args.checkpoint
+    folder = args.out or (os.path.dirname(source) if source else cfg.out)
+    return os.path.join(folder, "-".join(word for word in [*words, suite] if word) + ".jsonl")

@@ -27,7 +27,7 @@ from config import UserError
 from corpus.decontaminate import CHECKED
 from corpus.problems import TRAINING
 from grader.grade import Job, grade
-from tasks import Task, cut, job_of, program_of
+from tasks import Task, job_of, program_of, until_stop
 
 needs_data = pytest.mark.skipif(
     not os.path.isdir(BESIDE), reason=f"the data is not there: {BESIDE}"
@@ -294,7 +294,7 @@ def check_tasks(tasks):
             task.name
         )
         assert (
-            cut("\n    # a thought\n    return 1\n# another\n", task.stops)
+            until_stop("\n    # a thought\n    return 1\n# another\n", task.stops)
             == "\n    # a thought\n    return 1\n# another\n"
         )
 

@@ -1,10 +1,12 @@
-"""Evaluation: pass@k, scores, stop sequences, and the bound of a model on held-out code."""
+"""Evaluation: pass@k, intervals, stop sequences, files, and the bound on held-out code."""
 
 import json
 import math
+import os
 import random
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ import data
 import domain
 import evaluate
 import tasks
+from benchmarks import rates, samples
 from elbo import prior_of, summary
 from engine.rollouts import rollout
 from engine.sample import Completion
@@ -21,32 +24,100 @@ from worlds import thinker
 
 torch.set_num_threads(1)
 
+# ---------------------------------------------------------------- rates and intervals
+
 
 def test_pass_at_k():
     """Against 1 - C(n - c, k) / C(n, k) in exact binomials, for every n up to 10."""
     for n in range(1, 11):
         for c in range(n + 1):
             for k in range(1, n + 1):
-                assert evaluate.pass_at_k(n, c, k) == pytest.approx(
-                    1 - math.comb(n - c, k) / math.comb(n, k), abs=1e-12
-                )
-    assert evaluate.pass_at_k(5, 2, 1) == pytest.approx(0.4) and evaluate.pass_at_k(
-        200, 1, 100
-    ) == pytest.approx(0.5)
+                exact = 1 - math.comb(n - c, k) / math.comb(n, k)
+                assert rates.pass_at_k(n, c, k) == pytest.approx(exact, abs=1e-12)
+    assert rates.pass_at_k(5, 2, 1) == pytest.approx(0.4)
+    assert rates.pass_at_k(200, 1, 100) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="pass@5 needs at least 5 samples a problem; there are 4"):
-        evaluate.pass_at_k(4, 1, 5)
+        rates.pass_at_k(4, 1, 5)
 
 
-def test_score():
-    """Two problems of five samples, three and none passed, against the mean of the two estimates; a k above n is left out."""
+def test_mean_pass_at_k():
+    """Two problems of five samples, three and none passed; a k above n is left out."""
     rows = [{"verdict": "passed" if i in (0, 2, 4) else "wrong_answer"} for i in range(10)]
-    assert evaluate.score(rows, 5, (1, 2, 5, 10)) == {
+    assert rates.mean_pass_at_k(rows, 5, (1, 2, 5, 10)) == {
         "pass@1": pytest.approx(0.3),
         "pass@2": pytest.approx((1 - 1 / 10) / 2),
         "pass@5": 0.5,
     }
-    assert evaluate.score(rows, 1) == {"pass@1": pytest.approx(0.3)}
+    assert rates.mean_pass_at_k(rows, 1) == {"pass@1": pytest.approx(0.3)}
 
+
+def test_interval_by_hand():
+    """Wilson's interval as published: Newcombe 1998 gives 81 of 263 and 0 of 20."""
+    passed = np.repeat([1.0, 0.0], (81, 263 - 81))
+    assert rates.interval(passed, 1) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert rates.interval(np.zeros(20), 1) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert rates.interval(np.ones(20), 1) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
+    # one of five samples right at each of 20 problems: as 20 of 100 problems
+    fifths = rates.interval(np.repeat([1.0, 0.0], (20, 80)), 1)
+    assert rates.interval(np.full(20, 0.2), 5) == pytest.approx(fifths)
+
+
+def drawn_rates(rng, N, n, mean, concentration):
+    """Rates of N problems from n samples each; a problem's own rate is Beta with that mean."""
+    p = rng.beta(mean * concentration, (1 - mean) * concentration, N)
+    return rng.binomial(n, p) / n
+
+
+@pytest.mark.parametrize("N, n", [(20, 1), (164, 1), (20, 5), (164, 5)])
+def test_interval_covers(N, n):
+    """Over 1,000 draws of each population the interval holds the mean in 90% or more.
+
+    The percentile bootstrap holds it in less than 40% for 20 problems at a rate of .02.
+    """
+    rng = np.random.default_rng(0)
+    for mean, concentration in ((0.02, 50), (0.1, 0.5), (0.5, 0.3), (0.5, 50), (0.98, 1)):
+        draws = [drawn_rates(rng, N, n, mean, concentration) for _ in range(1000)]
+        held = [low <= mean <= high for low, high in (rates.interval(d, n) for d in draws)]
+        assert np.mean(held) >= (0.9 if n > 1 else 0.93), (mean, concentration)
+
+
+def test_interval_is_not_wide():
+    """Where it can be compared with the normal interval, it is hardly wider."""
+    rng = np.random.default_rng(1)
+    for n in (1, 5):
+        each = drawn_rates(rng, 400, n, 0.5, 2.0)
+        low, high = rates.interval(each, n)
+        assert high - low < 1.02 * 2 * 1.96 * each.std(ddof=1) / 20
+
+
+@pytest.mark.parametrize("N, n", [(20, 1), (164, 1), (20, 5), (164, 5)])
+def test_paired_interval_covers(N, n):
+    """Two models on the same problems, some hard for both: the difference is held in 90%."""
+    rng = np.random.default_rng(0)
+    for p, q in ((0.05, 0.05), (0.3, 0.2), (0.02, 0.1), (0.95, 0.9)):
+        held = []
+        for _ in range(1000):
+            hardness = rng.random(N)
+            a = rng.binomial(n, 0.9 * (hardness < p) + 0.1 * p) / n
+            b = rng.binomial(n, 0.9 * (hardness < q) + 0.1 * q) / n
+            low, high = rates.paired_interval(a, b, n)
+            held.append(low <= p - q <= high)
+        assert np.mean(held) >= 0.9, (p, q)
+
+
+def test_pairing_narrows_the_interval():
+    """Equal models on problems of two kinds: narrower than two intervals side by side."""
+    rng = np.random.default_rng(2)
+    easy = rng.random(200) < 0.5
+    a, b = (np.where(rng.random(200) < 0.1, ~easy, easy).astype(float) for _ in range(2))
+    low, high = rates.paired_interval(a, b, 1)
+    alone = rates.interval(a, 1)
+    assert low < a.mean() - b.mean() < high
+    assert high - low < 0.8 * 2**0.5 * (alone[1] - alone[0])
+    assert rates.paired_interval(a, a, 1) == pytest.approx((0.0, 0.0), abs=0.01)
+
+
+# ---------------------------------------------------------------- programs
 
 BYTES = types.SimpleNamespace(
     eos=256,
@@ -54,10 +125,21 @@ BYTES = types.SimpleNamespace(
     start=lambda text: (list(text.encode()), ""),
     decode=lambda ids: bytes(i for i in ids if i < 256).decode(),
 )
+SMALL = types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100))
+STOPS = ("\nclass ", "\ndef ", "\nif ", "\nprint")
+
+
+def completion(text):
+    return Completion(BYTES.encode(text) + [BYTES.eos], [], True)
+
+
+def adder(name):
+    """A problem that `return 1` solves."""
+    return tasks.Task(name, f"def {name}():", "", f"assert {name}() == 1", name, stops=STOPS)
 
 
 def test_stop_sequences(monkeypatch):
-    """Completions cut by hand at the first stop sequence, against those that are returned and graded, in order, n a task."""
+    """Completions cut by hand at the first stop sequence, against those that are graded."""
     written = [
         "\n    return 1\ndef g():\n    pass\nclass A: pass",
         "\n    return 1",
@@ -65,117 +147,185 @@ def test_stop_sequences(monkeypatch):
         "\n    # def in a comment\n    return 1\nprint(1)",
     ]
     wanted = ["\n    return 1", "\n    return 1", "", "\n    # def in a comment\n    return 1"]
-    monkeypatch.setattr(
-        evaluate,
-        "generate",
-        lambda model, prompts, *a, n, **k: [
-            [Completion(BYTES.encode(written[2 * i + j]) + [BYTES.eos], [], True) for j in range(n)]
-            for i in range(len(prompts))
-        ],
-    )
-    stops = ("\nclass ", "\ndef ", "\nif ", "\nprint")
-    problems = [
-        tasks.Task(name, f"def {name}():", "", f"assert {name}() == 1", name, stops=stops)
-        for name in ("f", "h")
-    ]
-    model = types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100))
-    rows = evaluate.solve(model, BYTES, problems, 2, 0.8, 50, 0)
-    assert [r["completion"] for r in rows] == wanted and [r["task_id"] for r in rows] == [
-        "f",
-        "f",
-        "h",
-        "h",
-    ]
-    assert [r["verdict"] for r in rows] == ["passed", "passed", "syntax_error", "passed"]
-    with pytest.raises(
-        config.UserError, match="f: its prompt has 8 tokens; the model's max_len is 8"
-    ):
-        evaluate.solve(
-            types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=8)),
-            BYTES,
-            problems,
-            1,
-            0.8,
-            50,
-            0,
-        )
+
+    def generate(model, prompts, *args, n, **keywords):
+        texts = iter(written)
+        return [[completion(next(texts)) for _ in range(n)] for _ in prompts]
+
+    monkeypatch.setattr(evaluate, "generate", generate)
+    problems = [adder("f"), adder("h")]
+    rows = evaluate.sample_and_grade(SMALL, BYTES, problems, n=2, max_new=50)
+    assert [row["completion"] for row in rows] == wanted
+    assert [row["task_id"] for row in rows] == ["f", "f", "h", "h"]
+    assert [row["verdict"] for row in rows] == ["passed", "passed", "syntax_error", "passed"]
+    short = types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=8))
+    message = "f: its prompt has 8 tokens; the model's max_len is 8"
+    with pytest.raises(config.UserError, match=message):
+        evaluate.sample_and_grade(short, BYTES, problems, n=1, max_new=50)
 
 
-def test_interval():
-    """One sample a problem: the bootstrap mean is a binomial over N, whose quantiles are known exactly."""
-    rows = [{"verdict": "passed" if i < 30 else "timeout"} for i in range(100)]
-    chance = [math.comb(100, k) * 0.3**k * 0.7 ** (100 - k) for k in range(101)]
-    exact = [next(k for k in range(101) if sum(chance[: k + 1]) >= q) / 100 for q in (0.025, 0.975)]
-    assert evaluate.interval(rows, 1, 1) == pytest.approx(exact, abs=0.011)
-    assert evaluate.interval(rows[:30], 1, 1) == (1.0, 1.0)
-    low, high = evaluate.interval(
-        [rows[i % 2 * 99] for i in range(40)], 2, 2
-    )  # one of two samples right everywhere: pass@2 is certain
-    assert (low, high) == (1.0, 1.0)
+def test_each_problem_has_its_own_stop_sequences(monkeypatch):
+    """A script that prints its answer, behind and before a function that stops at a print.
 
-
-def test_an_interrupted_evaluation_goes_on(monkeypatch, tmp_path):
-    """Killed after the first part, with a cut line at the end: --resume samples only the rest, and the file is that of a whole run."""
+    Each is sampled with its own stop sequences and seed, and cut at them; order is kept.
+    """
+    script = tasks.Task("script", "x = 1", "", [{"input": "", "output": "1"}], "", kind="stdio")
+    texts = {"f": "\n    return 1\nprint(f())", "script": "\nprint(x)\ndef g(): pass"}
+    problems = [adder("f"), script, adder("h")]
+    texts["h"] = texts["f"]
     asked = []
 
-    def written(model, prompts, *a, n, seeds, **k):
-        asked.append(list(seeds))
-        return [
-            [
-                Completion(BYTES.encode(f"\n    return {seed % 3}") + [BYTES.eos], [], True)
-                for _ in range(n)
-            ]
-            for seed in seeds
-        ]
+    def generate(model, prompts, *args, stop, seeds, n, on_done, **keywords):
+        asked.append((stop, seeds))
+        names = [problems[seed - 7].name for seed in seeds]
+        found = [[completion(texts[name])] * n for name in names]
+        for k, of_prompt in enumerate(found):
+            for j, one in enumerate(of_prompt):
+                if on_done:
+                    on_done(k, j, one)
+        return found
 
-    monkeypatch.setattr(evaluate, "generate", written)
-    problems = [
-        tasks.Task(f"T/{i}", f"def f{i}():", "", f"assert f{i}() == 1", f"f{i}") for i in range(5)
+    monkeypatch.setattr(evaluate, "generate", generate)
+    rows = evaluate.sample_and_grade(SMALL, BYTES, problems, n=2, max_new=9, numbers=[7, 8, 9])
+    assert asked == [(list(STOPS), [7, 9]), ([], [8])]
+    assert [row["task_id"] for row in rows] == ["f", "f", "script", "script", "h", "h"]
+    assert {row["verdict"] for row in rows} == {"passed"}
+    assert rows[2]["completion"] == texts["script"] and rows[4]["completion"] == "\n    return 1"
+
+    seen = {}
+    programs = evaluate.sample_programs(
+        SMALL,
+        BYTES,
+        problems,
+        max_new=9,
+        seeds=[7, 8, 9],
+        n=2,
+        on_program=lambda i, j, program: seen.update({(i, j): program}),
+    )
+    assert seen == {(i, j): programs[i][j] for i in range(3) for j in range(2)}
+    assert [program.prompt for program, _ in programs] == [
+        BYTES.encode(task.prompt) for task in problems
     ]
-    model, path = (
-        types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100)),
-        str(tmp_path / "runs" / "samples.jsonl"),
-    )
-    cfg = config.make(temperature=0.8)
-    whole = evaluate.solve_suite(model, BYTES, problems, 256, cfg, path, {"a": 1})
-    assert asked == [[0, 1], [2, 3], [4]] and [r["verdict"] == "passed" for r in whole[::256]] == [
-        False,
-        True,
-        False,
-        False,
-        True,
-    ]
-    lines = open(path).read().splitlines(True)
-    assert len(lines) == 1280 and {*json.loads(lines[0])} == {
-        "task_id",
-        "completion",
-        "verdict",
-        "seconds",
-    }
-    with open(path, "w") as f:
-        f.writelines(lines[:600] + [lines[600][:20]])
-    asked.clear()
-    again = evaluate.solve_suite(
-        model, BYTES, problems, 256, config.make(temperature=0.8, resume=True), path, {"a": 1}
-    )
-    bare = [(r["task_id"], r["completion"], r["verdict"]) for r in whole]
-    assert (
-        asked == [[2, 3], [4]]
-        and [(r["task_id"], r["completion"], r["verdict"]) for r in again] == bare
-    )
-    assert [
-        (r["task_id"], r["completion"], r["verdict"]) for r in map(json.loads, open(path))
-    ] == bare
-    with pytest.raises(config.UserError, match="samples.jsonl: made with a=1 and not 2"):
-        evaluate.solve_suite(model, BYTES, problems, 256, config.make(resume=True), path, {"a": 2})
-    with pytest.raises(config.UserError, match="its rows are not those of this suite"):
-        evaluate.solve_suite(
-            model, BYTES, problems[1:], 256, config.make(resume=True), path, {"a": 1}
+
+
+# ---------------------------------------------------------------- files
+
+
+def bare(rows):
+    return [(row["task_id"], row["completion"], row["verdict"]) for row in rows]
+
+
+def lines_of(path):
+    with open(path) as f:
+        return [json.loads(line) for line in f]
+
+
+def sampled(path, problems, resume=False, **settings):
+    """A suite of 256 samples a problem, into a file."""
+
+    def rows_of(some_tasks, start):
+        numbers = list(range(start, start + len(some_tasks)))
+        return evaluate.sample_and_grade(
+            SMALL, BYTES, some_tasks, n=256, max_new=50, numbers=numbers
         )
+
+    file = samples.SampleFile(str(path), settings, 256)
+    return evaluate.collect_rows(file, problems, resume, rows_of)
+
+
+@pytest.fixture
+def numbered(monkeypatch):
+    """`generate` writes `return seed % 3` -> the seeds that it was asked for, a call."""
+    asked = []
+
+    def generate(model, prompts, *args, n, seeds, **keywords):
+        asked.append(list(seeds))
+        return [[completion(f"\n    return {seed % 3}")] * n for seed in seeds]
+
+    monkeypatch.setattr(evaluate, "generate", generate)
+    return asked
+
+
+def test_an_interrupted_evaluation_goes_on(numbered, monkeypatch, tmp_path):
+    """Killed after the first part, with a cut line at the end: --resume samples only the rest."""
+    problems = [adder(f"f{i}") for i in range(5)]
+    path = tmp_path / "runs" / "samples.jsonl"
+    unfinished = tmp_path / "runs" / "samples.jsonl.unfinished"
+    whole = sampled(path, problems, a=1).rows
+    assert numbered == [[0, 1], [2, 3], [4]]
+    passed = [row["verdict"] == "passed" for row in whole[::256]]
+    assert passed == [False, True, False, False, True]
+    assert bare(lines_of(path)) == bare(whole) and len(whole) == 1280
+    assert {*lines_of(path)[0]} == {"task_id", "completion", "verdict", "seconds"}
+    assert not unfinished.exists()
+
+    lines = path.read_text().splitlines(True)
+    path.unlink()
+    unfinished.write_text("".join(lines[:600]) + lines[600][:20])
+    os.rename(f"{path}.settings.json", f"{unfinished}.settings.json")
+    numbered.clear()
+    again = sampled(path, problems, resume=True, a=1)
+    assert numbered == [[2, 3], [4]]
+    assert bare(again.rows) == bare(lines_of(path)) == bare(whole)
+    numbered.clear()
+    assert bare(sampled(path, problems, resume=True, a=1).rows) == bare(whole) and not numbered
+    with pytest.raises(config.UserError, match="samples.jsonl: made with a=1 and not 2"):
+        sampled(path, problems, resume=True, a=2)
+    with pytest.raises(config.UserError, match="its rows are not those of this suite"):
+        sampled(path, problems[1:], resume=True, a=1)
+
+
+def test_an_interruption_leaves_the_former_result(numbered, monkeypatch, tmp_path):
+    """Ctrl-C in the second part: the old file is as it was, the first part's rows are there."""
+    problems = [adder(f"f{i}") for i in range(5)]
+    path = tmp_path / "samples.jsonl"
+    sampled(path, problems, a=1)
+    before = path.read_text()
+    grade = evaluate.grade_completions
+
+    def stop_at_third(some_tasks, *args):
+        if some_tasks[0].name == "f2":
+            raise KeyboardInterrupt
+        return grade(some_tasks, *args)
+
+    monkeypatch.setattr(evaluate, "grade_completions", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        sampled(path, problems, a=2)
+    assert path.read_text() == before
+    assert json.loads((tmp_path / "samples.jsonl.settings.json").read_text()) == {"a": 1}
+    assert len(lines_of(f"{path}.unfinished")) == 512
+    monkeypatch.setattr(evaluate, "grade_completions", grade)
+    numbered.clear()
+    sampled(path, problems, resume=True, a=2)
+    assert numbered == [[2, 3], [4]] and len(lines_of(path)) == 1280
+    assert json.loads((tmp_path / "samples.jsonl.settings.json").read_text()) == {"a": 2}
+
+
+def test_a_full_disk_loses_no_score(numbered, monkeypatch, tmp_path, capsys):
+    """No space from the second part on: the score is printed, then one line says what is lost."""
+    problems = [adder(f"f{i}") for i in range(5)]
+    path = tmp_path / "samples.jsonl"
+    append = samples.SampleFile.append
+
+    def until_full(self, rows):
+        if rows[0]["task_id"] == "f2":
+            monkeypatch.setattr("builtins.open", full_disk)
+        append(self, rows)
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(samples.SampleFile, "append", until_full)
+    with monkeypatch.context():
+        file = sampled(path, problems, suite="mine")
+        with pytest.raises(config.UserError, match="cannot be written .No space left on device."):
+            evaluate.print_score(file, {})
+    score = json.loads(capsys.readouterr().out)
+    assert score["pass@1"] == 0.4 and score["problems"] == 5 and not path.exists()
 
 
 def test_given_completions_are_graded(monkeypatch, tmp_path, capsys):
-    """Completions of a file are run with the suite's tests, with and without --sanitise; problems that the file lacks are left out; mistakes are named."""
+    """Completions of a file are run with the suite's tests, with and without --sanitise."""
     suite = [
         tasks.Task(f"T/{i}", f"def f{i}():\n", "", f"assert f{i}() == 1", f"f{i}") for i in range(3)
     ]
@@ -186,79 +336,73 @@ def test_given_completions_are_graded(monkeypatch, tmp_path, capsys):
         "T/0": ["    return 1\n\ndef g(:", "    return 1"],
         "X/9": ["", "", ""],
     }
-    path.write_text(
-        "".join(
-            json.dumps({"task_id": name, "completion": text}) + "\n"
-            for name, some in texts.items()
-            for text in some
-        )
-    )
-    said = {}
+    rows = [{"task_id": name, "completion": x} for name, of_task in texts.items() for x in of_task]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for more, verdicts in (
         ([], ["syntax_error", "passed", "passed", "wrong_answer"]),
         (["--sanitise"], ["passed", "passed", "passed", "wrong_answer"]),
     ):
         evaluate.main(["--suite", "mine", "--completions", str(path), *more])
-        said = json.loads(capsys.readouterr().out)
-        rows = list(map(json.loads, open(tmp_path / "given-graded-mine.jsonl")))
-        assert [r["task_id"] for r in rows] == ["T/0", "T/0", "T/2", "T/2"] and [
-            r["verdict"] for r in rows
-        ] == verdicts
-        assert (
-            said["problems"] == 2
-            and said["samples"] == 2
-            and said["pass@1"] == verdicts.count("passed") / 4
-        )
+        score = json.loads(capsys.readouterr().out)
+        rows = lines_of(tmp_path / "given-graded-mine.jsonl")
+        assert [row["task_id"] for row in rows] == ["T/0", "T/0", "T/2", "T/2"]
+        assert [row["verdict"] for row in rows] == verdicts
+        assert score["problems"] == 2 and score["samples"] == 2
+        assert score["pass@1"] == verdicts.count("passed") / 4
+
+
+def test_mistakes_in_given_completions(monkeypatch, tmp_path):
+    suite = [tasks.Task("T/0", "def f():\n", "", "assert f() == 1", "f")]
+    monkeypatch.setattr(evaluate.suites, "load", lambda name, data_dir: suite)
+    row = '{"task_id": "T/0", "completion": ""}\n'
+    other = '{"task_id": "T/1", "completion": ""}\n'
+    suite.append(tasks.Task("T/1", "def f():\n", "", "assert f() == 1", "f"))
+    path = tmp_path / "bad.jsonl"
     for text, message in (
         ("{}\n", "line 1 is no object"),
         ('{"task_id": "T/0", "completion": 3}\n', "line 1 is no object"),
+        (row + "{", "line 2 is no object"),
         ("", "there are none at all"),
-        (path.read_text() + '{"task_id": "T/0", "completion": ""}\n', "there are 2, 3"),
+        (row + row + other, "there are 1, 2"),
     ):
-        (tmp_path / "bad.jsonl").write_text(text)
+        path.write_text(text)
         with pytest.raises(config.UserError, match=message):
-            evaluate.main(["--suite", "mine", "--completions", str(tmp_path / "bad.jsonl")])
+            evaluate.main(["--suite", "mine", "--completions", str(path)])
+    path.write_text(row)
     with pytest.raises(config.UserError, match="this is what --completions reads"):
         evaluate.main(["--suite", "mine", "--completions", str(path), "--samples-out", str(path)])
     with pytest.raises(config.UserError, match="none.jsonl: cannot be read"):
         evaluate.main(["--suite", "mine", "--completions", str(tmp_path / "none.jsonl")])
 
 
-def test_where_samples_go(monkeypatch, tmp_path, capsys):
-    """A greedy and a sampled evaluation of one model and suite go to files of their own, beside the checkpoint, which either can resume."""
-    suite, model = (
-        [tasks.Task("T/0", "def f():", "", "assert f() == 1", "f")],
-        types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100)),
-    )
+@pytest.fixture
+def returns_zero_and_one(monkeypatch):
+    """A suite of one problem that needs a 1; greedy programs return 1, sampled ones 0, 1, ..."""
+
+    def generate(model, prompts, *args, n, temperature, **keywords):
+        numbers = range(n) if temperature else [1]
+        return [[completion(f"\n    return {i}") for i in numbers] for _ in prompts]
+
+    suite = [adder("f")]
     monkeypatch.setattr(evaluate.suites, "load", lambda name, data_dir: suite)
-    monkeypatch.setattr(evaluate, "open_model", lambda cfg, checkpoint: (model, BYTES))
+    monkeypatch.setattr(evaluate, "open_model", lambda cfg, checkpoint: (SMALL, BYTES))
     monkeypatch.setattr(evaluate, "inference_copy", lambda model, cfg: model)
-    monkeypatch.setattr(
-        evaluate,
-        "generate",
-        lambda model, prompts, most, eos, temperature, *, n, **k: [
-            [
-                Completion(
-                    BYTES.encode(f"\n    return {i + (temperature == 0)}") + [BYTES.eos], [], True
-                )
-                for i in range(n)
-            ]
-            for _ in prompts
-        ],
-    )
-    checkpoint = ["--checkpoint", str(tmp_path / "elsewhere" / "ntp.pt"), "--samples", "2"]
+    monkeypatch.setattr(evaluate, "generate", generate)
+
+
+def test_where_samples_go(returns_zero_and_one, monkeypatch, tmp_path, capsys):
+    """Greedy and sampled rows go to files of their own beside the checkpoint; either resumes."""
+    folder = tmp_path / "elsewhere"
+    checkpoint = ["--checkpoint", str(folder / "ntp.pt"), "--samples", "2"]
     for resume in ([], ["--resume"]):
         for temperature, verdicts, name in (
             ("0", ["passed"], "greedy-ntp-mine.jsonl"),
             ("0.8", ["wrong_answer", "passed"], "samples-ntp-mine.jsonl"),
         ):
-            evaluate.main(
-                ["--suite", "folder/mine.jsonl", *checkpoint, "--temperature", temperature, *resume]
-            )
-            assert json.loads(capsys.readouterr().out)["file"] == str(tmp_path / "elsewhere" / name)
-            assert [
-                json.loads(line)["verdict"] for line in open(tmp_path / "elsewhere" / name)
-            ] == verdicts
+            command = ["--suite", "folder/mine.jsonl", *checkpoint, "--temperature", temperature]
+            evaluate.main([*command, *resume])
+            assert json.loads(capsys.readouterr().out)["file"] == str(folder / name)
+            assert [row["verdict"] for row in lines_of(folder / name)] == verdicts
     monkeypatch.chdir(tmp_path)
     for more, wanted in (
         (["--temperature", "0"], "runs/tiny-3/greedy-mine.jsonl"),
@@ -267,10 +411,11 @@ def test_where_samples_go(monkeypatch, tmp_path, capsys):
         (["--suite", "mine,yours", "--samples-out", "./a"], "./a-mine"),
     ):
         evaluate.main(["--suite", "mine", "--seed", "3", *more])
-        assert (
-            json.loads(capsys.readouterr().out.split("\n")[0])["file"] == wanted
-            and (tmp_path / wanted).exists()
-        )
+        assert json.loads(capsys.readouterr().out.split("\n")[0])["file"] == wanted
+        assert (tmp_path / wanted).exists()
+
+
+# ---------------------------------------------------------------- the bound
 
 
 @pytest.fixture(scope="module")
@@ -286,14 +431,14 @@ def world():
     )
 
 
-@pytest.mark.parametrize("samples", [2, 60, 200])  # all snippets at once, two at a time, one by one
-def test_bound(world, samples):
-    """The bound of five snippets against the summary of a single call of `rollout`, however many snippets go at once."""
+@pytest.mark.parametrize("count", [2, 60, 200])  # all snippets at once, two at a time, one by one
+def test_bound(world, count):
+    """The bound of five snippets, however many at once, against one call of `rollout`."""
     tok, model, snips, hard = world
-    cfg = config.make(elbo_samples=samples, think_max=4, seed=3, rollout_bf16=False)
-    got = evaluate.bound(model, tok, snips, cfg, hard)
+    cfg = config.make(elbo_samples=count, think_max=4, seed=3, rollout_bf16=False)
+    got = evaluate.heldout_elbo(model, tok, snips, cfg, hard)
     prior = prior_of(cfg, tok, model.cfg.vocab_size)
-    want = summary(rollout(model, model, tok, snips, samples, 4, (3, 77)), prior, hard)
+    want = summary(rollout(model, model, tok, snips, count, 4, (3, 77)), prior, hard)
     assert got.keys() == want.keys() and want["think_share"] > 0.1
     assert all(got[k] == pytest.approx(want[k], rel=1e-4, abs=1e-4) for k in want)
 
@@ -301,7 +446,9 @@ def test_bound(world, samples):
 def test_bound_at_infinite_c(world):
     """At c = inf nothing is thought: the bound is the likelihood without thoughts, and a number."""
     tok, model, snips, hard = world
-    got = evaluate.bound(model, tok, snips, config.make(elbo_samples=2, c=float("inf")), hard)
+    got = evaluate.heldout_elbo(
+        model, tok, snips, config.make(elbo_samples=2, c=float("inf")), hard
+    )
     assert (
         got["elbo"] == pytest.approx(got["elbo_no_think"])
         and got["think_share"] == 0

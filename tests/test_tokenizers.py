@@ -460,16 +460,8 @@ def test_a_program_ends_at_its_stop_sequence(style, monkeypatch):
         return [[types.SimpleNamespace(ids=tok.encode(text))]]
 
     monkeypatch.setattr(evaluate, "generate", generate)
-    rows = evaluate.solve(
-        types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100)),
-        tok,
-        [task],
-        1,
-        0.0,
-        50,
-        0,
-        progress=False,
-    )
+    net = types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100))
+    rows = evaluate.sample_and_grade(net, tok, [task], n=1, max_new=50, progress=False)
     assert (
         rows[0]["verdict"] == "passed" and rows[0]["completion"].rstrip("\n") == "\n    return (x)"
     )
