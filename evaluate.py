@@ -178,9 +178,9 @@ def rollouts_of(model, tok, snippets, G, cfg, seed, desc):
         G,
         cfg.think_max,
         seed,
-        list(range(len(snippets))),
-        max(1, 128 // G),
-        desc,
+        numbers=list(range(len(snippets))),
+        at_once=max(1, 128 // G),
+        desc=desc,
         horizon=cfg.horizon,
         rate=0.0 if never_thinks(cfg) else None,
     )

@@ -1,33 +1,35 @@
-"""A decoder-only transformer of the Llama family: the laptop-sized model and SmolLM2 are the same forty lines of forward pass.
+"""A decoder-only transformer of the Llama family, from the laptop-sized model to Llama and Qwen.
 
     x <- x + Attention(RMSNorm(x));   x <- x + SwiGLU(RMSNorm(x));   logits = RMSNorm(x) W_head^T
 
-RMSNorm (arXiv 1910.07467), rotary positions (2104.09864, in the half-split layout), grouped-query attention (2305.13245),
-SwiGLU (2002.05202), optional biases on q, k, v, tied or untied head. `forward` stops at the last hidden state: log-probabilities
-of tokens are computed in one place only, `logprobs.token_logprobs`, which never holds the logits of a long batch.
+RMSNorm (arXiv 1910.07467), rotary positions (2104.09864, half-split layout), grouped-query
+attention (2305.13245), SwiGLU (2002.05202), optional biases on q, k, v, tied or untied head.
+`forward` stops at the last hidden state. Log-probabilities of tokens are computed in one place
+only, `logprobs.token_logprobs`, which never holds the logits of a long batch.
 
-The key/value cache is indexed by *position*: a token at position p of its row lives in slot p, and a query at position p sees slots
-0..p. So "cut this row back to n tokens" is nothing but writing from position n again, rows may have any lengths, and
-what padding leaves behind is never seen, because it is overwritten before any query reaches it.
+The key/value cache is indexed by position: the token at position p of a row is in slot p, and a
+query at position p attends to slots 0..p. To cut a row back to n tokens, write from position n
+again. Rows may have any lengths. Slots filled by padding are overwritten before a query reaches
+them.
 
-Training has no padding: documents lie one behind the other in a long row, and attention goes document by document (`Documents`).
+Training has no padding: documents follow one another in a long row, and attention goes document
+by document (`Documents`).
 
-Shapes: B batch, T new tokens, S slots of the cache, D width, H query heads, K key/value heads, E head width, V vocabulary.
+Shapes: B batch, T new tokens, S slots of the cache, D width, F width of the feed-forward layer,
+H query heads, K key/value heads, E head width, V vocabulary, N = B T tokens of packed rows.
 """
 
 import dataclasses
 import math
+import typing
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
-try:
-    from torch.nn.attention.varlen import (
-        varlen_attn,
-    )  # flash attention over documents of any length; CUDA only
+try:  # flash attention over documents of any length; CUDA only
+    from torch.nn.attention.varlen import varlen_attn
 except ImportError:
     varlen_attn = None
 
@@ -42,7 +44,9 @@ class ModelConfig:
     d_ff: int = 384
     max_len: int = 1024  # positions; the rotary table is this long
     rope_theta: float = 10000.0
-    rope_llama3: tuple = ()  # Llama 3.1's slower frequencies: factor, low_freq_factor, high_freq_factor, original positions; (): plain ones
+    # Llama 3.1's slower frequencies: factor, low_freq_factor, high_freq_factor and the original
+    # number of positions; (): plain ones
+    rope_llama3: tuple = ()
     norm_eps: float = 1e-5
     qkv_bias: bool = False
     tied: bool = True  # the head is the embedding matrix
@@ -55,188 +59,309 @@ class ModelConfig:
             )
 
 
+def attention_bias(mask, dtype):
+    """The bias of `attention` for a mask: 0 where a query attends, -inf elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+# ---------------------------------------------------------------- cache
+
+
 class Cache:
-    """Keys and values of B rows, S slots each. Slot = position. `k[l]`, `v[l]`: (B, K, S, E) of layer l."""
+    """Keys and values of B rows. Slot = position. `k[l]`, `v[l]`: (B, K, S, E) of layer l."""
 
     def __init__(self, cfg, rows, slots, like):
         shape = (rows, cfg.n_kv_head, slots, cfg.d_model // cfg.n_head)
-        self.k = [
-            torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(cfg.n_layer)
-        ]
-        self.v = [
-            torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(cfg.n_layer)
-        ]
+        self.k = [like.new_zeros(shape) for _ in range(cfg.n_layer)]
+        self.v = [like.new_zeros(shape) for _ in range(cfg.n_layer)]
 
     @property
     def slots(self):
         return self.k[0].shape[2]
 
     def reserve(self, slots):
-        """Make room for at least `slots` positions; by half as much again, so that growing stays rare."""
+        """Make room for at least `slots` positions; grows by half, so that growing stays rare."""
         if slots > self.slots:
             self.fit(max(slots, self.slots * 3 // 2))
 
     def fit(self, slots):
-        """Make it exactly so many slots: cut, or filled up with zeros."""
-        self.k, self.v = (
-            [F.pad(x, (0, 0, 0, slots - x.shape[2])) for x in xs] for xs in (self.k, self.v)
-        )
+        """Resize to exactly this many slots: cut, or filled up with zeros."""
+        padding = (0, 0, 0, slots - self.slots)
+        self.k = [F.pad(k, padding) for k in self.k]
+        self.v = [F.pad(v, padding) for v in self.v]
 
     def select(self, rows):
-        """The cache of some rows, in any order and with repeats. rows: (B',) int64. Returns a copy."""
-        new = object.__new__(Cache)
-        new.k, new.v = [k[rows] for k in self.k], [v[rows] for v in self.v]
-        return new
+        """A copy with these rows, in any order and with repeats. rows: (B',) int64."""
+        copy = object.__new__(Cache)
+        copy.k = [k[rows] for k in self.k]
+        copy.v = [v[rows] for v in self.v]
+        return copy
 
-    def put(self, rows, other):
-        """Write the cache of `other`, which may have fewer slots, into `rows` (the inverse of select). rows: (B',) int64."""
-        for mine, theirs in zip(self.k + self.v, other.k + other.v):
-            mine[rows, :, : theirs.shape[2]] = theirs.to(mine.dtype)
+    def put(self, rows, source):
+        """Write the rows of `source`, of at most as many slots, into `rows`: (B',) int64."""
+        for target, values in zip(self.k + self.v, source.k + source.v, strict=True):
+            target[rows, :, : values.shape[2]] = values.to(target.dtype)
+
+    def update(self, layer, k, v, pos):
+        """Write new keys and values k, v (B, T, K, E) at slots pos (B, T)."""
+        row = torch.arange(len(pos), device=pos.device)[:, None]  # (B, 1)
+        self.k[layer][row, :, pos] = k.to(self.k[layer].dtype)
+        self.v[layer][row, :, pos] = v.to(self.v[layer].dtype)
+
+    def first_slots(self, layer, slots, dtype):
+        """Keys and values of the first slots, in a dtype: two of (B, S, K, E)."""
+        k = self.k[layer][:, :, :slots].transpose(1, 2)
+        v = self.v[layer][:, :, :slots].transpose(1, 2)
+        return k.to(dtype), v.to(dtype)
+
+
+# ---------------------------------------------------------------- attention
+
+
+class Bucket(typing.NamedTuple):
+    """Documents of nearly one length, padded to the longest."""
+
+    documents: int
+    queries: int  # tokens of the longest document
+    keys: int  # tokens that it attends to
+    bias: torch.Tensor | None  # (documents, 1, queries, keys) of `attention`; None: causal
 
 
 class Documents:
-    """Where the documents of packed rows lie, and what each sees; worked out once a batch, on its device. The rows are taken end to end: N = B T
-    tokens. A document sees what stands `before` it, which may be tokens of other documents, and its own tokens up to each.
+    """Layout of packed rows: where documents begin, and what their tokens attend to.
 
-    bounds, longest    (documents + 1,) int32, the first token of each document, and N; length of the longest one: what varlen_attn asks for
-    keys, key_bounds   the same for what each sees, by number of the token; keys None: the tokens themselves, as nothing stands before any document
-    buckets            [(n, L, S, bias), ...] on the way without varlen_attn: n documents of nearly one length, filled up to the longest, L tokens that
-                       see S; bias of `attend`, None: causal
-    cells, key_cells   (C,) the token in each cell of the buckets, one bucket after the other. Cells behind a document's end repeat its last token: no
-                       real token attends to them, and their own result is not used
-    home               (N,) the cell of each token: cells[home] is 0..N-1
+    A token attends to the tokens listed in `before`, which may belong to other documents, and to
+    the earlier tokens of its own document. The rows are taken end to end: token n of N = B T.
+    Built once a batch, on its device.
+
+    bounds       (documents + 1,) int32: the first token of each document, and N
+    longest      tokens of the longest document
+    key_bounds   the same as bounds for the attended tokens of each document
+    longest_keys attended tokens of the document that has the most
+    keys         (attended tokens,) their numbers; None: every document attends to itself only
+    buckets      Buckets of like length, used where varlen_attn is not
+    cells        (C,) the token in each cell of the buckets, one bucket after the other. Cells
+                 behind the end of a document repeat its last token; their result is not used
+    key_cells    the same for attended tokens
+    home         (N,) the cell of each token: cells[home] is 0..N-1
     """
 
     def __init__(self, doc, before=None):
-        """doc (B, T): a document is a run of one number within a row; padding is one too. before: None, or numbers of tokens for each document, (m,)."""
-        first = torch.ones_like(doc, dtype=torch.bool)
-        first[:, 1:] = doc[:, 1:] != doc[:, :-1]
-        self.bounds = F.pad(first.flatten().nonzero()[:, 0], (0, 1), value=doc.numel()).int()
-        begin, length, device = self.bounds[:-1].long(), self.bounds.diff(), doc.device
-        sees = (
-            length.long()
-            if before is None
-            else length + torch.tensor([len(b) for b in before], device=device)
-        )
-        self.keys, self.key_bounds, self.most = None, self.bounds, int(sees.max())
-        if before is not None:
-            before = [torch.as_tensor(b, dtype=torch.int64, device=device) for b in before]
-            own = torch.arange(doc.numel(), device=device).split(length.tolist())
-            self.keys, self.key_bounds = (
-                torch.cat([x for pair in zip(before, own) for x in pair]),
-                F.pad(sees.cumsum(0), (1, 0)).int(),
-            )
+        """doc (B, T): a document is a run of one number within a row; so is padding.
+
+        before: None, or for each document the numbers of earlier tokens, (m,).
+        """
+        self.bounds = bounds_of(doc)
+        begin = self.bounds[:-1].long()
+        length = self.bounds.diff()
+        self._list_keys(length, before)
+        key_begin = self.key_bounds[:-1].long()
+        key_length = self.key_bounds.diff().long()
+        self.longest_keys = int(key_length.max())
         sizes, order = length.sort(descending=True, stable=True)
         sizes = sizes.tolist()
-        self.longest, self.buckets, cells, key_cells, real = sizes[0], [], [], [], []
-        while sizes:
-            L = sizes[0]
-            n = sum(size >= 0.8 * L for size in sizes)
-            some, order, sizes = order[:n], order[n:], sizes[n:]  # (n,)
-            place = torch.arange(L, device=device)
-            cells.append((begin[some, None] + place.minimum(length[some, None] - 1)).flatten())
-            real.append((place < length[some, None]).flatten())
-            S, bias = L, None
+        self.longest = sizes[0]
+        self.buckets = []
+        cells, key_cells, real = [], [], []
+        for first, last in like_lengths(sizes):
+            rows = order[first:last]
+            place = torch.arange(sizes[first], device=doc.device)  # (L,)
+            cells.append(padded_runs(begin[rows], length[rows], place))
+            real.append((place < length[rows, None]).flatten())
+            slots, bias = sizes[first], None
             if before is not None:
-                S = int(sees[some].max())
-                slot, ahead = (
-                    torch.arange(S, device=device),
-                    (sees - length)[some, None],
-                )  # (S,), (n, 1)
-                key_cells.append(
-                    self.keys[
-                        self.key_bounds[some, None] + slot.minimum(sees[some, None] - 1)
-                    ].flatten()
-                )
-                seen = slot <= (ahead + place)[..., None]  # (n, L, S)
-                bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))[
-                    :, None
-                ]
-            self.buckets.append((n, L, S, bias))
-        self.cells, real = torch.cat(cells), torch.cat(real).nonzero()[:, 0]
+                slots = int(key_length[rows].max())
+                slot = torch.arange(slots, device=doc.device)  # (S,)
+                cell = padded_runs(key_begin[rows], key_length[rows], slot)
+                key_cells.append(self.keys[cell])
+                ahead = (key_length - length)[rows, None]  # (n, 1) attended tokens before its own
+                mask = slot <= (ahead + place)[..., None]  # (n, L, S)
+                bias = attention_bias(mask, torch.float32)[:, None]  # (n, 1, L, S)
+            self.buckets.append(Bucket(last - first, sizes[first], slots, bias))
+        self.cells = torch.cat(cells)
         self.key_cells = torch.cat(key_cells) if key_cells else self.cells
+        real = torch.cat(real).nonzero()[:, 0]
         self.home = torch.empty_like(real)
         self.home[self.cells[real]] = real
 
+    def _list_keys(self, length, before):
+        """Set keys and key_bounds: of each document the tokens before it, then its own."""
+        self.keys = None
+        self.key_bounds = self.bounds
+        if before is None:
+            return
+        device = length.device
+        before = [torch.as_tensor(b, dtype=torch.int64, device=device) for b in before]
+        tokens = torch.arange(int(self.bounds[-1]), device=device).split(length.tolist())
+        self.keys = torch.cat([x for pair in zip(before, tokens, strict=True) for x in pair])
+        key_length = length + torch.tensor([len(b) for b in before], device=device)
+        self.key_bounds = F.pad(key_length.cumsum(0), (1, 0)).int()
 
-def attend(q, k, v, bias):
-    """softmax(q k^T / sqrt(E) + bias) v with grouped heads. q (B, T, H, E); k, v (B, S, K, E); bias (1|B, 1, T, S), 0 or -inf; or None: causal,
-    T = S. Returns (B, T, H, E).
 
-    On the CPU two plain matrix products are faster than torch's fused kernel, forward and backward; elsewhere the fused kernel is used.
-    Both compute the same thing.
+def bounds_of(doc):
+    """The first token of each document of packed rows (B, T), and B T: (documents + 1,) int32.
+
+    Example: [[0, 0, 1]] -> [0, 2, 3]
     """
-    (B, T, H, E), (_, S, K, _) = q.shape, k.shape
-    if (
-        bias is None and q.device.type == "cpu"
-    ):  # blocks of about 128 queries, each with the keys up to its end
-        n = -(-T // max(1, round(T / 128)))
-        bias = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)[None, None]
-        return torch.cat(
-            [
-                attend(q[:, a : a + n], k[:, : a + n], v[:, : a + n], bias[..., a : a + n, : a + n])
-                for a in range(0, T, n)
-            ],
-            1,
-        )
+    first = torch.ones_like(doc, dtype=torch.bool)
+    first[:, 1:] = doc[:, 1:] != doc[:, :-1]
+    return F.pad(first.flatten().nonzero()[:, 0], (0, 1), value=doc.numel()).int()
+
+
+def like_lengths(sizes):
+    """Ranges of like sizes, at least 0.8 of their first one. sizes: from the largest down.
+
+    Example: [10, 9, 4] -> (0, 2), (2, 3)
+    """
+    first = 0
+    while first < len(sizes):
+        last = first + sum(size >= 0.8 * sizes[first] for size in sizes[first:])
+        yield first, last
+        first = last
+
+
+def padded_runs(begin, length, place):
+    """Runs of numbers from `begin` on, padded with their last one. begin, length (n,); place (L,).
+
+    Example: begin [3, 7], length [2, 1], place [0, 1] -> [3, 4, 7, 7]
+    """
+    return (begin[:, None] + place.minimum(length[:, None] - 1)).flatten()  # (n L,)
+
+
+def attention(q, k, v, bias):
+    """softmax(q k^T / sqrt(E) + bias) v with grouped heads -> (B, T, H, E).
+
+    q (B, T, H, E); k, v (B, S, K, E); bias (1|B, 1, T, S), 0 or -inf; None: causal, T = S. On a
+    CPU two plain matrix products are faster than torch's fused kernel, forward and backward.
+    """
+    if q.device.type == "cpu":
+        return causal_attention_cpu(q, k, v) if bias is None else attention_cpu(q, k, v, bias)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T or S, E)
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=H != K
-        ).transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    y = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=grouped
+    )
+    return y.transpose(1, 2)  # (B, T, H, E)
+
+
+def attention_cpu(q, k, v, bias):
+    """`attention` by two matrix products. The query heads of a group share their keys."""
+    B, T, H, E = q.shape
+    S, K = k.shape[1:3]
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T or S, E)
     with torch.autocast("cpu", enabled=False):  # the softmax stays in q's type
-        q = (q * E**-0.5).reshape(B, K, H // K * T, E)  # the heads of a group share k and v
+        q = (q * E**-0.5).reshape(B, K, H // K * T, E)  # (B, K, H/K * T, E)
         scores = q @ k.transpose(-1, -2)  # (B, K, H/K * T, S)
-        scores = (scores.view(B, K, H // K, T, S) + bias[:, :, None]).view(B, K, H // K * T, S)
-        return (scores.softmax(-1) @ v).view(B, H, T, E).transpose(1, 2)
+        scores = scores.view(B, K, H // K, T, S) + bias[:, :, None]
+        p = scores.view(B, K, H // K * T, S).softmax(-1)
+        return (p @ v).view(B, H, T, E).transpose(1, 2)  # (B, T, H, E)
+
+
+def causal_attention_cpu(q, k, v):
+    """Causal `attention` in blocks of about 128 queries, each with the keys up to its end."""
+    T = q.shape[1]
+    n = -(-T // max(1, round(T / 128)))
+    bias = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)[None, None]  # (1, 1, T, T)
+    blocks = []
+    for first in range(0, T, n):
+        last = first + n
+        part = bias[..., first:last, :last]
+        blocks.append(attention_cpu(q[:, first:last], k[:, :last], v[:, :last], part))
+    return torch.cat(blocks, 1)  # (B, T, H, E)
 
 
 @torch.compiler.disable  # its shapes are never the same twice
 def attend_documents(q, k, v, docs):
     """Causal attention within each document. q (B, T, H, E); k, v (B, T, K, E) -> (B, T, H, E)."""
-    shape, (H, K) = q.shape, (q.shape[2], k.shape[2])
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (N, heads, E)
+    shape = q.shape
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (N, heads, E)
     if varlen_attn and q.is_cuda and q.dtype != torch.float32:
-        k, v = (
-            x.repeat_interleave(H // K, 1) for x in (k, v)
-        )  # torch 2.11 knows no grouped heads here
-        k, v = (x if docs.keys is None else x.index_select(0, docs.keys) for x in (k, v))
-        return varlen_attn(
-            q, k, v, docs.bounds, docs.key_bounds, docs.longest, docs.most, window_size=(-1, 0)
-        ).view(shape)
-    q = q.index_select(0, docs.cells).split([n * L for n, L, _, _ in docs.buckets])
-    k, v = (
-        x.index_select(0, docs.key_cells).split([n * S for n, _, S, _ in docs.buckets])
-        for x in (k, v)
-    )
-    y = [
-        attend(
-            qi.unflatten(0, (n, L)),
-            ki.unflatten(0, (n, S)),
-            vi.unflatten(0, (n, S)),
-            bias if bias is None else bias.to(qi.dtype),
-        ).flatten(0, 1)
-        for (n, L, S, bias), qi, ki, vi in zip(docs.buckets, q, k, v)
-    ]  # (n L, H, E) each
-    return torch.cat(y).index_select(0, docs.home).view(shape)
+        return flash_documents(q, k, v, docs).view(shape)
+    q = q.index_select(0, docs.cells).split([b.documents * b.queries for b in docs.buckets])
+    sizes = [b.documents * b.keys for b in docs.buckets]
+    k = k.index_select(0, docs.key_cells).split(sizes)
+    v = v.index_select(0, docs.key_cells).split(sizes)
+    rows = []
+    for bucket, qi, ki, vi in zip(docs.buckets, q, k, v, strict=True):
+        qi = qi.unflatten(0, (bucket.documents, bucket.queries))  # (n, L, H, E)
+        ki = ki.unflatten(0, (bucket.documents, bucket.keys))  # (n, S, K, E)
+        vi = vi.unflatten(0, (bucket.documents, bucket.keys))
+        bias = None if bucket.bias is None else bucket.bias.to(qi.dtype)
+        rows.append(attention(qi, ki, vi, bias).flatten(0, 1))  # (n L, H, E)
+    return torch.cat(rows).index_select(0, docs.home).view(shape)
+
+
+def flash_documents(q, k, v, docs):
+    """`attend_documents` by torch's kernel. q (N, H, E); k, v (N, K, E) -> (N, H, E)."""
+    group = q.shape[1] // k.shape[1]
+    k = k.repeat_interleave(group, 1)  # torch 2.11 knows no grouped heads here
+    v = v.repeat_interleave(group, 1)
+    if docs.keys is not None:
+        k = k.index_select(0, docs.keys)
+        v = v.index_select(0, docs.keys)
+    lengths = (docs.longest, docs.longest_keys)
+    return varlen_attn(q, k, v, docs.bounds, docs.key_bounds, *lengths, window_size=(-1, 0))
+
+
+# ---------------------------------------------------------------- rotary positions
+
+
+def rotary(cfg):
+    """The rotary tables (cos, sin), each (max_len, E/2): angle = position * theta^(-2i/E).
+
+    Llama 3.1 (arXiv 2407.21783) divides the frequencies of waves longer than
+    original / low_freq_factor positions by `factor`, keeps those of waves shorter than
+    original / high_freq_factor, and interpolates between, linearly in original / wave length.
+    """
+    E = cfg.d_model // cfg.n_head
+    freq = cfg.rope_theta ** (-torch.arange(0, E, 2).float() / E)  # (E/2,)
+    if cfg.rope_llama3:
+        factor, low, high, original = cfg.rope_llama3
+        share = (original * freq / (2 * math.pi) - low) / (high - low)  # of the plain frequency
+        share = share.clamp(0, 1)
+        freq = share * freq + (1 - share) * freq / factor
+    angle = torch.outer(torch.arange(cfg.max_len).float(), freq)  # (max_len, E/2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, rope):
+    """Rotary positions, half-split. x (B, T, heads, E); rope: cos and sin, (1|B, T, 1, E/2)."""
+    cos, sin = rope
+    a, b = x.chunk(2, dim=-1)  # (B, T, heads, E/2)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)  # (B, T, heads, E)
+
+
+# ---------------------------------------------------------------- layers
 
 
 class RMSNorm(nn.RMSNorm):
-    """Computed in the type of the residual stream, which is at least float32; given out in the type of the weights."""
+    """RMSNorm in the residual stream's type, at least float32; the result in the weights' type."""
 
     def forward(self, x):
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(
-            self.weight.dtype
-        )
+        y = F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        return y.to(self.weight.dtype)
 
 
 def narrow(x):
-    """In autocast's type, where it is on: once, and not again for each matrix product that reads it."""
+    """Cast to autocast's type where it is on: once, and not in each product that reads x."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
+def block(x, layer, attend):
+    """One block of the transformer, in training and in the fast paths: x (..., D) -> (..., D).
+
+    layer   a `Block`, or its weights in another layout (engine/layers.py)
+    attend  rotates and attends: what layer.qkv returns -> (..., H E)
+    """
+    x = x + layer.o(attend(layer.qkv(layer.attn_norm(x))))
+    gate, up = layer.gate_up(layer.mlp_norm(x))  # (..., F)
+    return x + layer.down(F.silu(gate) * up)
+
+
 class Block(nn.Module):
+    """The weights of one block, and `block` with attention within a batch or to a cache."""
+
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
@@ -251,77 +376,72 @@ class Block(nn.Module):
         self.up = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
         self.down = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
 
+    def qkv(self, h):
+        """h (B, T, D) -> q (B, T, H, E), k and v (B, T, K, E)."""
+        h = narrow(h)
+        q = self.q(h).unflatten(-1, (self.cfg.n_head, -1))
+        k = self.k(h).unflatten(-1, (self.cfg.n_kv_head, -1))
+        v = self.v(h).unflatten(-1, (self.cfg.n_kv_head, -1))
+        return q, k, v
+
+    def gate_up(self, h):
+        h = narrow(h)
+        return self.gate(h), self.up(h)
+
     def forward(self, x, rope, seen, cache=None, layer=0, pos=None):
-        """x (B, T, D); seen: what a token attends to, a bias of `attend`, or Documents."""
-        B, T, D = x.shape
-        h = narrow(self.attn_norm(x))
-        q = rotate(self.q(h).view(B, T, self.cfg.n_head, -1), rope)  # (B, T, H, E)
-        k = rotate(self.k(h).view(B, T, self.cfg.n_kv_head, -1), rope)  # (B, T, K, E)
-        v = self.v(h).view(B, T, self.cfg.n_kv_head, -1)  # (B, T, K, E)
-        if cache is not None:
-            ck, cv = cache.k[layer], cache.v[layer]
-            row = torch.arange(B, device=x.device)[:, None]  # (B, 1)
-            ck[row, :, pos] = k.to(ck.dtype)  # slot = position
-            cv[row, :, pos] = v.to(cv.dtype)
-            S = seen.shape[-1]
-            k, v = (c[:, :, :S].transpose(1, 2).to(q.dtype) for c in (ck, cv))  # (B, S, K, E)
-        y = (
-            attend_documents(q, k, v, seen)
-            if isinstance(seen, Documents)
-            else attend(q, k, v, None if seen is None else seen.to(q.dtype))
-        )
-        x = x + self.o(y.reshape(B, T, -1))  # (B, T, D)
-        h = narrow(self.mlp_norm(x))
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+        """x (B, T, D) -> (B, T, D).
+
+        rope   cos and sin of the tokens' positions, as `rotate` takes them
+        seen   what a token attends to: a bias of `attention`, None (causal), or Documents
+        cache  a Cache, with the number of this layer and the positions pos (B, T), or None
+        """
+
+        def attend(qkv):
+            q, k, v = qkv
+            q = rotate(q, rope)
+            k = rotate(k, rope)
+            if cache is not None:
+                cache.update(layer, k, v, pos)
+                k, v = cache.first_slots(layer, seen.shape[-1], q.dtype)  # (B, S, K, E)
+            if isinstance(seen, Documents):
+                y = attend_documents(q, k, v, seen)
+            else:
+                y = attention(q, k, v, None if seen is None else seen.to(q.dtype))
+            return y.flatten(2)  # (B, T, H E)
+
+        return block(x, self, attend)
 
 
-def rotary(cfg):
-    """The rotary tables (cos, sin), each (max_len, E/2) float32: angle = position * theta^(-2i/E).
-
-    Llama 3.1 (arXiv 2407.21783) divides the frequencies of waves longer than original / low_freq_factor positions by `factor`, keeps those shorter than
-    original / high_freq_factor, and in between goes from the one to the other linearly in original / wave length.
-    """
-    E = cfg.d_model // cfg.n_head
-    freq = cfg.rope_theta ** (-torch.arange(0, E, 2).float() / E)  # (E/2,)
-    if cfg.rope_llama3:
-        factor, low, high, original = cfg.rope_llama3
-        kept = ((original * freq / (2 * math.pi) - low) / (high - low)).clamp(
-            0, 1
-        )  # (E/2,) share of the plain frequency
-        freq = kept * freq + (1 - kept) * freq / factor
-    angle = torch.outer(torch.arange(cfg.max_len).float(), freq)  # (max_len, E/2)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x, rope):
-    """Rotary positions, half-split layout. x (B, T, heads, E); rope = (cos, sin), each (1|B, T, 1, E/2)."""
-    cos, sin = rope
-    a, b = x.chunk(2, dim=-1)  # (B, T, heads, E/2)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
+# ---------------------------------------------------------------- the model
 
 
 class Transformer(nn.Module):
+    """The network: `forward` gives hidden states, `head_weight` turns them into logits."""
+
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        self.checkpoint = (
-            False  # training: keep a block's input only, and compute the rest again on the way back
-        )
+        # training: keep only a block's input, and compute its rest again in the backward pass
+        self.checkpoint = False
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
         self.head = None if cfg.tied else nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
-        for name, table in zip(("cos", "sin"), rotary(cfg)):
-            self.register_buffer(name, table, persistent=False)  # (max_len, E/2)
+        cos, sin = rotary(cfg)  # (max_len, E/2)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def _apply(self, fn, *args):
-        """What .to(), .float() and .bfloat16() call: the rotary tables are made anew, because one rounded to bfloat16 would stay so."""
+        """Behind .to(), .float() and .bfloat16(): tables that were rounded are computed again."""
         super()._apply(fn, *args)
         self.cos, self.sin = (table.to(self.cos) for table in rotary(self.cfg))
         return self
 
     def init_weights(self, seed=0):
-        """Normal(0, 1/sqrt(fan_in)); the layers that write to the residual stream are scaled down by sqrt(2 n_layer)."""
+        """Draw weights from Normal(0, 1/sqrt(fan_in)).
+
+        Layers that write to the residual stream are scaled down by sqrt(2 n_layer).
+        """
         gen = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
             if p.dim() < 2:
@@ -349,51 +469,56 @@ class Transformer(nn.Module):
         """An empty cache for `rows` rows of `slots` positions."""
         return Cache(self.cfg, rows, slots, self.embed.weight)
 
+    def embeddings(self, ids):
+        """The residual stream before the first block, at least float32. ids (...) -> (..., D)."""
+        return self.embed(ids).to(torch.promote_types(self.dtype, torch.float32))
+
     def forward(self, ids, pos=None, doc=None, cache=None, reach=None, before=None):
         """Last hidden states. ids (B, T) int64 -> (B, T, D).
 
-        pos    (B, T) positions; default 0..T-1 in every row.
-        doc    (B, T) document numbers of packed rows: a token sees only earlier tokens of its own document, a run of one number.
-        before with `doc`: what else the tokens of each document see, as from `pack_shared`.
-        cache  a Cache; then `pos` is required, new keys are written at slots `pos`, and a query at position p sees slots 0..p.
-        reach  with a cache: how many slots any query may need (default: all); smaller is faster.
-        Right padding needs no mask: no real token looks to its right.
+        pos     (B, T) positions; default 0..T-1 in every row
+        doc     (B, T) document numbers of packed rows, as `Documents` takes them
+        before  with doc: tokens that each document also attends to, as from `pack_shared`
+        cache   a Cache; needs `pos`. New keys are written at slots `pos`, and a query at position
+                p attends to slots 0..p
+        reach   with a cache: slots that any query may need (default all); fewer are faster
+
+        Right padding needs no mask: no real token attends to its right. Raises ValueError if the
+        rows are longer than max_len.
         """
-        B, T = ids.shape
+        T = ids.shape[1]
         if T > self.cfg.max_len and pos is None:
             raise ValueError(
-                f"{T} tokens do not fit max_len={self.cfg.max_len}; shorten the input or raise max_len"
+                f"{T} tokens do not fit max_len={self.cfg.max_len}; "
+                "shorten the input or raise max_len"
             )
         if pos is None:
             rope = self.cos[None, :T, None], self.sin[None, :T, None]  # (1, T, 1, E/2)
         else:
             rope = self.cos[pos][:, :, None], self.sin[pos][:, :, None]  # (B, T, 1, E/2)
-        x = self.embed(ids).to(
-            torch.promote_types(self.dtype, torch.float32)
-        )  # (B, T, D); see RMSNorm
+        x = self.embeddings(ids)  # (B, T, D)
         seen = None  # causal
         if doc is not None:
             seen = Documents(doc, before)
         elif cache is not None:
             S = cache.slots if reach is None else reach
             mask = torch.arange(S, device=ids.device) <= pos[:, None, :, None]  # (B, 1, T, S)
-            seen = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(
-                ~mask, float("-inf")
-            )
-        for layer, block in enumerate(self.blocks):
-            if cache is not None:
-                x = block.forward(
-                    x, rope, seen, cache, layer, pos
-                )  # past `compile_blocks`, which is for training
+            seen = attention_bias(mask, x.dtype)
+        for layer, part in enumerate(self.blocks):
+            if cache is not None:  # `forward` itself: torch.compile is for training
+                x = part.forward(x, rope, seen, cache, layer, pos)
             elif self.checkpoint and torch.is_grad_enabled():
-                x = checkpoint(block, x, rope, seen, use_reentrant=False)
+                x = checkpoint(part, x, rope, seen, use_reentrant=False)
             else:
-                x = block(x, rope, seen)
+                x = part(x, rope, seen)
         return self.norm(x)
 
 
 def hollow(cfg, dtype=torch.float32, device="cpu"):
-    """A Transformer whose weights are not there: nothing is allocated or drawn. They come by `load_state_dict(weights, assign=True)`."""
+    """A Transformer without weights: nothing is allocated or drawn.
+
+    The weights come by `load_state_dict(weights, assign=True)`.
+    """
     with torch.device("meta"):
         model = Transformer(cfg)
     model.cos, model.sin = (table.to(device, dtype) for table in rotary(cfg))
@@ -408,6 +533,5 @@ def count_params(model, embedding=True):
 
 def work_size(model):
     """P of the FLOP count: parameters without the embedding, plus the head."""
-    return count_params(model, embedding=False) + (
-        model.head_weight.numel() if model.cfg.tied else 0
-    )
+    head = model.head_weight.numel() if model.cfg.tied else 0
+    return count_params(model, embedding=False) + head

@@ -1,165 +1,149 @@
-"""Many given tokens a row, forwarded on caches that rows share, with weights that are packed once a call.
+"""Fast inference over given tokens: many tokens per row, on caches that rows share.
 
-Shapes: N continuations, T tokens of the longest, M of them all, S slots that one sees (itself included), D width, H query heads, K key/value heads,
-E head width, V vocabulary.
+`Decoder` (decoder.py) draws one new token per row and step; `Reader` runs tokens that are known.
+Matrix products see no padding, only attention does. Weights are stacked once (layers.py).
+
+Shapes: N continuations, T tokens of the longest, M tokens of all of them, S tokens that one attends
+to (its own included), D width, H query heads, K key/value heads, E head width, V vocabulary.
 """
 
-import dataclasses
+import functools
+import typing
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from model import attend, rotate
-
-
-def packed(model, dtype):
-    """The blocks' weights as `linear` has them: a list of (norm, qkv, out, mlp_norm, gate_up, down)."""
-    return [
-        (
-            b.attn_norm,
-            linear([b.q, b.k, b.v], dtype),
-            linear([b.o], dtype),
-            b.mlp_norm,
-            linear([b.gate, b.up], dtype),
-            linear([b.down], dtype),
-        )
-        for b in model.blocks
-    ]
+from engine.layers import stacked_layers
+from model import attention, attention_bias, block, rotate
 
 
-@dataclasses.dataclass
+class Layout(typing.NamedTuple):
+    """Where the tokens of a batch of continuations stand."""
+
+    ids: torch.Tensor  # (M,)
+    row: torch.Tensor  # (M,) the continuation of each token
+    place: torch.Tensor  # (M,) its place in the continuation
+    cell: torch.Tensor  # (M,) its place in the padded batch (N, T)
+    rope: tuple  # cos and sin, (1, M, 1, E/2) each
+    reach: list  # of each cache: the slots that any continuation attends to
+    bias: torch.Tensor  # (N, 1, T, S)
+
+
 class Reader:
-    """A model that reads given tokens, on caches that rows share, in as few and as full batches as memory allows."""
+    """A model that runs given tokens on caches that rows share, in few and full batches.
 
-    model: object
-    layers: list  # as from `packed`
-    head: object  # (V, D) float32
+    layers  StackedLayers of the model, if there are any already
+    head    (V, D) float32
+    """
 
-    def read(self, tokens, start, seen=(), keep=None, most=4096):
-        """Forward lists of tokens, each the continuation of a row of some caches. Yields (which (n,), offsets (n,), hidden (M, D)) a batch: the
-        states of tokens[which[i]] are hidden[offsets[i]:offsets[i] + len(tokens[which[i]])].
+    def __init__(self, model, layers=None):
+        self.model = model
+        self.layers = layers or stacked_layers(model)
+        self.head = model.head_weight.float()
 
-        tokens  N lists of ids, none empty; start (N,) int, the position of each one's first token.
-        seen    [(Cache, rows (N,), lengths (N,))]: continuation i sees the first lengths[i] slots of row rows[i] of each cache, then itself.
-        keep    (Cache, rows (N,), slots (N,)): the new keys go into row rows[i] from slot slots[i] on.
-        most    padded tokens a batch. Only attention is padded; a batch holds continuations of like length.
+    def read(self, tokens, start, seen=(), keep=None, max_tokens=4096):
+        """Run lists of tokens, each the continuation of a row of caches.
+
+        tokens      N lists of ids, none empty
+        start       (N,) ints: the position of the first token of each
+        seen        [(Cache, rows (N,), lengths (N,))]: continuation i attends to the first
+                    lengths[i] slots of row rows[i] of each cache, and to itself
+        keep        (Cache, rows (N,), slots (N,)): the new keys are written to row rows[i], from
+                    slot slots[i] on; None: they are dropped
+        max_tokens  padded tokens of a batch
+
+        Yields (numbers (n,), offsets (n,), hidden (M, D)) per batch: the states of
+        tokens[numbers[i]] begin at hidden[offsets[i]].
         """
-        sizes = np.array([len(x) for x in tokens])
-        for which in batches(sizes, most):
-            part = lambda x: torch.as_tensor(np.asarray(x)[which], device=self.model.device)
+        sizes = np.array([len(ids) for ids in tokens])
+        for numbers in length_batches(sizes, max_tokens):
             hidden = self.forward(
-                [tokens[i] for i in which],
-                part(start),
-                [(cache, part(rows), part(n)) for cache, rows, n in seen],
-                keep and (keep[0], part(keep[1]), part(keep[2])),
+                [tokens[i] for i in numbers],
+                self._select(start, numbers),
+                [
+                    (cache, self._select(rows, numbers), self._select(lengths, numbers))
+                    for cache, rows, lengths in seen
+                ],
+                keep and (keep[0], self._select(keep[1], numbers), self._select(keep[2], numbers)),
             )
-            yield which, np.cumsum(sizes[which]) - sizes[which], hidden
+            yield numbers, np.cumsum(sizes[numbers]) - sizes[numbers], hidden
+
+    def _select(self, values, numbers):
+        return torch.as_tensor(np.asarray(values)[numbers], device=self.model.device)
 
     def forward(self, tokens, start, seen, keep):
-        """A batch of `read` -> (M, D), the states of tokens[0], tokens[1], ... end to end."""
-        model, cfg, device = self.model, self.model.cfg, self.model.device
-        N, T, H, K = len(tokens), max(map(len, tokens)), cfg.n_head, cfg.n_kv_head
-        row = torch.from_numpy(np.repeat(np.arange(N), [len(x) for x in tokens])).to(
-            device
-        )  # (M,) each token's row
-        nth = torch.from_numpy(np.concatenate([np.arange(len(x)) for x in tokens])).to(
-            device
-        )  # (M,) and place in it
-        pos, cell = start[row] + nth, row * T + nth  # (M,), (M,)
+        """One batch of `read` -> (M, D), the states of tokens[0], tokens[1], ... end to end."""
+        layout = self._layout(tokens, start, seen)
+        x = self.model.embeddings(layout.ids)  # (M, D)
+        for number, layer in enumerate(self.layers):
+            attend = functools.partial(self._attend, number, layout, seen, keep)
+            x = block(x, layer, attend)
+        return self.model.norm(x)  # (M, D)
+
+    def _layout(self, tokens, start, seen):
+        """The Layout of a batch, on the model's device."""
+        model = self.model
+        sizes = [len(ids) for ids in tokens]
+        N, T = len(sizes), max(sizes)
+        row = torch.from_numpy(np.repeat(np.arange(N), sizes)).to(model.device)  # (M,)
+        place = np.concatenate([np.arange(size) for size in sizes])  # (M,)
+        place = torch.from_numpy(place).to(model.device)
+        pos = start[row] + place  # (M,)
         rope = model.cos[pos][None, :, None], model.sin[pos][None, :, None]  # (1, M, 1, E/2)
-        ids = torch.from_numpy(np.concatenate(tokens)).to(device)
-        x = model.embed(ids).to(torch.promote_types(model.dtype, torch.float32))  # (M, D)
-        reach = [int(n.max()) for *_, n in seen]
-        masks = [
-            (torch.arange(s, device=device) < n[:, None])[:, None].expand(N, T, s)
-            for s, (*_, n) in zip(reach, seen)
-        ]
-        mask = torch.cat(
-            [*masks, torch.ones(T, T, dtype=torch.bool, device=device).tril().expand(N, T, T)], -1
-        )  # (N, T, S)
-        bias = torch.zeros(mask.shape, dtype=model.dtype, device=device).masked_fill_(
-            ~mask, -torch.inf
-        )[:, None]  # (N, 1, T, S)
-        for layer, (norm, qkv, out, mlp_norm, gate_up, down) in enumerate(self.layers):
-            q, k, v = (
-                qkv(norm(x)).view(1, len(x), H + 2 * K, -1).split((H, K, K), 2)
-            )  # (1, M, heads, E)
-            q, k, v = rotate(q, rope)[0], rotate(k, rope)[0], v[0]  # (M, heads, E)
-            if keep:
-                cache, rows, slots = keep
-                (
-                    cache.k[layer][rows[row], :, slots[row] + nth],
-                    cache.v[layer][rows[row], :, slots[row] + nth],
-                ) = k, v
-            q, k, v = (
-                y.new_zeros(N * T, *y.shape[1:])
-                .index_copy_(0, cell, y)
-                .view(N, T, *y.shape[1:])
-                .transpose(1, 2)
-                for y in (q, k, v)
-            )
-            k = torch.cat(
-                [c.k[layer][:, :, :s].index_select(0, rows) for s, (c, rows, _) in zip(reach, seen)]
-                + [k],
-                2,
-            )  # (N, K, S, E)
-            v = torch.cat(
-                [c.v[layer][:, :, :s].index_select(0, rows) for s, (c, rows, _) in zip(reach, seen)]
-                + [v],
-                2,
-            )
-            y = (
-                attend(*(x.transpose(1, 2) for x in (q, k, v)), bias)
-                .reshape(N * T, -1)
-                .index_select(0, cell)
-            )  # (M, H*E)
-            x = x + out(y)
-            gate, up = gate_up(mlp_norm(x)).chunk(2, -1)
-            x = x + down(F.silu(gate) * up)
-        return model.norm(x)  # (M, D)
+        reach = [int(lengths.max()) for *_, lengths in seen]
+        masks = []
+        for slots, (*_, lengths) in zip(reach, seen, strict=True):
+            inside = torch.arange(slots, device=model.device) < lengths[:, None]  # (N, slots)
+            masks.append(inside[:, None].expand(N, T, slots))
+        causal = torch.ones(T, T, dtype=torch.bool, device=model.device).tril()
+        mask = torch.cat([*masks, causal.expand(N, T, T)], -1)  # (N, T, S)
+        bias = attention_bias(mask, model.dtype)[:, None]  # (N, 1, T, S)
+        ids = torch.from_numpy(np.concatenate(tokens)).to(model.device)
+        return Layout(ids, row, place, row * T + place, rope, reach, bias)
+
+    def _attend(self, number, layout, seen, keep, qkv):
+        """Attention of layer `number`: qkv (M, (H + 2 K) E) -> (M, H E)."""
+        H, K = self.model.cfg.n_head, self.model.cfg.n_kv_head
+        heads = qkv.view(1, len(qkv), H + 2 * K, -1)  # (1, M, heads, E)
+        q, k, v = heads.split((H, K, K), 2)
+        q = rotate(q, layout.rope)[0]  # (M, H, E)
+        k = rotate(k, layout.rope)[0]  # (M, K, E)
+        v = v[0]
+        if keep:
+            cache, rows, slots = keep
+            target = rows[layout.row], slice(None), slots[layout.row] + layout.place
+            cache.k[number][target] = k
+            cache.v[number][target] = v
+        ks, vs = [], []
+        for slots, (cache, rows, _) in zip(layout.reach, seen, strict=True):
+            ks.append(cache.k[number][:, :, :slots].index_select(0, rows))  # (N, K, slots, E)
+            vs.append(cache.v[number][:, :, :slots].index_select(0, rows))
+        q = padded(q, layout)  # (N, H, T, E)
+        k = torch.cat([*ks, padded(k, layout)], 2)  # (N, K, S, E)
+        v = torch.cat([*vs, padded(v, layout)], 2)  # (N, K, S, E)
+        y = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), layout.bias)
+        return y.flatten(2).flatten(0, 1).index_select(0, layout.cell)  # (M, H E)
 
 
-def batches(sizes, most):
-    """Indices of rows in batches of like size: at most `most` padded tokens, and no row under three quarters of the longest unless all are short.
+def padded(x, layout):
+    """Heads of the tokens (M, heads, E), padded to a batch: (N, heads, T, E)."""
+    N, _, T, _ = layout.bias.shape
+    cells = x.new_zeros(N * T, *x.shape[1:]).index_copy_(0, layout.cell, x)  # (N T, heads, E)
+    return cells.view(N, T, *x.shape[1:]).transpose(1, 2)
 
-    Example: batches(np.array([10, 300, 290]), 4096) -> [1, 2], [0]
+
+def length_batches(sizes, max_tokens):
+    """Indices of rows, batch by batch: of like size, at most max_tokens padded tokens.
+
+    No row is shorter than three quarters of the longest of its batch, unless all are short.
+    Example: length_batches(np.array([10, 300, 290]), 4096) -> [1, 2], [0]
     """
-    order, begin = np.argsort(-sizes, kind="stable"), 0
+    order = np.argsort(-sizes, kind="stable")
+    begin = 0
     while begin < len(order):
         longest = sizes[order[begin]]
-        end = begin + max(1, most // longest)
-        end = min(
-            end,
-            begin
-            + int(
-                np.searchsorted(
-                    -sizes[order[begin:]], -min(longest - 16, 3 * longest // 4), side="right"
-                )
-            ),
-        )
-        yield order[begin:end]
-        begin = end
-
-
-def linear(modules, dtype):
-    """x -> x W^T + b for the stacked weights of some modules, in a dtype; on the CPU in the layout of its matrix product."""
-    with torch.no_grad():
-        w = torch.cat([m.weight for m in modules]).to(dtype)
-        b = (
-            None
-            if getattr(modules[0], "bias", None) is None
-            else torch.cat([m.bias for m in modules]).to(dtype)
-        )
-    if (
-        w.device.type != "cpu"
-        or not torch.backends.mkldnn.is_available()
-        or not (
-            torch.ops.mkldnn._is_mkldnn_bf16_supported()
-            if dtype == torch.bfloat16
-            else w.numel() >= 2**20
-        )
-    ):
-        return lambda x: F.linear(x, w, b)
-    packed = torch.ops.mkldnn._reorder_linear_weight(w)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, b, "none", [], "")
+        shortest = min(longest - 16, 3 * longest // 4)
+        alike = np.searchsorted(-sizes[order[begin:]], -shortest, side="right")
+        count = min(max(1, max_tokens // longest), int(alike))
+        yield order[begin : begin + count]
+        begin += count

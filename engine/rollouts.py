@@ -1,34 +1,43 @@
-"""Rollouts of latents over expert lines that are forced: exactly what sampling line by line gives, in few and full forwards.
+"""Rollouts of latents over given expert lines: line-by-line sampling in few, large forward passes.
 
-    before line t:  u_t < P_q(`#` | s_t, z_<t)  ?  <think>, a comment token by token  :  <act>;       then the expert's line, whatever it is
-    V(prefix) = sum over the lines left of log pi(a_s | prefix, no thought from here on)                                        (value)
-    gain_t    = V(s_t, z_<=t) - V(s_t, z_<t)                                      nats a thought is worth to all lines from its own on
+    before line t:  u_t < P_q(`#` | s_t, z_<t)  ?  <think>, a comment token by token  :  <act>
+    then the expert's line, whatever it is
+    V(prefix) = sum over the lines left of log pi(a_s | prefix, no thought from here on)
+    gain_t    = V(s_t, z_<=t) - V(s_t, z_<t)                                      (gain, nats)
 
-Code is never decoded, it is known; and all uniforms are drawn beforehand. So
+`rollout` gives what estep.py computes by definition. Code is never decoded, and all uniforms are
+drawn beforehand. So:
 
-1. *Trunk.* One forward a snippet, without thoughts, gives every decision's probability and every line's likelihood. Up to its first thought
-   each rollout is the trunk, and goes on reading its keys: they are never copied, a row sees them up to its first thought.
-2. *Thoughts* of all rows that begin one, over all snippets, are decoded as one batch (decoder.py): a row's keys are the trunk's, read by all rows
-   of the snippet together, and its own.
-3. *Lines* after a thought are forwarded at once, as far as the row is expected to go before it thinks again: to the first line whose u_t is
-   below P(think) as last seen, in the trunk to begin with. Decisions are drawn from what this forward says; what lies behind the first
-   <think> is discarded; if there is none, the next lines follow. A wrong guess costs tokens and changes nothing. Then 2 again, until no row thinks.
-4. *Rewards*, when all latents are known: one forward of pi over each row from its first thought on, again on the trunk's keys. Where q is pi this is
-   what 1 to 3 computed already. It passes the thoughts too: what pi would have said there can be kept, for KL(q || pi).
-5. *Values*, if wanted: for each thought but a row's first, one forward of the code from its line on, on the keys of the trunk and
-   of the finished row. They depend on nothing sequential. V before a row's first thought is the trunk's, V after its last the row's own.
+1. *Trunk.* One forward pass per snippet, without thoughts, gives the probability of every decision
+   and the likelihood of every line. Up to its first thought each rollout is the trunk. Its keys are
+   never copied: a row attends to the trunk's up to its first thought.
+2. *Thoughts* of all rows that begin one, over all snippets, are decoded as one batch (decoder.py).
+3. *Lines.* After a thought, many code lines run in one forward pass: up to the first line where u_t
+   is below the latest estimate of P(think). The pass gives the true P(think) of these lines. If one
+   of them turns out to be <think>, everything computed after it is thrown away; otherwise the next
+   lines follow. A wrong guess costs time and changes no result. Then 2 again, until no row thinks.
+4. *Rewards*, when all latents are known: one forward pass of pi over each row from its first
+   thought on, again on the trunk's keys. Where q is pi, 1 to 3 have computed them. The pass crosses
+   the thoughts too: pi's hidden states there can be stored, for KL(q || pi).
+5. *Gains*, if wanted: for each thought but a row's first, one forward pass over the code from its
+   line on, on the keys of the trunk and of the finished row. V before the first thought of a row is
+   the trunk's; V after its last thought is the row's own.
 
-A forward takes continuations of like length together and runs its matrix products without padding. What it costs is counted: `forward_tokens`.
+A forward pass takes rows of like length together, and its matrix products see no padding. Its cost
+is counted: `forward_tokens`.
 
-In bfloat16 a likelihood depends a little on the shapes of the forward it comes from. Trunk, rows and values go through the same function (`Reader.read`)
-with the same packed weights, a float32 residual stream and a float32 head. With random weights the shape then makes no difference (NOISE in
-speed/estep.py); how much of a gain is rounding with a real model's weights has not been measured.
+In bfloat16 a likelihood depends a little on the shapes of the forward pass. Trunk, rows and values
+go through the same function (`Reader.read`), with the same stacked weights, a float32 residual
+stream and a float32 head. With random weights the shape then makes no difference (NOISE in
+speed/estep.py); with real weights this was not measured.
 
-Shapes: B snippets, G rollouts each, N = B*G rows, L lines, H tokens that begin a comment, D width, M events (a decision, a thought's token, its end).
+Shapes: B snippets, G rollouts each, N = B*G rows, L lines, H tokens that begin a comment, D width,
+M events (a decision, a token of a thought, its end).
 """
 
 import dataclasses
 import math
+import typing
 
 import numpy as np
 import torch
@@ -38,11 +47,10 @@ from data import ends_itself, inserted
 from elbo import decision_logprobs, line_logprobs, reward
 from engine import parallel
 from engine.decoder import Decoder
-from engine.reader import Reader, batches, packed
+from engine.reader import Reader, length_batches
 
-ACT, FIRST, TOKEN, END = range(
-    4
-)  # events: <act>; the first token of a thought; a further one; its end
+# kinds of events: <act>; the first token of a thought; a further token; its end
+ACT, FIRST, TOKEN, END = range(4)
 EVENT = np.dtype([(name, np.int64) for name in ("row", "position", "kind", "line", "token")])
 NEEDS = ("latents", "rewards", "gains")  # what a rollout is for; each includes those before it
 
@@ -53,41 +61,43 @@ class Row:
 
     snip: object
     group: int  # index of the snippet in the call
-    uniforms: tuple  # (L,) for the decisions, (L, think_max + 1) for the thoughts' tokens
-    ids: list  # as known now: thoughts so far, and the rest of the code without thoughts
-    first: list  # (L,) where in ids the decision of line t falls (a finished row: its content, behind the thought)
+    uniforms: tuple  # (L,) for the decisions, (L, think_max + 1) for the tokens of thoughts
+    ids: list  # as known so far: thoughts, and the remaining code without thoughts
+    first: list  # (L,) index in ids of each line's content, where its decision falls
     line_logp: np.ndarray  # (L,) log pi(a_t | s_t, z_t), nats; NaN if not asked for
     thoughts: dict  # line -> token ids
-    gain: (
-        np.ndarray
-    )  # (L,) V(s_t, z_<=t) - V(s_t, z_<t), nats; 0 for <act>; NaN for thoughts if not asked for
+    gain: np.ndarray  # (L,) nats; 0 for <act>; NaN for thoughts if not asked for
     logq: np.ndarray = None  # (L,) log q(z_t | s_t, z_<t), nats; 0 for lines behind the horizon
-    p_think: np.ndarray = None  # (L,) P(think) as last seen
-    free: int = 0  # the number of first lines that may take a thought
-    next: int = 0  # the first line not decided yet
-    prefix: int = 0  # tokens of the trunk that it sees: up to its first thought
+    p_think: np.ndarray = None  # (L,) the latest estimate of P(think)
+    free: int = 0  # the first lines, that may take a thought
+    next: int = 0  # the first line that is not decided yet
+    prefix: int = 0  # tokens of the trunk that it attends to: up to its first thought
     known: int = 0  # tokens of ids whose keys q has
-    states: dict = dataclasses.field(
-        default_factory=dict
-    )  # line -> (n, D), on the CPU: pi's states behind each token of its thought, if asked for
+    # line -> (n, D), on the CPU: pi's states behind each token of its thought, if asked for
+    states: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
 class Rollouts:
-    rows: list  # N finished Rows, the G rollouts of a snippet next to each other
-    G: int
-    base_logp: list  # B arrays (L,): log pi of the lines when nothing is ever thought
-    events: (
-        np.ndarray
-    )  # (M,) of dtype EVENT; position: index in the row's ids of the token that the event predicts
-    logq: np.ndarray  # (M,) log q of each event, recorded while sampling
-    forward_tokens: int  # tokens that went through q or pi: discarded ones too, padding and ended rows' seats not
+    """Finished rollouts of B snippets."""
 
-    def lines(self, what):
-        """A field of the rows as one padded array. what: row -> (L,). Returns (N, Lmax), zeros where a row has no such line."""
-        out = np.zeros((len(self.rows), max(len(r.first) for r in self.rows)))
+    rows: list  # N Rows, the G rollouts of a snippet next to each other
+    G: int
+    base_logp: list  # B arrays (L,): log pi of the lines without any thought
+    # (M,) of dtype EVENT; position: index in the row's ids of the token that the event predicts
+    events: np.ndarray
+    logq: np.ndarray  # (M,) log q of each event, recorded while sampling
+    # tokens that went through q or pi: discarded ones too, padding and ended rows not
+    forward_tokens: int
+
+    def lines(self, field):
+        """A field of the rows as one array (N, Lmax), zeros where a row has no such line.
+
+        field: a function, row -> (L,).
+        """
+        out = np.zeros((len(self.rows), max(len(row.first) for row in self.rows)))
         for n, row in enumerate(self.rows):
-            out[n, : len(row.first)] = what(row)
+            out[n, : len(row.first)] = field(row)
         return out
 
     def rewards(self, prior):
@@ -106,12 +116,14 @@ class Rollouts:
         return self.lines(lambda row: np.arange(len(row.first)) < row.free) > 0
 
     @property
-    def think(self):  # (N, Lmax) bool
-        return self.lines(lambda r: [t in r.thoughts for t in range(len(r.first))]) > 0
+    def think(self):
+        """Lines with a thought: (N, Lmax) bool."""
+        return self.lines(lambda row: [t in row.thoughts for t in range(len(row.first))]) > 0
 
     @property
-    def valid(self):  # (N, Lmax) bool
-        return self.lines(lambda r: np.ones(len(r.first))) > 0
+    def valid(self):
+        """Lines that there are: (N, Lmax) bool."""
+        return self.lines(lambda row: np.ones(len(row.first))) > 0
 
 
 def merge(parts):
@@ -120,79 +132,65 @@ def merge(parts):
     events = np.concatenate([p.events for p in parts])
     events["row"] += np.repeat(before[:-1], [len(p.events) for p in parts])
     return Rollouts(
-        [r for p in parts for r in p.rows],
-        parts[0].G,
-        [b for p in parts for b in p.base_logp],
-        events,
-        np.concatenate([p.logq for p in parts]),
-        sum(p.forward_tokens for p in parts),
+        rows=[row for p in parts for row in p.rows],
+        G=parts[0].G,
+        base_logp=[base for p in parts for base in p.base_logp],
+        events=events,
+        logq=np.concatenate([p.logq for p in parts]),
+        forward_tokens=sum(p.forward_tokens for p in parts),
     )
 
 
 def split(rolls):
-    """The inverse of `merge`: Rollouts of a snippet each. The forwards, which they shared, count as the first one's."""
-    G, of = rolls.G, rolls.events["row"] // rolls.G  # (M,): snippet of each event
+    """The inverse of `merge`: Rollouts of one snippet each.
+
+    The forward passes, which they shared, count as the first one's.
+    """
+    G = rolls.G
+    group = rolls.events["row"] // G  # (M,)
     events = rolls.events.copy()
     events["row"] %= G
     return [
         Rollouts(
-            rolls.rows[b * G : (b + 1) * G],
-            G,
-            [base],
-            events[of == b],
-            rolls.logq[of == b],
-            0 if b else rolls.forward_tokens,
+            rows=rolls.rows[b * G : (b + 1) * G],
+            G=G,
+            base_logp=[base],
+            events=events[group == b],
+            logq=rolls.logq[group == b],
+            forward_tokens=0 if b else rolls.forward_tokens,
         )
         for b, base in enumerate(rolls.base_logp)
     ]
 
 
-def rollouts(q, pi, tok, snippets, G, think_max, seed, numbers, at_once, desc="", **how):
-    """`rollout` for any number of snippets, at_once of them in a call, with a progress bar if that takes a while -> Rollouts. Ranks share the snippets
-    out, and all get all rollouts."""
-    snippets, numbers = parallel.shard(snippets), parallel.shard(numbers)
-    parts = [
-        rollout(
-            q,
-            pi,
-            tok,
-            snippets[i : i + at_once],
-            G,
-            think_max,
-            seed,
-            numbers=numbers[i : i + at_once],
-            **how,
-        )
-        for i in tqdm(
-            range(0, len(snippets), at_once),
-            desc=desc,
-            unit="batch",
-            delay=2,
-            leave=False,
-            disable=len(snippets) <= at_once,
-        )
-    ]
-    return merge(parallel.unshard([one for part in parts for one in split(part)]))
+def rollouts(q, pi, tok, snippets, G, think_max, seed, *, numbers, at_once, desc="", **settings):
+    """`rollout` for any number of snippets, at_once of them in a call -> Rollouts.
+
+    A progress bar appears if that takes long. Under torchrun each rank works on its share of the
+    snippets, and all ranks get all rollouts. settings: those of `rollout`.
+    """
+    snippets = parallel.shard(snippets)
+    numbers = parallel.shard(numbers)
+    parts = []
+    starts = range(0, len(snippets), at_once)
+    silent = len(snippets) <= at_once
+    for i in tqdm(starts, desc=desc, unit="batch", delay=2, leave=False, disable=silent):
+        batch = snippets[i : i + at_once]
+        settings["numbers"] = numbers[i : i + at_once]
+        parts += split(rollout(q, pi, tok, batch, G, think_max, seed, **settings))
+    return merge(parallel.unshard(parts))
 
 
 def draw_uniforms(seed, number, g, n_lines, think_max):
-    """The randomness of rollout g of snippet `number`: (L,) for decisions, (L, think_max + 1) for tokens. seed: ints."""
+    """The randomness of rollout g of snippet `number`. seed: ints.
+
+    (L,) for decisions, (L, think_max + 1) for tokens.
+    """
     rng = np.random.default_rng([*seed, number, g])
     return rng.random(n_lines), rng.random((n_lines, think_max + 1))
 
 
-# ---------------------------------------------------------------- what hidden states say
-
-
-def decision_logp(net, hidden, at, tok):
-    """Log-probabilities of <act> and of every token that begins a comment. hidden (M, D); at: for each row the indices of the states before its
-    decisions -> for each row (decisions, 1 + H) float64."""
-    which = torch.from_numpy(np.concatenate(at)).to(hidden.device)
-    logp = decision_logprobs(hidden[which].float(), net.head, tok.thought_ids)  # (M, 1 + H)
-    return np.split(logp.double().cpu().numpy(), np.cumsum([len(x) for x in at])[:-1])
-
-
-# ---------------------------------------------------------------- rollouts
+# ---------------------------------------------------------------- rollout
 
 
 @torch.inference_mode()
@@ -204,6 +202,7 @@ def rollout(
     G,
     think_max,
     seed,
+    *,
     rate=None,
     horizon=0,
     numbers=None,
@@ -213,309 +212,363 @@ def rollout(
 ):
     """G rollouts of latents over each snippet -> Rollouts.
 
-    q, pi      Transformers; pass the same one twice and each forward is done once.
-    seed       a tuple of ints; numbers: one int a snippet (default its index), which with seed and g fixes its randomness.
-    think_max  a thought's length in tokens at most, its `#` included.
-    rate       probability of <think> before every line, instead of q's own (thoughts still come from q).
-    horizon    the number of first lines that may take a thought; 0: all.
-    need       latents: pi is not asked, line_logp and base_logp are NaN; rewards: they are known, a thought's gain is NaN; gains: all of it.
-    states     whether to keep pi's states at the thoughts, for `estep.policy_gradient` with a KL; only where pi is another model and rewards are asked for.
-    window     lines forwarded at once after a thought; 0: up to where the next thought is expected. The result does not depend on it.
-    Raises ValueError if a snippet with the longest possible thoughts would not fit the model's max_len.
+    q, pi      Transformers; pass the same one twice, and each forward pass runs once
+    think_max  tokens of a thought at most, its `#` included
+    seed       a tuple of ints. With it, the number of a snippet and g fix the randomness
+    rate       probability of <think> before every line, instead of q's own; q writes the thoughts
+    horizon    the first lines, that may take a thought; 0: all
+    numbers    one int per snippet (default: its index)
+    need       latents: pi is not run, line_logp and base_logp are NaN; rewards: the gain of a
+               thought is NaN; gains: everything
+    states     store pi's states at the thoughts, for `estep.policy_gradient` with a KL. Only where
+               pi is another model and rewards are asked for
+    window     lines run at once after a thought; 0: up to the next expected thought. The result
+               does not depend on it
+
+    Raises ValueError if a snippet with the longest possible thoughts does not fit max_len.
     """
-    B, rewards = len(snippets), NEEDS.index(need) > 0
-    scored = rewards and q is pi  # q's forwards are pi's: rewards on the way
-    longest = [len(s.ids) + sum(think_max + len(sep) for sep in s.sep) + 1 for s in snippets]
-    for b, (s, most) in enumerate(zip(snippets, longest)):
-        if most > q.cfg.max_len:
-            raise ValueError(
-                f"snippet {s.name or b} may grow to {most} tokens with its thoughts; max_len is {q.cfg.max_len}"
-            )
+    longest = check_lengths(q, tok, snippets, think_max)
+    trunk_length = max(len(s.ids) for s in snippets)
     decoder = Decoder(
-        q, B * G, B, max(len(s.ids) for s in snippets), max(longest), 1.0, 1.0, (), tok.stop_ids
+        q, len(snippets) * G, len(snippets), trunk_length, longest, synonyms=tok.stop_ids
     )
-    net, said, rows = Reader(q, decoder.layers, q.head_weight.float()), [], []
-    base, begins, forwards = trunk(net, decoder.shared, snippets, tok, scored, decided=True)  # 1
-    for b, s in enumerate(snippets):
-        for g in range(G):
-            uniforms, L = (
-                draw_uniforms(
-                    seed, b if numbers is None else numbers[b], g, len(s.first), think_max
-                ),
-                len(s.first),
-            )
-            rows.append(
-                Row(
-                    s,
-                    b,
-                    uniforms,
-                    list(s.ids),
-                    list(s.first),
-                    base[b].copy(),
-                    {},
-                    np.zeros(L),
-                    np.zeros(L),
-                    np.zeros(L),
-                    min(L, horizon or L),
-                )
-            )
-    thinkers = thinking = [
-        n
-        for n, row in enumerate(rows)
-        if decide(n, row, begins[row.group][: row.free], rate, tok, said)
-    ]
-    for row in (rows[n] for n in thinkers):
-        row.prefix = row.known
-        row.line_logp[row.next - 1 :] = 0 if scored else math.nan
-    seats = Seats(decoder, rows)
-    while thinking:
-        forwards += think(seats, thinking, think_max, tok, said)  # 2
-        thinking, count = go_on(net, seats, thinking, rate, tok, scored, window, said)  # 3
-        forwards += count
-    if rewards and not scored:  # 4, 5
-        net, cache = (
-            Reader(pi, packed(pi, pi.dtype), pi.head_weight.float()),
-            pi.new_cache(B, max(len(s.ids) for s in snippets)),
-        )
-        base, _, count = trunk(net, cache, snippets, tok, scored=True)
-        forwards += count
-        for row in rows:
-            row.line_logp[:] = base[row.group]
-        forwards += finish(
-            net, cache, [rows[n] for n in thinkers], base, tok, need == "gains", states
-        )
-    elif need == "gains":
-        forwards += values(
-            net,
-            decoder.shared,
-            decoder.own,
-            seats.of[thinkers],
-            [rows[n] for n in thinkers],
-            base,
-            tok,
-        )
-    if need != "gains":
+    rewards = need != "latents"
+    rows = new_rows(snippets, G, think_max, seed, numbers, horizon)
+    sampling = Sampling(
+        reader=Reader(q, decoder.layers),
+        decoder=decoder,
+        rows=rows,
+        tok=tok,
+        think_max=think_max,
+        rate=rate,
+        window=window,
+        scored=rewards and q is pi,
+    )
+    base = sample_latents(sampling, snippets)
+    tokens = sampling.forward_tokens
+    thinkers = [n for n, row in enumerate(rows) if row.thoughts]
+    gains = need == "gains"
+    if rewards and q is not pi:
+        base, count = score_rows(Reader(pi), tok, snippets, rows, gains, states)
+        tokens += count
+    elif gains and thinkers:
+        context = decoder_context(sampling)
+        tokens += set_gains(sampling.reader, tok, [rows[n] for n in thinkers], base, context)
+    if not gains:
         for row in rows:
             row.gain[list(row.thoughts)] = math.nan
-    events = np.concatenate([events for events, _ in said])
-    logq = np.concatenate([logq for _, logq in said])
-    by_line = zip(events["row"].tolist(), events["line"].tolist(), logq.tolist(), strict=True)
-    for n, t, log_probability in by_line:
-        rows[n].logq[t] += log_probability
-    order = np.argsort(events["row"], kind="stable")
-    return Rollouts(rows, G, base, events[order], logq[order], forwards)
+    return sampling.finished(G, base, tokens)
 
 
-def trunk(net, cache, snippets, tok, scored=False, decided=False):
-    """Forward the snippets into the rows of a cache, each without its last token, which predicts nothing -> (B x (L,) log pi of the lines or NaN,
-    B x (L, H) log-probabilities of comments' first tokens before each line, or None; tokens)."""
-    base, begins, count = (
-        [np.full(len(s.first), math.nan) for s in snippets],
-        [None] * len(snippets),
-        0,
+def check_lengths(q, tok, snippets, think_max):
+    """The length of the longest snippet with the longest possible thoughts.
+
+    Raises ValueError if it does not fit the model's max_len.
+    """
+    longest = 0
+    for b, s in enumerate(snippets):
+        length = len(s.ids) + sum(think_max + len(sep) for sep in s.sep) + 1
+        if length > q.cfg.max_len:
+            raise ValueError(
+                f"snippet {s.name or b} may grow to {length} tokens with its thoughts; "
+                f"max_len is {q.cfg.max_len}"
+            )
+        longest = max(longest, length)
+    return longest
+
+
+def new_rows(snippets, G, think_max, seed, numbers, horizon):
+    """The Rows of G rollouts of each snippet, before anything is drawn."""
+    rows = []
+    for b, s in enumerate(snippets):
+        number = b if numbers is None else numbers[b]
+        L = len(s.first)
+        for g in range(G):
+            rows.append(
+                Row(
+                    snip=s,
+                    group=b,
+                    uniforms=draw_uniforms(seed, number, g, L, think_max),
+                    ids=list(s.ids),
+                    first=list(s.first),
+                    line_logp=np.full(L, math.nan),
+                    thoughts={},
+                    gain=np.zeros(L),
+                    logq=np.zeros(L),
+                    p_think=np.zeros(L),
+                    free=min(L, horizon or L),
+                )
+            )
+    return rows
+
+
+@dataclasses.dataclass
+class Sampling:
+    """What the steps of sampling share, and what they record."""
+
+    reader: Reader  # of q
+    decoder: Decoder
+    rows: list
+    tok: object
+    think_max: int
+    rate: float | None
+    window: int
+    scored: bool  # q is pi, and likelihoods are wanted: they come on the way
+    events: list = dataclasses.field(default_factory=list)  # arrays of dtype EVENT
+    logq: list = dataclasses.field(default_factory=list)  # arrays, as long as those
+    forward_tokens: int = 0
+
+    def record(self, events, logq):
+        self.events.append(events)
+        self.logq.append(logq)
+
+    def finished(self, G, base, forward_tokens):
+        """The Rollouts, with events in the order of rows; sets logq of each row's lines."""
+        events = np.concatenate(self.events)
+        logq = np.concatenate(self.logq)
+        for n, t, event_logq in zip(events["row"], events["line"], logq, strict=True):
+            self.rows[n].logq[t] += event_logq
+        order = np.argsort(events["row"], kind="stable")
+        return Rollouts(self.rows, G, base, events[order], logq[order], forward_tokens)
+
+
+def sample_latents(sampling, snippets):
+    """Draw the latents of all rows -> log pi of the lines of each snippet without thoughts.
+
+    Where sampling.scored is not set, these are NaN, and so is line_logp of the rows.
+    """
+    rows, decoder = sampling.rows, sampling.decoder
+    trunk = read_trunk(
+        sampling.reader, decoder.shared, snippets, sampling.tok, sampling.scored, decided=True
     )
-    rows, zeros = np.arange(len(snippets)), np.zeros(len(snippets), int)
-    for which, at, hidden in net.read(
-        [s.ids[:-1] for s in snippets], zeros, keep=(cache, rows, zeros)
-    ):
-        some, count = [snippets[b] for b in which], count + len(hidden)
+    sampling.forward_tokens += trunk.tokens
+    thinking = []
+    for n, row in enumerate(rows):
+        row.line_logp[:] = trunk.line_logp[row.group]
+        if decide(sampling, n, trunk.decisions[row.group][: row.free]):
+            row.prefix = row.known
+            row.line_logp[row.next - 1 :] = 0 if sampling.scored else math.nan
+            thinking.append(n)
+    groups = np.array([row.group for row in rows])
+    decoder.share(groups, np.array([row.prefix for row in rows]))
+    while thinking:
+        write_thoughts(sampling, thinking)
+        thinking = read_lines(sampling, thinking)
+    return trunk.line_logp
+
+
+class Trunk(typing.NamedTuple):
+    """What the forward passes over snippets without thoughts give."""
+
+    line_logp: list  # B arrays (L,): log pi of the lines, or NaN
+    decisions: list  # B arrays (L, 1 + H) as from `decision_logp`, or None
+    tokens: int
+
+
+def read_trunk(reader, cache, snippets, tok, scored=False, decided=False):
+    """Run snippets into the rows of a cache -> Trunk.
+
+    The last token of a snippet, which predicts nothing, is left out.
+    """
+    line_logp = [np.full(len(s.first), math.nan) for s in snippets]
+    decisions = [None] * len(snippets)
+    tokens = 0
+    zeros = np.zeros(len(snippets), int)
+    target = cache, np.arange(len(snippets)), zeros
+    for numbers, offsets, hidden in reader.read([s.ids[:-1] for s in snippets], zeros, keep=target):
+        batch = [snippets[b] for b in numbers]
+        tokens += len(hidden)
         if decided:
-            for b, logp in zip(
-                which,
-                decision_logp(
-                    net, hidden, [np.array(s.first) - 1 + a for s, a in zip(some, at)], tok
-                ),
-            ):
-                begins[b] = logp
+            before = [np.array(s.first) - 1 + o for s, o in zip(batch, offsets, strict=True)]
+            for b, logp in zip(numbers, decision_logp(reader, hidden, before, tok), strict=True):
+                decisions[b] = logp
         if scored:
             pieces = [
-                (s.ids, s.first, s.first[0] - 1, len(s.ids) - 1, a + s.first[0] - 1)
-                for s, a in zip(some, at)
+                Piece(s.ids, s.first, s.first[0] - 1, len(s.ids) - 1, o + s.first[0] - 1)
+                for s, o in zip(batch, offsets, strict=True)
             ]
-            for b, logp in zip(which, line_logprobs(net, hidden, pieces, tok)):
-                base[b] = logp[: len(base[b])]
-    return base, begins, count
+            for b, logp in zip(numbers, line_logprobs(reader, hidden, pieces, tok), strict=True):
+                line_logp[b] = logp[: len(line_logp[b])]
+    return Trunk(line_logp, decisions, tokens)
 
 
-def decide(n, row, logp, rate, tok, said):
-    """Draw row n's next decisions in order, up to its first <think>. logp (lines, 1 + H) as from `decision_logp`. Returns whether it thinks."""
-    act, logp = logp[:, 0], logp[:, 1:]  # (lines,), (lines, H)
-    t, mass = row.next, np.logaddexp.reduce(logp, axis=1)  # (lines,) log P(<think>)
-    row.p_think[t : t + len(mass)] = np.exp(mass) if rate is None else rate
-    hits = np.flatnonzero(row.uniforms[0][t : t + len(mass)] < row.p_think[t : t + len(mass)])
-    acts = int(hits[0]) if len(hits) else len(mass)
-    events = [(n, row.first[s], ACT, s, row.ids[row.first[s]]) for s in range(t, t + acts)]
+class Piece(typing.NamedTuple):
+    """A stretch of code in a row, and where its hidden states are: `elbo.line_logprobs`."""
+
+    ids: list  # of the row
+    first: list  # where its lines begin
+    begin: int  # its states are those of tokens begin to end - 1: they predict the tokens after
+    end: int
+    offset: int  # of the state of token `begin`
+
+
+def decision_logp(reader, hidden, before, tok):
+    """Log-probabilities of <act> and of every token that begins a comment.
+
+    hidden (M, D); before: for each row the indices of the states before its decisions.
+    Returns for each row (decisions, 1 + H) float64.
+    """
+    states = torch.from_numpy(np.concatenate(before)).to(hidden.device)
+    logp = decision_logprobs(hidden[states].float(), reader.head, tok.thought_ids)  # (M, 1 + H)
+    ends = np.cumsum([len(x) for x in before])
+    return np.split(logp.double().cpu().numpy(), ends[:-1])
+
+
+def decide(sampling, n, logp):
+    """Draw the next decisions of row n in order, up to its first <think> -> whether it thinks.
+
+    logp (lines, 1 + H), as from `decision_logp`.
+    """
+    row = sampling.rows[n]
+    u_decision, u_token = row.uniforms
+    act, opening = logp[:, 0], logp[:, 1:]  # (lines,), (lines, H)
+    log_think = np.logaddexp.reduce(opening, axis=1)  # (lines,)
+    here = slice(row.next, row.next + len(logp))
+    row.p_think[here] = np.exp(log_think) if sampling.rate is None else sampling.rate
+    hits = np.flatnonzero(u_decision[here] < row.p_think[here])
+    acts = int(hits[0]) if len(hits) else len(logp)
+    events = [
+        (n, row.first[t], ACT, t, row.ids[row.first[t]]) for t in range(row.next, row.next + acts)
+    ]
     logq = act[:acts]
-    row.next = t + acts
+    row.next += acts
     if len(hits):
-        pick_from = np.cumsum(np.exp(logp[acts] - mass[acts]))
-        k = min(
-            int(
-                np.searchsorted(
-                    pick_from, row.uniforms[1][row.next, 0] * pick_from[-1], side="right"
-                )
-            ),
-            len(pick_from) - 1,
-        )
-        row.thoughts[row.next] = [tok.thought_ids[k]]
-        events.append((n, row.first[row.next], FIRST, row.next, tok.thought_ids[k]))
-        logq = np.append(logq, logp[acts, k])
+        cdf = np.cumsum(np.exp(opening[acts] - log_think[acts]))
+        k = int(np.searchsorted(cdf, u_token[row.next, 0] * cdf[-1], side="right"))
+        k = min(k, len(cdf) - 1)
+        token = sampling.tok.thought_ids[k]
+        row.thoughts[row.next] = [token]
         row.known = row.first[row.next]
+        events.append((n, row.known, FIRST, row.next, token))
+        logq = np.append(logq, opening[acts, k])
         row.next += 1
-    said.append((np.array(events, EVENT), logq))
+    sampling.record(np.array(events, EVENT), logq)
     return len(hits) > 0
 
 
-class Seats:
-    """Which row sits where in the decoder."""
-
-    def __init__(self, decoder, rows):
-        self.decoder, self.rows = decoder, rows
-        self.of, self.who = (
-            np.arange(len(rows)),
-            np.arange(len(rows)),
-        )  # seat of a row, row of a seat
-        if decoder.exact:
-            decoder.shared.fit(
-                decoder.round(max(row.prefix for row in rows) or 1)
-            )  # of the trunk only what is still read
-        decoder.Sp, decoder.slot_of = (
-            decoder.shared.slots,
-            {b: b for b in {row.group for row in rows if row.prefix}},
-        )
-
-    def front(self, some):
-        """Give some rows the first seats -> those rows, by seat."""
-        self.who = self.who[self.decoder.front(self.of[some].tolist())]
-        self.of[self.who] = np.arange(len(self.who))
-        prompt_of = np.full(self.decoder.bucket(len(some)), -1)
-        prompt_of[: len(some)] = [self.rows[n].group for n in self.who[: len(some)]]
-        self.decoder.arrange(prompt_of)
-        return self.who[: len(some)]
+# ---------------------------------------------------------------- thoughts and lines
 
 
-def think(seats, thinking, think_max, tok, said):
-    """Decode the thoughts that some rows have begun, token by token, all rows at once, and write them into their ids. `known` moves behind what the
-    cache holds. Returns the number of tokens forwarded. A thought of the greatest length ends by itself, and so does one with a closing token: no event."""
-    decoder, rows, stop, closing, forwards = (
-        seats.decoder,
-        seats.rows,
-        np.array(tok.stop_ids),
-        np.array(tok.closing_ids),
-        0,
-    )
-    live = seats.front(thinking)
-    every = [rows[n] for n in seats.who]  # idle seats may write behind what they know
-    own = np.array([row.known - row.prefix for row in every])
-    most = int(own.max()) + think_max + 1
-    decoder.reserve(most)
-    put = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(decoder.model.device)
-    decoder.length[:], decoder.count[:] = (
-        put(np.array([max(1, row.prefix) for row in every])),
-        put(own + 1),
-    )
-    decoder.token[: len(live)] = put(
-        np.array([row.thoughts[row.next - 1][0] for row in every[: len(live)]])
-    )
-    uniforms = np.stack(
-        [row.uniforms[1][row.next - 1, 1:think_max] for row in every[: len(live)]]
-    ).astype(np.float32)  # (B, think_max - 1)
-    where = own[: len(live), None] + 1 + np.arange(think_max - 1)
-    decoder.uniforms[put(np.arange(len(live)))[:, None], put(where)] = put(uniforms)
-    going = np.ones(len(live), bool)
+def write_thoughts(sampling, thinking):
+    """Decode the thoughts that rows have begun, all rows at once, and write them into their ids.
+
+    A thought of maximal length, or with a closing token, has no end event.
+    """
+    rows, decoder, think_max = sampling.rows, sampling.decoder, sampling.think_max
+    thinking = np.array(thinking)
+    line = np.array([row.next - 1 for row in rows])  # (N,)
+    known = np.array([row.known - row.prefix for row in rows])  # (N,)
+    tokens = np.array([rows[n].thoughts[line[n]][0] for n in thinking])
+    uniforms = np.stack([rows[n].uniforms[1][line[n], 1:think_max] for n in thinking])
+    decoder.start(thinking, tokens, uniforms, known)
+    going = thinking
     for k in range(1, think_max):
-        token, logq = decoder.next(most)[:, : len(live)]
-        token, forwards = token.astype(np.int64), forwards + int(going.sum())
-        done, n = np.isin(token, stop)[going], live[going]
-        line = np.array([rows[i].next - 1 for i in n])
-        first = np.array([rows[i].first[t] for i, t in zip(n, line)])
-        events = np.zeros(len(n), EVENT)
-        events["row"] = n
-        events["position"] = first + k
-        events["kind"] = np.where(done, END, TOKEN)
-        events["line"] = line
-        events["token"] = token[going]
-        said.append((events, logq[going]))
-        for i, t, x in zip(n[~done], line[~done], token[going][~done].tolist()):
-            rows[i].thoughts[t].append(x)
-        going[going] = ~(done | np.isin(token[going], closing))
-        if not going.any():
+        tokens, logq = decoder.next(going)
+        sampling.forward_tokens += len(going)
+        ended = np.isin(tokens, sampling.tok.stop_ids)
+        events = np.zeros(len(going), EVENT)
+        events["row"] = going
+        events["position"] = [rows[n].first[line[n]] + k for n in going]
+        events["kind"] = np.where(ended, END, TOKEN)
+        events["line"] = line[going]
+        events["token"] = tokens
+        sampling.record(events, logq)
+        for n, token in zip(going[~ended], tokens[~ended].tolist(), strict=True):
+            rows[n].thoughts[line[n]].append(token)
+        going = going[~(ended | np.isin(tokens, sampling.tok.closing_ids))]
+        if not len(going):
             break
-        if 4 * going.sum() <= 3 * decoder.B and decoder.bucket(int(going.sum())) < decoder.B:
-            live = seats.front(live[going])
-            going = np.ones(len(live), bool)
-    for row in (rows[n] for n in thinking):
-        t = row.next - 1
-        z = row.thoughts[t]
-        row.known += len(z) - ends_itself(tok, z, think_max)  # the last token of these was not read
-        insert = inserted(tok, z, row.snip.sep[t])
-        row.ids[row.first[t] : row.first[t]] = insert
-        row.first[t:] = [f + len(insert) for f in row.first[t:]]
-    return forwards
+        decoder.keep(going)
+    for n in thinking:
+        insert_thought(sampling, rows[n])
 
 
-def until(row, scored, window):
-    """How many of a row's ids to forward for now: to before its next thought, if one is expected; or to its last decision; if scored, to its end."""
-    expected = np.flatnonzero(
-        row.uniforms[0][row.next : row.free] < row.p_think[row.next : row.free]
-    )
-    t = row.next + (window - 1 if window else expected[0] if len(expected) else row.free)
-    return (
-        row.first[t]
-        if t < row.free
-        else len(row.ids) - 1
-        if scored
-        else row.first[row.free - 1]
-        if row.next < row.free
-        else 0
-    )
+def insert_thought(sampling, row):
+    """Write the last thought of a row into its ids. `known` moves behind what the cache holds."""
+    t = row.next - 1
+    thought = row.thoughts[t]
+    # a thought that ended by itself has a last token that was not run
+    row.known += len(thought) - ends_itself(sampling.tok, thought, sampling.think_max)
+    insert = inserted(sampling.tok, thought, row.snip.sep[t])
+    row.ids[row.first[t] : row.first[t]] = insert
+    row.first[t:] = [f + len(insert) for f in row.first[t:]]
 
 
-def go_on(net, seats, some, rate, tok, scored, window, said):
-    """Take rows from behind a thought to the next one or to their end -> (rows that think, tokens forwarded)."""
-    decoder, rows, thinking, count = seats.decoder, seats.rows, [], 0
+def read_lines(sampling, going):
+    """Take rows from behind a thought to their next one or to their end -> rows that think."""
+    rows, tok = sampling.rows, sampling.tok
+    thinking = []
     while True:
-        ends = {n: until(rows[n], scored, window) for n in some}
-        some = [n for n in some if ends[n] > rows[n].known]
-        if not some:
-            return thinking, count
-        decoder.reserve(max(ends[n] - rows[n].prefix for n in some))
-        begin, prefix = (
-            np.array([rows[n].known for n in some]),
-            np.array([rows[n].prefix for n in some]),
-        )
-        mine = decoder.own, seats.of[some], begin - prefix
-        seen = [(decoder.shared, [rows[n].group for n in some], prefix), mine]
-        going = []
-        for which, at, hidden in net.read(
-            [rows[n].ids[rows[n].known : ends[n]] for n in some], begin, seen, mine
-        ):
-            where, pieces, part, count = [], [], [some[i] for i in which], count + len(hidden)
-            for n, a in zip(part, at):
-                row = rows[n]
-                where.append(
-                    np.array(
-                        [f for f in row.first[row.next : row.free] if f <= ends[n]], dtype=np.int64
-                    )
-                    - 1
-                    - row.known
-                    + a
-                )
-            for n, a, logp in zip(part, at, decision_logp(net, hidden, where, tok)):
-                row, known = rows[n], rows[n].known
-                lo = max(known, row.first[row.next - 1] - 1)  # the first state that predicts code
-                thinks = decide(n, row, logp, rate, tok, said)
-                if not thinks:
-                    row.known = ends[n]
-                (thinking if thinks else going).append(n)
-                pieces.append((row.ids, row.first, lo, row.known - thinks, a + lo - known))
-            if scored:
-                for n, logp in zip(part, line_logprobs(net, hidden, pieces, tok)):
+        ends = {n: read_until(sampling, rows[n]) for n in going}
+        going = np.array([n for n in going if ends[n] > rows[n].known], dtype=np.int64)
+        if not len(going):
+            return thinking
+        begin = np.array([rows[n].known for n in going])
+        prefix = np.array([rows[n].prefix for n in going])
+        reach = max(ends[n] - rows[n].prefix for n in going)
+        context = sampling.decoder.context(going, begin - prefix, reach)
+        chunks = [rows[n].ids[rows[n].known : ends[n]] for n in going]
+        acting = []
+        for numbers, offsets, hidden in sampling.reader.read(chunks, begin, context, context[1]):
+            sampling.forward_tokens += len(hidden)
+            batch = going[numbers]
+            before = [
+                lines_before(rows[n], ends[n]) - 1 - rows[n].known + offset
+                for n, offset in zip(batch, offsets, strict=True)
+            ]
+            logps = decision_logp(sampling.reader, hidden, before, tok)
+            pieces = []
+            for n, offset, logp in zip(batch, offsets, logps, strict=True):
+                thinks, piece = decide_lines(sampling, n, ends[n], offset, logp)
+                pieces.append(piece)
+                (thinking if thinks else acting).append(n)
+            if sampling.scored:
+                sums = line_logprobs(sampling.reader, hidden, pieces, tok)
+                for n, logp in zip(batch, sums, strict=True):
                     rows[n].line_logp += logp[: len(rows[n].first)]
-        some = going
+        going = acting
 
 
-# ---------------------------------------------------------------- rewards and values
+def read_until(sampling, row):
+    """Up to which of a row's ids to run for now; 0: none are left.
+
+    That is the decision where the next thought is expected, or else the row's last decision; its
+    end, if likelihoods are wanted.
+    """
+    t = row.next + sampling.window - 1
+    if not sampling.window:
+        undecided = slice(row.next, row.free)
+        expected = np.flatnonzero(row.uniforms[0][undecided] < row.p_think[undecided])
+        t = row.next + expected[0] if len(expected) else row.free
+    if t < row.free:
+        return row.first[t]
+    if sampling.scored:
+        return len(row.ids) - 1
+    return row.first[row.free - 1] if row.next < row.free else 0
+
+
+def lines_before(row, end):
+    """The decisions of a row, not drawn yet, before token `end` or at it: indices in its ids."""
+    decisions = [f for f in row.first[row.next : row.free] if f <= end]
+    return np.array(decisions, dtype=np.int64)
+
+
+def decide_lines(sampling, n, end, offset, logp):
+    """Draw the decisions of row n among tokens that were run, from `known` to `end`.
+
+    Moves `known` to the next thought, or else to `end`. Returns whether the row thinks, and the
+    Piece of code up to there.
+    """
+    row = sampling.rows[n]
+    begin = max(row.known, row.first[row.next - 1] - 1)  # the first state that predicts code
+    offset += begin - row.known
+    thinks = decide(sampling, n, logp)
+    if not thinks:
+        row.known = end
+    return thinks, Piece(row.ids, row.first, begin, row.known - thinks, offset)
+
+
+# ---------------------------------------------------------------- rewards and gains
 
 
 def begin_of(tok, row, t):
@@ -523,84 +576,126 @@ def begin_of(tok, row, t):
     return row.first[t] - len(inserted(tok, row.thoughts[t], row.snip.sep[t]))
 
 
-def finish(net, cache, rows, base, tok, gains, states):
-    """Likelihoods, and gains and states if wanted, of finished rows that think, on the trunk's cache. base: B x (L,). Returns the number of tokens
-    forwarded."""
-    count = 0
-    for chosen in batches(np.array([len(row.ids) - row.prefix for row in rows]), 4 * 4096):
-        part = [rows[i] for i in chosen]
-        at, prefix, sizes = (
-            np.arange(len(part)),
-            np.array([row.prefix for row in part]),
-            [len(row.ids) - 1 - row.prefix for row in part],
-        )
-        own = net.model.new_cache(len(part), max(sizes)) if gains else None
-        for which, offsets, hidden in net.read(
-            [row.ids[row.prefix : -1] for row in part],
-            prefix,
-            [(cache, [row.group for row in part], prefix)],
-            (own, at, np.zeros(len(part), int)) if gains else None,
-        ):
-            pieces, of, count = [], [], count + len(hidden)
-            for i, a in zip(which, offsets):
-                row, lines = part[i], sorted(part[i].thoughts)
-                row.line_logp[lines[0] :] = 0
-                for t, after in zip(
-                    lines, [begin_of(tok, row, s) for s in lines[1:]] + [len(row.ids)]
-                ):
-                    pieces.append(
-                        (
-                            row.ids,
-                            row.first,
-                            row.first[t] - 1,
-                            after - 1,
-                            a + row.first[t] - 1 - row.prefix,
-                        )
-                    )
-                    of.append(row)
-                    if states:
-                        begin = a + begin_of(tok, row, t) - row.prefix
-                        row.states[t] = hidden[begin : begin + len(row.thoughts[t])].to(
-                            "cpu", net.model.dtype, copy=True
-                        )
-            for row, logp in zip(of, line_logprobs(net, hidden, pieces, tok)):
-                row.line_logp += logp[: len(row.first)]
+class Context(typing.NamedTuple):
+    """The caches with the keys of finished rows."""
+
+    trunk: object  # Cache of the snippets, a row per group
+    own: object  # Cache of rows from their first thoughts on
+    slots: np.ndarray  # (rows,) the row of `own` of each row
+
+
+def decoder_context(sampling):
+    """The Context of the rows that think: what the decoder has of them."""
+    thinkers = np.array([n for n, row in enumerate(sampling.rows) if row.thoughts])
+    (trunk, *_), (own, slots, _) = sampling.decoder.context(thinkers, None, 0)
+    return Context(trunk, own, slots)
+
+
+def score_rows(reader, tok, snippets, rows, gains, states):
+    """Score finished rows with pi: likelihoods, and gains and states if wanted.
+
+    Returns (log pi of the lines of each snippet without thoughts, tokens run).
+    """
+    cache = reader.model.new_cache(len(snippets), max(len(s.ids) for s in snippets))
+    base, _, tokens = read_trunk(reader, cache, snippets, tok, scored=True)
+    for row in rows:
+        row.line_logp[:] = base[row.group]
+    thinkers = [row for row in rows if row.thoughts]
+    sizes = np.array([len(row.ids) - row.prefix for row in thinkers])
+    for numbers in length_batches(sizes, 4 * 4096):
+        batch = [thinkers[i] for i in numbers]
+        context = Context(cache, None, np.arange(len(batch)))
         if gains:
-            count += values(net, cache, own, at, part, base, tok)
-    return count
+            longest = max(len(row.ids) - 1 - row.prefix for row in batch)
+            context = context._replace(own=reader.model.new_cache(len(batch), longest))
+        tokens += score_thinkers(reader, tok, batch, context, states)
+        if gains:
+            tokens += set_gains(reader, tok, batch, base, context)
+    return base, tokens
 
 
-def values(net, cache, own, at, rows, base, tok):
-    """gain_t of the thoughts of some finished rows, whose keys are in the rows `at` of the cache `own`. Returns the number of tokens forwarded."""
-    lines, count = [sorted(row.thoughts) for row in rows], 0
-    V = {
-        (i, t): base[row.group][t:].sum()
-        for i, (row, ts) in enumerate(zip(rows, lines))
-        for t in ts[:1]
-    }  # before the thought at t
-    later = [(i, t) for i, ts in enumerate(lines) for t in ts[1:]]
-    if later:
-        i = np.array([i for i, _ in later])
-        begin, prefix = (
-            np.array([begin_of(tok, rows[i], t) - 1 for i, t in later]),
-            np.array([row.prefix for row in rows])[i],
-        )
-        ids = [
-            [rows[i].ids[b]] + rows[i].snip.ids[rows[i].snip.first[t] :]
-            for (i, t), b in zip(later, begin)
-        ]  # code on from line t, and a token before
-        seen = [
-            (cache, np.array([row.group for row in rows])[i], prefix),
-            (own, at[i], begin - prefix),
-        ]
-        for which, offsets, hidden in net.read([x[:-1] for x in ids], begin, seen):
-            pieces, count = [], count + len(hidden)
-            for j, a in zip(which, offsets):
-                first = rows[later[j][0]].snip.first[later[j][1] :]
-                pieces.append((ids[j], [f - first[0] + 1 for f in first], 0, len(ids[j]) - 1, a))
-            for j, logp in zip(which, line_logprobs(net, hidden, pieces, tok)):
-                V[later[j]] = logp.sum()
-    for i, (row, ts) in enumerate(zip(rows, lines)):
-        for t, after in zip(ts, ts[1:] + [None]):
-            row.gain[t] = row.line_logp[t:after].sum() + V.get((i, after), 0.0) - V[i, t]
-    return count
+def score_thinkers(reader, tok, rows, context, states):
+    """Likelihoods of rows from their first thoughts on, and pi's states there if wanted.
+
+    New keys go to context.own, if there is one. Returns the number of tokens run.
+    """
+    tokens = 0
+    prefix = np.array([row.prefix for row in rows])
+    seen = [(context.trunk, [row.group for row in rows], prefix)]
+    target = context.own and (context.own, context.slots, np.zeros(len(rows), int))
+    chunks = [row.ids[row.prefix : -1] for row in rows]
+    for numbers, offsets, hidden in reader.read(chunks, prefix, seen, target):
+        tokens += len(hidden)
+        pieces, owners = [], []
+        for i, offset in zip(numbers, offsets, strict=True):
+            row = rows[i]
+            offset -= row.prefix  # of the row's token 0
+            parts = code_pieces(tok, row, offset)
+            pieces += parts
+            owners += [row] * len(parts)
+            row.line_logp[min(row.thoughts) :] = 0
+            for t in row.thoughts if states else ():
+                begin = offset + begin_of(tok, row, t)
+                thought = hidden[begin : begin + len(row.thoughts[t])]
+                row.states[t] = thought.to("cpu", reader.model.dtype, copy=True)
+        for row, logp in zip(owners, line_logprobs(reader, hidden, pieces, tok), strict=True):
+            row.line_logp += logp[: len(row.first)]
+    return tokens
+
+
+def code_pieces(tok, row, offset):
+    """The Pieces of code behind the thoughts of a finished row. offset: of its token 0."""
+    lines = sorted(row.thoughts)
+    ends = [begin_of(tok, row, t) for t in lines[1:]] + [len(row.ids)]
+    return [
+        Piece(row.ids, row.first, row.first[t] - 1, end - 1, offset + row.first[t] - 1)
+        for t, end in zip(lines, ends, strict=True)
+    ]
+
+
+def set_gains(reader, tok, rows, base, context):
+    """Set gain_t of the thoughts of finished rows -> tokens run. base: B arrays (L,), see Trunk."""
+    later = [(i, t) for i, row in enumerate(rows) for t in sorted(row.thoughts)[1:]]
+    values, tokens = later_values(reader, tok, rows, later, context)
+    for i, row in enumerate(rows):
+        lines = sorted(row.thoughts)
+        before = base[row.group][lines[0] :].sum()  # V(s_t, z_<t): the trunk's at the first thought
+        for t, after in zip(lines, lines[1:] + [None], strict=True):
+            until_next = row.line_logp[t:after].sum()
+            value = values.get((i, after), 0.0)  # V before the next thought
+            row.gain[t] = until_next + value - before
+            before = value
+    return tokens
+
+
+def later_values(reader, tok, rows, later, context):
+    """V(s_t, z_<t) before thoughts that are not the first of their row.
+
+    later: [(index of the row, line t)]. Returns ({(index, t): nats}, tokens run).
+    """
+    values, tokens = {}, 0
+    if not later:
+        return values, tokens
+    index = np.array([i for i, _ in later])
+    begin = np.array([begin_of(tok, rows[i], t) - 1 for i, t in later])
+    prefix = np.array([rows[i].prefix for i in index])
+    groups = np.array([rows[i].group for i in index])
+    seen = [
+        (context.trunk, groups, prefix),
+        (context.own, context.slots[index], begin - prefix),
+    ]
+    # the code from line t on, and a token before it
+    codes = []
+    for (i, t), b in zip(later, begin, strict=True):
+        codes.append([rows[i].ids[b], *rows[i].snip.ids[rows[i].snip.first[t] :]])
+    for numbers, offsets, hidden in reader.read([c[:-1] for c in codes], begin, seen):
+        tokens += len(hidden)
+        pieces = []
+        for j, offset in zip(numbers, offsets, strict=True):
+            i, t = later[j]
+            first = np.array(rows[i].snip.first[t:])
+            first = first - first[0] + 1
+            pieces.append(Piece(codes[j], first, 0, len(codes[j]) - 1, offset))
+        for j, logp in zip(numbers, line_logprobs(reader, hidden, pieces, tok), strict=True):
+            values[later[j]] = logp.sum()
+    return values, tokens

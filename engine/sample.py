@@ -1,18 +1,22 @@
-"""Batched sampling: one engine for evaluation and for reinforcement learning.
+"""Batched sampling, for evaluation and for reinforcement learning.
 
-    y_k ~ softmax(logits(x, y_<k) / temperature), cut to its top_p nucleus;    recorded: log softmax(logits(x, y_<k))[y_k]
+    y_k ~ softmax(logits(x, y_<k) / temperature), cut to its top_p nucleus
+    recorded: log softmax(logits(x, y_<k))[y_k]
 
-Rows are independent. Sample j of prompt i draws its uniforms from a generator seeded by (seed, i, j) and picks tokens by inverse
-CDF, so a completion depends neither on the batch it was made in nor on the number of samples asked for (up to float rounding,
-which in fp32 practically never moves a draw across a boundary; in bf16 it may).
+Rows are independent. Sample j of prompt i draws its uniforms from a generator seeded by
+(seed, i, j), and picks tokens by inverse CDF. So a completion depends neither on its batch nor on
+the number of samples, up to rounding, which in float32 practically never moves a draw across a
+boundary; in bfloat16 it may.
 
-A finished row leaves its seat, and once a quarter of the seats is free, waiting samples take them; when nobody waits, the rows move
-together instead. Longest prompts go first. Out of memory halves the batch: finished rows stay, the others begin again, and because
-of the seeds nothing changes. What happens in a step, and how it is made fast, is in decoder.py.
+When a row ends, its slot is free. Once a quarter of the slots are free they are refilled from the
+queue; if the queue is empty, the batch shrinks. Longest prompts go first. Out of memory halves the
+batch: finished rows stay, the others begin again, and because of the seeds nothing changes.
+decoder.py has the step.
 
-Drawing needs the whole distribution, so the log-probability of a drawn token is read off here; in fp32 it equals the trainer's.
+A draw needs the whole distribution, so the log-probability of a token is recorded at its draw; in
+float32 it equals the trainer's.
 
-Shapes: B seats, N rows that get a token, V vocabulary.
+Shapes: N rows that get a token, V vocabulary.
 """
 
 import dataclasses
@@ -39,6 +43,7 @@ def generate(
     prompts,
     max_new,
     eos,
+    *,
     temperature=1.0,
     top_p=1.0,
     seed=0,
@@ -54,199 +59,239 @@ def generate(
 ):
     """n Completions for each prompt: a list of lists, in the order of `prompts`.
 
-    prompts      lists of token ids, of any lengths. A prompt and its completion together never exceed model.cfg.max_len.
-    eos          the token id that ends a row.
-    temperature  0 is greedy.
-    seeds        one int a prompt, used instead of its index: so that a prompt keeps its samples when others are left out.
-    batch        rows sampled at once; halved as often as memory runs out.
-    stop         strings; a row ends with the token that completes one (the caller cuts the text). Needs `decode`: ids -> str.
-    forbid       token ids that the model cannot write: the distribution is the model's, given that the next token is none of them.
-    on_done      called as on_done(prompt index, sample index, Completion) as soon as a row ends.
-    Raises ValueError for an empty prompt, one of max_len tokens or more, and settings out of range; UserError if memory does not even
-    suffice for one row.
+    prompts      lists of token ids, of any lengths. A prompt and its completion together never
+                 exceed model.cfg.max_len
+    eos          the token id that ends a row
+    temperature  0 is greedy
+    seeds        one int per prompt, used instead of its index: a prompt keeps its samples when
+                 others are left out
+    batch        rows sampled at once; halved as often as memory runs out
+    stop         strings; a row ends with the token that completes one (the caller cuts the text).
+                 Needs `decode`: ids -> str
+    forbid       token ids that are not drawn: the distribution is the model's, given that the
+                 next token is none of them
+    on_done      called as on_done(prompt index, sample index, Completion) when a row ends
+
+    Raises ValueError for an empty prompt, one of max_len tokens or more, and settings out of
+    range; UserError if memory does not suffice for one row.
     """
     stop = [stop] if isinstance(stop, str) else list(stop or [])
-    check(model, prompts, max_new, temperature, top_p, seeds, n, batch, stop, decode)
+    check_prompts(model, prompts, seeds)
+    check_settings(max_new, temperature, top_p, n, batch)
+    if stop and (decode is None or "" in stop):
+        raise ValueError("stop strings must not be empty, and need decode: ids -> str")
     out = [[None] * n for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     bar = tqdm(total=len(prompts) * n, desc=desc, unit="sample", disable=not progress)
 
-    def done(i, j, completion):
+    def record(i, j, completion):
         out[i][j] = completion
         if on_done:
             on_done(i, j, completion)
         bar.update()
 
     def uniforms(i, j):
-        return np.random.default_rng([seed, i if seeds is None else seeds[i], j]).random(
-            min(max_new, model.cfg.max_len - len(prompts[i]))
-        )
+        rng = np.random.default_rng([seed, i if seeds is None else seeds[i], j])
+        return rng.random(min(max_new, model.cfg.max_len - len(prompts[i])))
 
     ends = Ends(stop, decode, eos, model.cfg.vocab_size)
+    draw = dict(temperature=temperature, top_p=top_p, forbid=forbid)
     try:
-        while queue := [(i, j) for i in order for j in range(n) if out[i][j] is None][
-            ::-1
-        ]:  # the next one is the last
+        while queue := waiting(out, prompts):
             batch = min(batch, len(queue))
+            prefix = len(prompts[queue[-1][0]])
+            new = min(max_new, model.cfg.max_len - len(prompts[queue[0][0]]))
             try:
-                prefix, new = (
-                    len(prompts[queue[-1][0]]),
-                    min(max_new, model.cfg.max_len - len(prompts[queue[0][0]])),
-                )
-                decoder = Decoder(
-                    model, batch, min(batch, len(prompts)), prefix, new, temperature, top_p, forbid
-                )
-                serve(decoder, prompts, queue, uniforms, ends, done, bar)
-            except RuntimeError as e:  # torch.OutOfMemoryError is one
-                if not (
-                    isinstance(e, torch.OutOfMemoryError)
-                    or "can't allocate memory" in str(e)
-                    or "DefaultCPUAllocator" in str(e)
-                ):
+                decoder = Decoder(model, batch, min(batch, len(prompts)), prefix, new, **draw)
+                serve(decoder, prompts, queue, uniforms, ends, record, bar)
+            except RuntimeError as error:
+                if not out_of_memory(error):
                     raise
                 if batch == 1:
-                    raise UserError(
-                        f"out of memory with one row of {prefix + new} tokens, which needs about {row_bytes(model, prefix + new) >> 20} "
-                        "MiB besides the model; expected shorter prompts, a smaller max_new or more memory"
-                    ) from None
+                    raise too_large(model, prefix + new) from None
                 decoder = None
             else:
                 break
             batch //= 2  # here nothing holds the tensors of the failed attempt any more
-            tqdm.write(
-                f"{desc}: out of memory; going on with {batch} rows at once", file=sys.stderr
-            )
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()
+            halved(model, batch, desc)
     finally:
         bar.close()
     return out
 
 
-def serve(decoder, prompts, queue, uniforms, ends, done, bar):
-    """Sample the whole queue, [(prompt index, sample index)], from its end; tell done(i, j, Completion) of each."""
-    B, tokens = decoder.rows, 0
-    who = np.full((B, 2), -1)  # prompt index and sample index of a seat's row; -1: free
-    ids, logprobs = np.zeros((B, decoder.new), np.int64), np.zeros((B, decoder.new), np.float32)
-    count, limit = (
-        np.zeros(B, np.int64),
-        np.zeros(B, np.int64),
-    )  # tokens that a row has, and may have
-
-    def note(seats, said):
-        """One more token for each of the seats: said (2, N), tokens and log-probabilities. A row that ends gives up its seat."""
-        nonlocal tokens
-        token = said[0].astype(np.int64)
-        ids[seats, count[seats]], logprobs[seats, count[seats]] = token, said[1]
-        count[seats] += 1
-        tokens += len(seats)
-        for k in seats[ends.may(token) | (count[seats] == limit[seats])]:
-            finished = ends.here(ids[k, : count[k]])
-            if finished or count[k] == limit[k]:
-                i, j = who[k].tolist()
-                who[k] = -1
-                done(
-                    i,
-                    j,
-                    Completion(
-                        ids[k, : count[k]].tolist(), logprobs[k, : count[k]].tolist(), finished
-                    ),
-                )
-                if not bar.disable:
-                    bar.set_postfix_str(
-                        f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s{decoder.told()}",
-                        refresh=False,
-                    )
-
-    while queue or (who >= 0).any():
-        live = np.flatnonzero(who[:B, 0] >= 0)
-        if queue and 4 * len(live) <= 3 * B:
-            taken = np.flatnonzero(who[:B, 0] < 0)[: len(queue)]
-            who[taken] = [queue.pop() for _ in taken]
-            drawn = [uniforms(*pair) for pair in who[taken].tolist()]
-            count[taken], limit[taken] = 0, [len(u) for u in drawn]
-            note(taken, decoder.seat(taken, who[:B, 0], prompts, drawn))
-        elif 4 * len(live) <= 3 * B and decoder.bucket(len(live)) < B:
-            B = decoder.bucket(len(live))
-            for x in (who, ids, logprobs, count, limit):
-                x[: len(live)] = x[live]
-            who[len(live) :] = -1
-            decoder.move(live, who[:B, 0])
-        else:
-            note(live, decoder.next(int(count[live].max()))[:, live])
+def waiting(out, prompts):
+    """[(prompt index, sample index)] of completions that are missing, the longest prompt last."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    missing = [(i, j) for i in order for j, c in enumerate(out[i]) if c is None]
+    return missing[::-1]
 
 
-class Ends:
-    """What ends a row: the EOS or a stop string. Text is decoded only at tokens that could complete a stop string."""
-
-    def __init__(self, stop, decode, eos, vocab):
-        self.stop, self.decode, self.eos = stop, decode, eos
-        self.tail = (
-            max((len(s.encode()) for s in stop), default=0) + 4
-        )  # tokens that surely hold a stop string: one has at least a byte
-        self.rests = tuple(s[k:] for s in stop for k in range(1, len(s)))
-        self.kind = np.full(
-            vocab, 2 if stop else 0, np.int8
-        )  # (V,) 0: ends nothing, 1: may, 2: not known yet
-        if 0 <= eos < vocab:
-            self.kind[eos] = 1
-
-    def may(self, tokens):
-        """Whether each token may end its row: (N,) bool. It completes a stop string only if it contains it or begins with the end of it."""
-        for t in set(tokens[self.kind[tokens] == 2].tolist()):
-            text = self.decode(
-                [t]
-            )  # "" or "\\ufffd": a part of a character, or a blank that decode strips
-            self.kind[t] = (
-                not text
-                or "\ufffd" in text
-                or contains(text, self.stop)
-                or text.startswith(self.rests)
-            )
-        return self.kind[tokens] > 0
-
-    def here(self, ids):
-        """Whether the last of the ids (n,) ends the row."""
-        return (
-            bool(ids[-1] == self.eos)
-            or bool(self.stop)
-            and contains(self.decode(ids[-self.tail :].tolist()), self.stop)
-        )
+def out_of_memory(error):
+    """Is this RuntimeError a lack of memory, of a GPU or of the machine?"""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(s in str(error) for s in ("can't allocate memory", "DefaultCPUAllocator"))
 
 
-def row_bytes(model, tokens):
-    """About what sampling a row of so many tokens takes besides the model: packed weights, keys and values, logits."""
-    size, cfg = model.dtype.itemsize, model.cfg
-    return (
-        sum(p.numel() for p in model.blocks.parameters()) * size
-        + model.head_weight.numel() * 4
-        + cfg.vocab_size * 16
-        + 2 * cfg.n_layer * cfg.n_kv_head * cfg.d_model // cfg.n_head * size * tokens
+def too_large(model, tokens):
+    return UserError(
+        f"out of memory with one row of {tokens} tokens, which needs about "
+        f"{row_bytes(model, tokens) >> 20} MiB besides the model; "
+        "expected shorter prompts, a smaller max_new or more memory"
     )
 
 
+def halved(model, batch, desc):
+    tqdm.write(f"{desc}: out of memory; going on with {batch} rows at once", file=sys.stderr)
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def row_bytes(model, tokens):
+    """About what sampling a row takes besides the model: packed weights, keys, values, logits."""
+    cfg = model.cfg
+    size = model.dtype.itemsize
+    weights = sum(p.numel() for p in model.blocks.parameters()) * size
+    kv = 2 * cfg.n_layer * cfg.n_kv_head * cfg.d_model // cfg.n_head * size * tokens
+    return weights + model.head_weight.numel() * 4 + cfg.vocab_size * 16 + kv
+
+
+# ---------------------------------------------------------------- the loop
+
+
+class Samples:
+    """The rows of a decoder: which completion each makes, and its tokens so far."""
+
+    def __init__(self, rows, new):
+        self.prompt = np.full(rows, -1)  # prompt index; -1: the row is free
+        self.number = np.zeros(rows, np.int64)  # sample index
+        self.ids = np.zeros((rows, new), np.int64)
+        self.logprobs = np.zeros((rows, new), np.float32)
+        self.count = np.zeros(rows, np.int64)  # tokens so far
+        self.limit = np.zeros(rows, np.int64)  # and at most
+
+    def begin(self, rows, pairs, limits):
+        """Give free rows the completions `pairs`, [(prompt index, sample index)]."""
+        self.prompt[rows] = [i for i, _ in pairs]
+        self.number[rows] = [j for _, j in pairs]
+        self.count[rows] = 0
+        self.limit[rows] = limits
+
+    def add(self, rows, tokens, logprobs):
+        self.ids[rows, self.count[rows]] = tokens
+        self.logprobs[rows, self.count[rows]] = logprobs
+        self.count[rows] += 1
+
+    def full(self, rows):
+        return self.count[rows] == self.limit[rows]
+
+    def end(self, row, finished):
+        """Free a row -> (prompt index, sample index, Completion)."""
+        pair = int(self.prompt[row]), int(self.number[row])
+        self.prompt[row] = -1
+        count = self.count[row]
+        ids = self.ids[row, :count].tolist()
+        return *pair, Completion(ids, self.logprobs[row, :count].tolist(), finished)
+
+
+def serve(decoder, prompts, queue, uniforms, ends, record, bar):
+    """Sample the whole queue, [(prompt index, sample index)], from its end.
+
+    uniforms(i, j) gives those of a completion; record(i, j, Completion) takes it.
+    """
+    samples = Samples(decoder.rows, decoder.new)
+    tokens = 0
+    while queue or (samples.prompt >= 0).any():
+        rows = np.flatnonzero(samples.prompt >= 0)
+        if queue and 4 * len(rows) <= 3 * decoder.rows:
+            rows = np.flatnonzero(samples.prompt < 0)[: len(queue)]
+            pairs = [queue.pop() for _ in rows]
+            noise = [uniforms(i, j) for i, j in pairs]
+            samples.begin(rows, pairs, [len(u) for u in noise])
+            drawn, logprobs = decoder.start_prompts(rows, samples.prompt, prompts, noise)
+        else:
+            decoder.keep(rows)
+            drawn, logprobs = decoder.next(rows)
+        samples.add(rows, drawn, logprobs)
+        tokens += len(rows)
+        for row in rows[ends.possible(drawn) | samples.full(rows)]:
+            finished = ends.reached(samples.ids[row, : samples.count[row]])
+            if finished or samples.full(row):
+                record(*samples.end(row, finished))
+                show_rate(bar, tokens, len(decoder.graphs))
+
+
+def show_rate(bar, tokens, graphs):
+    if bar.disable:
+        return
+    rate = tokens / max(bar.format_dict["elapsed"], 1e-9)
+    recorded = f", {graphs} graphs" if graphs else ""
+    bar.set_postfix_str(f"{rate:.0f} tokens/s{recorded}", refresh=False)
+
+
+class Ends:
+    """What ends a row: the EOS or a stop string.
+
+    Text is decoded only at tokens that could complete a stop string.
+    """
+
+    def __init__(self, stop, decode, eos, vocab):
+        self.stop = stop
+        self.decode = decode
+        self.eos = eos
+        # tokens that surely hold a stop string: a token has at least a byte
+        self.tail = max((len(s.encode()) for s in stop), default=0) + 4
+        self.rests = tuple(s[k:] for s in stop for k in range(1, len(s)))
+        # (V,) 0: ends nothing, 1: may end a row, 2: not known yet
+        self.kind = np.full(vocab, 2 if stop else 0, np.int8)
+        if 0 <= eos < vocab:
+            self.kind[eos] = 1
+
+    def possible(self, tokens):
+        """Whether each token may end its row: (N,) bool.
+
+        It completes a stop string only if it contains it or begins with the end of it.
+        """
+        for t in set(tokens[self.kind[tokens] == 2].tolist()):
+            text = self.decode([t])
+            # "" or "\ufffd": a part of a character, or a blank that decode strips
+            unclear = not text or "\ufffd" in text
+            completes = contains(text, self.stop) or text.startswith(self.rests)
+            self.kind[t] = unclear or completes
+        return self.kind[tokens] > 0
+
+    def reached(self, ids):
+        """Whether the last of the ids (n,) ends the row."""
+        if ids[-1] == self.eos:
+            return True
+        return bool(self.stop) and contains(self.decode(ids[-self.tail :].tolist()), self.stop)
+
+
 def contains(text, stop):
-    """Example: contains("x\\ndef", ["\\ndef"]) -> True"""
+    """Does the text contain a stop string? Example: contains("x\\ndef", ["\\ndef"]) -> True"""
     return any(s in text for s in stop)
 
 
-def check(model, prompts, max_new, temperature, top_p, seeds, n, batch, stop, decode):
+# ---------------------------------------------------------------- checks
+
+
+def check_prompts(model, prompts, seeds):
+    """Raise ValueError for prompts that are empty or too long, and for seeds that do not match."""
+    longest = model.cfg.max_len - 1
     for i, prompt in enumerate(prompts):
-        if not 0 < len(prompt) < model.cfg.max_len:
+        if not 0 < len(prompt) <= longest:
             raise ValueError(
-                f"prompt {i} has {len(prompt)} tokens; it must have 1 to max_len - 1 = {model.cfg.max_len - 1}"
+                f"prompt {i} has {len(prompt)} tokens; it must have 1 to max_len - 1 = {longest}"
             )
-    for name, value, low in (
-        ("max_new", max_new, 1),
-        ("n", n, 1),
-        ("batch", batch, 1),
-        ("temperature", temperature, 0),
-    ):
-        if value < low:
-            raise ValueError(f"{name}={value} must be at least {low}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
     if seeds is not None and len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one a prompt")
-    if stop and (decode is None or "" in stop):
-        raise ValueError("stop strings must not be empty, and need decode: ids -> str")
+
+
+def check_settings(max_new, temperature, top_p, n, batch):
+    """Raise ValueError for settings out of range."""
+    for name, value in (("max_new", max_new), ("n", n), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature} must be at least 0")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p} must be above 0 and at most 1")

@@ -42,8 +42,8 @@ import mstep
 from config import make
 from elbo import line_logprobs
 from engine import documents, training
-from engine.reader import Reader, packed
-from engine.rollouts import draw_uniforms, rollout, trunk
+from engine.reader import Reader
+from engine.rollouts import draw_uniforms, read_trunk, rollout
 from estep import advantages, one_row, policy_gradient
 from formats import tokenizers
 from model import ModelConfig, Transformer, work_size
@@ -180,10 +180,10 @@ def rounding(model, tok, snips):
 
     with torch.inference_mode():
         net, cache = (
-            Reader(model, packed(model, model.dtype), model.head_weight.float()),
+            Reader(model),
             model.new_cache(len(snips), max(len(s.ids) for s in snips)),
         )
-        base, _, _ = trunk(net, cache, snips, tok, scored=True)
+        base, _, _ = read_trunk(net, cache, snips, tok, scored=True)
         cut = [s.first[len(s.first) // 2] - 1 for s in snips]
         off = []
         for which, at, hidden in net.read(

@@ -198,15 +198,15 @@ class Kept(Decoder):
 
     made = []
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
         self.made.append(self)
 
 
 class Bucketed(Kept):
     """Shapes as on a GPU: buffers that stay where they are, lengths and counts rounded up."""
 
-    exact = property(lambda self: False, lambda self, value: None)
+    grow_buffers = property(lambda self: False, lambda self, value: None)
 
 
 @pytest.fixture

@@ -439,8 +439,8 @@ def test_a_program_ends_at_its_stop_sequence(style, monkeypatch):
         stopped = [
             n
             for n in range(1, len(ids) + 1)
-            if ends.may(torch.tensor(ids[n - 1 : n]).numpy())[0]
-            and ends.here(torch.tensor(ids[:n]).numpy())
+            if ends.possible(torch.tensor(ids[n - 1 : n]).numpy())[0]
+            and ends.reached(torch.tensor(ids[:n]).numpy())
         ]
         assert (
             stopped
