@@ -138,7 +138,7 @@ def read_rows(file, data_dir=""):
         f"({known.licence})"
     )
     path = find_file(file, data_dir or BESIDE, origin)
-    text = unpacked(path, known.items, origin)
+    text = file_bytes(path, known.items, origin)
     sha256 = hashlib.sha256(text).hexdigest()
     if sha256 != known.sha256:
         raise UserError(
@@ -168,7 +168,7 @@ def find_file(file, folder, origin):
     )
 
 
-def unpacked(path, items, origin):
+def file_bytes(path, items, origin):
     """The bytes of a file, after gunzip where it is packed. Raises UserError."""
     try:
         with open(path, "rb") as f:

@@ -1,4 +1,8 @@
-"""How good are a benchmark's tests? References must pass them; of mutants, wrong programs made by one change to a reference, how many are noticed?"""
+"""How good are a benchmark's tests?
+
+References must pass them. Of mutants, wrong programs made by one change to a reference, how many do
+the tests notice?
+"""
 
 import ast
 import dataclasses
@@ -12,42 +16,47 @@ from data import syntax_tree
 from grader.grade import grade
 from tasks import job_of, program_of
 
+# ---------------------------------------------------------------- references
+
 
 def references(suites, workers=None, patience=1.0):
-    """Grades every reference solution of suites, pairs of a name and its tasks; prints a row a suite and names what fails. Returns {suite: {name: Result}}."""
+    """Grade every reference solution of suites -> {suite: {name: Result}}.
+
+    suites: pairs of a name and its tasks. Prints a row a suite and names what fails.
+    """
     results = {}
     print(f"{'suite':<24}{'items':>6}{'references':>12}{'pass':>6}{'seconds':>9}   failures")
     for suite, tasks in suites:
         start = time.perf_counter()
         known = [task for task in tasks if task.solution]
-        without = (
-            []
-            if importlib.util.find_spec("sortedcontainers")
-            else [t.name for t in known if "import Sorted" in t.solution]
-        )
-        graded = [task for task in known if task.name not in without]
-        found = grade(
-            [job_of(task, task.solution, patience) for task in graded],
-            workers=workers,
-            progress=sys.stderr.isatty(),
-        )
-        results[suite] = {task.name: result for task, result in zip(graded, found)}
+        ungraded = []
+        if not importlib.util.find_spec("sortedcontainers"):
+            ungraded = [task.name for task in known if "import Sorted" in task.solution]
+        graded = [task for task in known if task.name not in ungraded]
+        jobs = [job_of(task, task.solution, patience) for task in graded]
+        verdicts = grade(jobs, workers=workers, progress=sys.stderr.isatty())
+        results[suite] = {task.name: r for task, r in zip(graded, verdicts, strict=True)}
         failed = [
             f"{name} ({result.verdict})"
             for name, result in results[suite].items()
             if result.verdict != "passed"
         ]
+        passed = len(graded) - len(failed)
+        seconds = time.perf_counter() - start
         print(
-            f"{suite:<24}{len(tasks):>6}{len(graded):>12}{len(graded) - len(failed):>6}{time.perf_counter() - start:>9.0f}   "
-            + (", ".join(failed) or "-"),
+            f"{suite:<24}{len(tasks):>6}{len(graded):>12}{passed:>6}{seconds:>9.0f}   "
+            f"{', '.join(failed) or '-'}",
             flush=True,
         )
-        if without:
+        if ungraded:
             print(
-                f"  {len(without)} not graded, because they need the package sortedcontainers (pip install it): {', '.join(without)}"
+                f"  {len(ungraded)} not graded, because they need the package sortedcontainers "
+                f"(pip install it): {', '.join(ungraded)}"
             )
     return results
 
+
+# ---------------------------------------------------------------- mutants
 
 SWAPS = {
     ast.Add: ast.Sub,
@@ -85,19 +94,11 @@ def changes(node):
         yield "op", SWAPS[type(node.op)](), "operator"
     if isinstance(node, ast.Compare):
         for i, op in enumerate(node.ops):
-            for other in FLIPS[type(op)]:
-                yield "ops", node.ops[:i] + [other()] + node.ops[i + 1 :], "comparison"
-    if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float, str)):
-        value = node.value
-        others = (
-            (not value,)
-            if isinstance(value, bool)
-            else (value + "x",)
-            if isinstance(value, str)
-            else (value + 1, value - 1)
-        )
-        for other in others:
-            yield "value", other, "constant"
+            for flipped in FLIPS[type(op)]:
+                yield "ops", replaced(node.ops, i, flipped()), "comparison"
+    if isinstance(node, ast.Constant):
+        for value in other_constants(node.value):
+            yield "value", value, "constant"
     if isinstance(node, (ast.If, ast.While, ast.IfExp)):
         yield "test", ast.UnaryOp(ast.Not(), node.test), "condition"
     if isinstance(node, ast.Return) and node.value:
@@ -105,18 +106,33 @@ def changes(node):
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "range":
         for i, bound in enumerate(node.args):
             for op in (ast.Add(), ast.Sub()):
-                yield (
-                    "args",
-                    node.args[:i] + [ast.BinOp(bound, op, ast.Constant(1))] + node.args[i + 1 :],
-                    "off by one",
-                )
+                shifted = ast.BinOp(bound, op, ast.Constant(1))
+                yield "args", replaced(node.args, i, shifted), "off by one"
+    yield from dropped_statements(node)
+
+
+def replaced(items, i, item):
+    """The list with another item at i."""
+    return items[:i] + [item] + items[i + 1 :]
+
+
+def other_constants(value):
+    """Example: 3 -> (4, 2); True -> (False,); "a" -> ("ax",); None -> ()"""
+    if isinstance(value, bool):
+        return (not value,)
+    if isinstance(value, str):
+        return (value + "x",)
+    return (value + 1, value - 1) if isinstance(value, (int, float)) else ()
+
+
+def dropped_statements(node):
+    """The mutations that put `pass` in place of a statement of a node's blocks."""
+    kept_kinds = (ast.Pass, ast.Return, ast.FunctionDef, ast.Import, ast.ImportFrom)
     for field in ("body", "orelse", "finalbody"):
         block = getattr(node, field, None)
         for i, statement in enumerate(block if isinstance(block, list) else []):
-            if not isinstance(
-                statement, (ast.Pass, ast.Return, ast.FunctionDef, ast.Import, ast.ImportFrom)
-            ) and not is_text(statement):
-                yield field, block[:i] + [ast.Pass()] + block[i + 1 :], "dropped statement"
+            if not isinstance(statement, kept_kinds) and not is_text(statement):
+                yield field, replaced(block, i, ast.Pass()), "dropped statement"
 
 
 def is_text(node):
@@ -124,91 +140,134 @@ def is_text(node):
 
 
 def mutants(program, entry_point, n, seed=0):
-    """Up to n wrong versions of a program, [(source, kind)]: one change each, inside the entry point's function, no two alike, drawn by the seed.
-    Some do what the original does: nobody can tell which without proof."""
-    tree, found = syntax_tree(program), {}
-    function = next(
-        f
-        for f in reversed(list(ast.walk(tree)))
-        if isinstance(f, ast.FunctionDef) and f.name == entry_point.split(".")[-1]
-    )
-    spared = {
-        id(part)
-        for node in ast.walk(function)
-        if is_text(node) or isinstance(node, ast.JoinedStr)
-        for part in ast.walk(node)
-    }
+    """Up to n wrong versions of a program -> [(source, kind)], drawn by the seed.
+
+    Each has one change, inside the entry point's function. No two are alike.
+    Some do what the original does: nobody can tell which without proof.
+    """
+    tree = syntax_tree(program)
+    name = entry_point.split(".")[-1]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    function = next(node for node in reversed(functions) if node.name == name)
+    texts = [
+        node for node in ast.walk(function) if is_text(node) or isinstance(node, ast.JoinedStr)
+    ]
+    spared = {id(part) for node in texts for part in ast.walk(node)}  # docstrings and f-strings
     original = ast.unparse(tree)
+    kinds = {}  # source of a mutant -> kind
     for node in ast.walk(function):
-        for field, new, kind in (
-            () if id(node) in spared else changes(node)
-        ):  # docstrings and f-strings stay
-            old = getattr(node, field)
-            setattr(node, field, new)
-            found.setdefault(ast.unparse(ast.fix_missing_locations(tree)), kind)
-            setattr(node, field, old)
-    found.pop(original, None)
-    drawn = sorted(found)
-    random.Random(f"{seed}/{entry_point}").shuffle(drawn)
-    return [(source, found[source]) for source in drawn[:n]]
+        for field, value, kind in () if id(node) in spared else changes(node):
+            before = getattr(node, field)
+            setattr(node, field, value)
+            kinds.setdefault(ast.unparse(ast.fix_missing_locations(tree)), kind)
+            setattr(node, field, before)
+    kinds.pop(original, None)
+    sources = sorted(kinds)
+    random.Random(f"{seed}/{entry_point}").shuffle(sources)
+    return [(source, kinds[source]) for source in sources[:n]]
+
+
+# ---------------------------------------------------------------- what tests notice
 
 
 def mutation_scores(suites, n=10, seed=0, show=0, workers=None, patience=1.0):
-    """Mutates the references of a suite, and prints which share of the mutants its tests notice, and those of other suites with the same problems. suites:
-    {name: tasks}, the one that is mutated first. Only mutants of references that pass the tests in question count. A mutant has four times its reference's
-    time of this run, and at least a second. Returns {suite of the tests: {(task, source, kind): verdict}}."""
+    """Mutate the references of a suite; print which share of the mutants its tests notice.
+
+    suites   {name: tasks}: the suite that is mutated first, then others with the same problems,
+             whose tests are measured on the same mutants
+    n        mutants of a problem, at most
+    show     mutants to print that no test notices
+    Only mutants of references that pass the tests in question count.
+    Returns {suite of the tests: {(task, source, kind): verdict}}.
+    """
     suite = next(iter(suites))
     tasks = {task.name: task for task in suites[suite] if task.solution and task.kind == "assert"}
-    whole = {name: program_of(task, task.solution) for name, task in tasks.items()}
-    made = {name: mutants(whole[name], task.entry_point, n, seed) for name, task in tasks.items()}
-    few = sum(len(m) < n for m in made.values())
+    programs = {name: program_of(task, task.solution) for name, task in tasks.items()}
+    mutated = {
+        name: mutants(programs[name], task.entry_point, n, seed) for name, task in tasks.items()
+    }
+    total = sum(map(len, mutated.values()))
+    fewer = sum(len(of_task) < n for of_task in mutated.values())
     print(
-        f"{suite}: {sum(map(len, made.values()))} mutants of {len(tasks)} references, at most {n} each; {few} have fewer",
+        f"{suite}: {total} mutants of {len(tasks)} references, at most {n} each; "
+        f"{fewer} have fewer",
         flush=True,
     )
     verdicts = {}
-    for tests in suites:
-        testers = {task.name: task for task in suites[tests] if task.name in tasks}
-
-        def run(programs, limits):
-            jobs = [
-                dataclasses.replace(
-                    job_of(testers[name], ""), program=program, time_limit=limits[name]
-                )
-                for name, program in programs
-            ]
-            return grade(jobs, workers=workers, progress=sys.stderr.isatty())
-
-        limits = {name: patience * (task.time_limit or 10.0) for name, task in testers.items()}
-        first = dict(zip(testers, run([(name, whole[name]) for name in testers], limits)))
-        unsound = [name for name, result in first.items() if result.verdict != "passed"]
-        here = [(name, *mutant) for name in testers if name not in unsound for mutant in made[name]]
-        limits = {name: max(patience, 4 * result.seconds) for name, result in first.items()}
-        verdicts[tests] = {
-            m: result.verdict for m, result in zip(here, run([m[:2] for m in here], limits))
-        }
-        found, before = (
-            sum(verdicts[t][m] != "passed" for m in here)
-            for t in (tests, suite if set(here) <= set(verdicts[suite]) else tests)
-        )
-        print(
-            f"  tests of {tests}: notice {found} of {len(here)} = {found / max(1, len(here)):.1%}"
-            + f", {sum(verdict == 'timeout' for verdict in verdicts[tests].values())} of them by their time"
-            + (
-                f"; of the same mutants {suite}: {before} = {before / max(1, len(here)):.1%}"
-                if tests != suite
-                else ""
-            )
-            + (f"; left out, as the reference fails: {', '.join(unsound)}" if unsound else ""),
-            flush=True,
-        )
+    for tests, of_tests in suites.items():
+        testers = {task.name: task for task in of_tests if task.name in tasks}
+        verdicts[tests], unsound = noticed_by(testers, programs, mutated, workers, patience)
+        compared = verdicts[suite] if set(verdicts[tests]) <= set(verdicts[suite]) else {}
+        print_notices(tests, verdicts[tests], unsound, suite if compared else tests, compared)
     alive = [
-        m for m in verdicts[suite] if all(v.get(m, "passed") == "passed" for v in verdicts.values())
+        mutant
+        for mutant in verdicts[suite]
+        if all(found.get(mutant, "passed") == "passed" for found in verdicts.values())
     ]
-    for name, source, kind in alive[:show]:
-        lines = difflib.unified_diff(
-            ast.unparse(syntax_tree(whole[name])).split("\n"), source.split("\n"), lineterm="", n=0
-        )
-        shown = [line for line in lines if line[:2] not in ("--", "++", "@@")]
-        print(f"  {name} ({kind}), noticed by no test, perhaps equivalent:", *shown, sep="\n      ")
+    for mutant in alive[:show]:
+        print_mutant(mutant, programs[mutant[0]])
     return verdicts
+
+
+def noticed_by(testers, programs, mutated, workers, patience):
+    """Grade references and mutants -> ({(task, source, kind): verdict}, references that fail).
+
+    testers    {name: task}, whose tests are run
+    programs   {name: reference}
+    mutated    {name: mutants}
+    A mutant has four times its reference's time of this run, and at least a second.
+    """
+    limits = {name: patience * (task.time_limit or 10.0) for name, task in testers.items()}
+    pairs = [(name, programs[name]) for name in testers]
+    graded = grade_programs(testers, pairs, limits, workers)
+    unsound = [
+        name for name, result in zip(testers, graded, strict=True) if result.verdict != "passed"
+    ]
+    limits = {
+        name: max(patience, 4 * result.seconds)
+        for name, result in zip(testers, graded, strict=True)
+    }
+    cases = [(name, *mutant) for name in testers if name not in unsound for mutant in mutated[name]]
+    graded = grade_programs(testers, [case[:2] for case in cases], limits, workers)
+    verdicts = {case: result.verdict for case, result in zip(cases, graded, strict=True)}
+    return verdicts, unsound
+
+
+def grade_programs(testers, pairs, limits, workers):
+    """Results of programs. pairs: (name of the task, program); limits: {name: seconds}."""
+    jobs = [
+        dataclasses.replace(job_of(testers[name], ""), program=program, time_limit=limits[name])
+        for name, program in pairs
+    ]
+    return grade(jobs, workers=workers, progress=sys.stderr.isatty())
+
+
+def print_notices(tests, verdicts, unsound, suite, compared):
+    """Print a line: how many mutants some tests notice.
+
+    verdicts    {mutant: verdict} of these tests
+    unsound     references that fail them
+    suite       the suite that is compared with, and `compared`, its verdicts
+    """
+    count = len(verdicts)
+    noticed = sum(verdict != "passed" for verdict in verdicts.values())
+    late = sum(verdict == "timeout" for verdict in verdicts.values())
+    line = (
+        f"  tests of {tests}: notice {noticed} of {count} = {noticed / max(1, count):.1%}, {late} "
+        "of them by their time"
+    )
+    if tests != suite:
+        before = sum(compared[mutant] != "passed" for mutant in verdicts)
+        line += f"; of the same mutants {suite}: {before} = {before / max(1, count):.1%}"
+    if unsound:
+        line += f"; left out, as the reference fails: {', '.join(unsound)}"
+    print(line, flush=True)
+
+
+def print_mutant(mutant, program):
+    """Print how a mutant that no test notices differs from its reference."""
+    name, source, kind = mutant
+    reference = ast.unparse(syntax_tree(program))
+    diff = difflib.unified_diff(reference.split("\n"), source.split("\n"), lineterm="", n=0)
+    lines = [line for line in diff if line[:2] not in ("--", "++", "@@")]
+    print(f"  {name} ({kind}), noticed by no test, perhaps equivalent:", *lines, sep="\n      ")

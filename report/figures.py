@@ -37,7 +37,7 @@ def new_figure(*size):
 
 
 def draw(axis, seeds, colour, label, marker=""):
-    """Seeds [(x, y), ...] as thin lines; their mean and its band."""
+    """Draw seeds [(x, y), ...] as thin lines, and their mean with its band."""
     for x, y in seeds:
         axis.plot(x, y, color=colour, linewidth=0.7, alpha=0.4, marker=marker, markersize=2)
     grid, mean, deviation = over_seeds(seeds)
@@ -49,26 +49,21 @@ def draw(axis, seeds, colour, label, marker=""):
 
 def png(figure, axis):
     """The bytes of a figure, with the legend of one of its panels under it."""
-    figure.legend(
-        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
-    )
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=130)
     return out.getvalue()
 
 
 def curves_figure(curves):
+    """The held-out pass rate against steps, tokens, seconds and FLOPs. curves: {model: curve}."""
     figure = new_figure(10, 7)
     axes = figure.subplots(2, 2, sharey=True).flatten()
-    for axis, (key, unit, title) in zip(axes, PANELS):
+    for axis, (key, unit, title) in zip(axes, PANELS, strict=True):
         for i, (model, curve) in enumerate(curves.items()):
-            draw(
-                axis,
-                [(column(rows, key) / unit, column(rows, "pass@1")) for rows in curve.values()],
-                f"C{i}",
-                model,
-                "o",
-            )
+            seeds = [(column(rows, key) / unit, column(rows, "pass@1")) for rows in curve.values()]
+            draw(axis, seeds, f"C{i}", model, "o")
         axis.set(xlabel=title)
         axis.grid(alpha=0.2)
     for axis in axes[::2]:
@@ -77,22 +72,18 @@ def curves_figure(curves):
 
 
 def training_figure(curves):
-    """The training metrics against steps; where nothing was measured (null), or a metric is missing, there is nothing to see."""
+    """The training metrics against steps. A metric that is null or missing leaves a gap."""
     figure = new_figure(12, 9)
     axes = figure.subplots(3, 3).flatten()
-    for axis, key in zip(axes, TRAINING):
+    for axis, key in zip(axes, TRAINING, strict=True):
         for i, (model, curve) in enumerate(curves.items()):
-            kept = [
+            measured = [
                 [row for row in rows if isinstance(row.get(key), (int, float))]
                 for rows in curve.values()
             ]
-            if any(kept):
-                draw(
-                    axis,
-                    [(column(rows, "step"), column(rows, key)) for rows in kept if rows],
-                    f"C{i}",
-                    model,
-                )
+            seeds = [(column(rows, "step"), column(rows, key)) for rows in measured if rows]
+            if seeds:
+                draw(axis, seeds, f"C{i}", model)
         axis.set(title=key, xlabel="RL steps")
         axis.grid(alpha=0.2)
     return png(figure, axes[0])

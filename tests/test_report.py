@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from benchmarks.rates import paired_interval, seed_interval
 from config import UserError
 from report import __main__ as report_command
 from report import figures
-from report.curves import HELD, area, column, first_step, over_seeds, read, select, spread
+from report.curves import HELD, area, column, first_step, over_seeds, read_metrics, select, spread
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -30,7 +32,7 @@ def held(model, steps, rates, tokens=1_000_000, seconds=10, flops=0.0):
             **{"pass@1": rate},
             verdicts={"passed": 1},
         )
-        for step, rate in zip(steps, rates)
+        for step, rate in zip(steps, rates, strict=True)
     ]
 
 
@@ -61,7 +63,7 @@ def folder(path, rows):
 
 @pytest.fixture
 def two(tmp_path):
-    """Two seeds; `a` runs longer than `rlvr-ntp`, which begins at 3 TFLOP; `c` is in the first folder only."""
+    """Two seeds: `a` runs longer than `rlvr-ntp`, which begins at 3 TFLOP; one of them has `c`."""
     one = (
         held("a", (0, 10, 20, 30), (0, 0.4, 0.6, 0.6))
         + held("rlvr-ntp", (0, 10, 20), (0.1, 0.2, 0.5), flops=3e12)
@@ -131,9 +133,10 @@ def test_interpolation_by_hand():
 
 def test_table_by_hand(two, unseen, tmp_path, capfd):
     report_command.main([*two, "--out", str(tmp_path / "r.png"), "--paired", "a,rlvr-ntp"])
-    said = capfd.readouterr()
-    # areas of a: (2 + 5 + 6) / 30 = .4333, (2 + 3 + 6) / 30 = .3667; the ends of rlvr-ntp are .5, which a reaches at 20, and .9, which it does not
-    assert cells(said.out, "a")[:7] == [
+    shown = capfd.readouterr()
+    # areas of a: (2 + 5 + 6) / 30 = .4333, (2 + 3 + 6) / 30 = .3667
+    # the ends of rlvr-ntp are .5, which a reaches at 20, and .9, which it does not
+    assert cells(shown.out, "a")[:7] == [
         "a",
         "2",
         "30",
@@ -142,8 +145,8 @@ def test_table_by_hand(two, unseen, tmp_path, capfd):
         "0.400 ± 0.047",
         "20 (1 of 2)",
     ]
-    assert cells(said.out, "a")[7:] == ["45.00 ± 21.21", "30.0 ± 0.0", "300 ± 0"]
-    assert cells(said.out, "rlvr-ntp")[1:8] == [
+    assert cells(shown.out, "a")[7:] == ["45.00 ± 21.21", "30.0 ± 0.0", "300 ± 0"]
+    assert cells(shown.out, "rlvr-ntp")[1:8] == [
         "2",
         "20",
         "0.100 ± 0.000",
@@ -152,15 +155,16 @@ def test_table_by_hand(two, unseen, tmp_path, capfd):
         "15 (2 of 2)",
         "20.00 ± 0.00",
     ]
-    assert cells(said.out, "rlvr-ntp")[8:] == [
+    assert cells(shown.out, "rlvr-ntp")[8:] == [
         "23.0 ± 0.0",
         "400 ± 283",
     ]  # 3 of mid-training and 20
-    assert cells(said.out, "c")[:7] == ["c", "1", "0", "0.300", "0.300", "0.300", "never (0 of 1)"]
-    assert "steps to the end of rlvr-ntp" in said.out and said.err == ""
-    assert (
-        said.out.splitlines()[-1]
-        == f"a - rlvr-ntp, pass rate at the end: +0.000 ± 0.141 over 2 seeds ({two[0]} +0.100, {two[1]} -0.100)"
+    assert cells(shown.out, "c")[:7] == ["c", "1", "0", "0.300", "0.300", "0.300", "never (0 of 1)"]
+    assert "steps to the end of rlvr-ntp" in shown.out and shown.err == ""
+    # half a width of 12.706 x .141 / sqrt(2)
+    assert shown.out.splitlines()[-1] == (
+        "a - rlvr-ntp, pass rate at the end: +0.000 ± 0.141, 95% [-1.271, +1.271] over 2 seeds "
+        f"({two[0]} +0.100, {two[1]} -0.100)"
     )
     report_command.main(
         [
@@ -175,13 +179,13 @@ def test_table_by_hand(two, unseen, tmp_path, capfd):
             ".3",
         ]
     )
-    said = capfd.readouterr().out
+    shown = capfd.readouterr().out
     assert (
-        cells(said, "a")[2:7]
+        cells(shown, "a")[2:7]
         == ["20", "0.100 ± 0.141", "0.500 ± 0.141", "0.300 ± 0.071", "15 (2 of 2)"]
-        and "steps to .3" in said
+        and "steps to .3" in shown
     )
-    assert "rlvr-ntp" not in said
+    assert "rlvr-ntp" not in shown
 
 
 def test_no_model_to_compare_with_and_seeds_of_different_lengths(unseen, tmp_path, capfd):
@@ -199,6 +203,65 @@ def test_no_model_to_compare_with_and_seeds_of_different_lengths(unseen, tmp_pat
         "0.250 ± 0.071",
         "-",
     ]
+
+
+def test_seed_interval_covers():
+    """Student's t over 2, 5 and 20 normal seeds holds the mean in 95% of 4,000 draws."""
+    rng = np.random.default_rng(0)
+    for n in (2, 5, 20):
+        intervals = [seed_interval(values) for values in rng.normal(1.0, 2.0, (4000, n))]
+        assert np.mean([low <= 1 <= high for low, high in intervals]) == pytest.approx(
+            0.95, abs=0.01
+        )
+    assert seed_interval([1.0, 3.0]) == pytest.approx((2 - 12.706, 2 + 12.706))
+    assert seed_interval(range(13)) == pytest.approx((6 - 2.3534, 6 + 2.3534), abs=2e-3)
+
+
+def rows_file(path, verdicts):
+    """Rows as evaluate.py writes them. verdicts: {problem: "p" or "f" for each sample}."""
+    rows = [
+        {"task_id": name, "verdict": "passed" if v == "p" else "wrong_answer", "completion": ""}
+        for name, of_problem in verdicts.items()
+        for v in of_problem
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_two_files_of_rows_are_compared_by_problem(tmp_path, capfd):
+    """Files in another order, one with a problem more: the shared problems, paired by name."""
+    a = rows_file(tmp_path / "a.jsonl", {"x": "p", "y": "p", "z": "f", "more": "p"})
+    b = rows_file(tmp_path / "b.jsonl", {"z": "f", "x": "p", "y": "f"})
+    report_command.main(["--rows", a, b])
+    (line,) = capfd.readouterr().out.splitlines()
+    low, high = paired_interval(np.array([1.0, 1, 0]), np.array([1.0, 0, 0]), 1)
+    assert line == (
+        f"{a} - {b}, pass@1 over 3 problems: +0.3333, 95% [{low:+.4f}, {high:+.4f}] "
+        "(0.6667 - 0.3333)"
+    )
+    five = rows_file(tmp_path / "5.jsonl", {"x": "ppfff", "y": "fffff"})
+    report_command.main(["--rows", five, five])
+    lines = capfd.readouterr().out.splitlines()
+    assert ["pass@1" in lines[0], "pass@5" in lines[1], len(lines)] == [True, True, 2]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "there are none at all"),
+        (
+            '{"task_id": "x", "verdict": "passed"}\n' * 2 + '{"task_id": "y", "verdict": "a"}',
+            "1, 2",
+        ),
+        ('{"task_id": "x"}', "line 1: expected an object with task_id and verdict"),
+        ('{"task_id": "q", "verdict": "passed"}', "no problem is in both"),
+    ],
+)
+def test_rows_that_cannot_be_compared(text, message, tmp_path):
+    good = rows_file(tmp_path / "a.jsonl", {"x": "p"})
+    (tmp_path / "b.jsonl").write_text(text)
+    with pytest.raises(UserError, match=message):
+        report_command.main(["--rows", str(tmp_path / "b.jsonl"), good])
 
 
 # ---------------------------------------------------------------- figures and the page
@@ -230,7 +293,7 @@ def test_figures_and_page_are_written(two, tmp_path, capfd):
 
 
 def test_figures_show_seeds_mean_and_band(two):
-    runs = {f: read(f) for f in two}
+    runs = {f: read_metrics(f) for f in two}
     axis = figures.new_figure(4, 3).subplots()
     figures.draw(
         axis,
@@ -269,38 +332,39 @@ def test_half_a_last_line_is_left_out_with_a_note(two, unseen, tmp_path, capfd):
     with open(f"{two[0]}/metrics.jsonl", "a") as f:
         f.write('{"model": "a", "phase": "rlvr-heldout", "st')
     report_command.main([*two, "--models", "a", "--out", str(tmp_path / "r.png")])
-    said = capfd.readouterr()
-    assert cells(said.out, "a")[2] == "30"
-    assert (
-        said.err
-        == f"{two[0]}/metrics.jsonl: half a last line is left out; the run is being written, or was killed\n"
+    shown = capfd.readouterr()
+    assert cells(shown.out, "a")[2] == "30"
+    assert shown.err == (
+        f"{two[0]}/metrics.jsonl: half a last line is left out; the run is being written, or was "
+        "killed\n"
     )
 
 
 @pytest.mark.parametrize(
-    "line, said",
+    "line, shown",
     [
         ("{", "line 2: not JSON"),
         ("[1]", "line 2: expected an object"),
         ('{"model": "a", "phase": "rlvr-heldout", "step": 1}', "line 2: expected.*pass@1"),
         (
-            '{"model": "a", "phase": "rlvr-heldout", "step": 1, "sampled_tokens": 1, "cpu_s": 1, "flops": 1, "pass@1": "x"}',
+            '{"model": "a", "phase": "rlvr-heldout", "step": 1, "sampled_tokens": 1, "cpu_s": 1, '
+            '"flops": 1, "pass@1": "x"}',
             "line 2: expected.*pass@1",
         ),
         ('{"phase": "rlvr", "step": 1}', "line 2: expected an object with model"),
     ],
 )
-def test_damaged_metrics(line, said, tmp_path):
+def test_damaged_metrics(line, shown, tmp_path):
     f = folder(tmp_path / "run", [])
     with open(f / "metrics.jsonl", "a") as out:
         out.write(line + "\n")
-    with pytest.raises(UserError, match=f"metrics.jsonl, {said}") as e:
+    with pytest.raises(UserError, match=f"metrics.jsonl, {shown}") as e:
         report_command.main([str(f)])
     assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "given, shown",
     [
         ("", "FOLDER"),
         ("{tmp}/no", "no/metrics.jsonl: cannot be read"),
@@ -328,24 +392,24 @@ def test_damaged_metrics(line, said, tmp_path):
         ("{tmp}/s0 --modles a", "did you mean --models"),
     ],
 )
-def test_mistakes_give_one_clear_line(given, said, two, unseen, tmp_path):
+def test_mistakes_give_one_clear_line(given, shown, two, unseen, tmp_path):
     folder(tmp_path / "plain", [])
     folder(tmp_path / "lone", held("d", (0, 10), (0.1, 0.2)))
-    with pytest.raises(UserError, match=said) as e:
+    with pytest.raises(UserError, match=shown) as e:
         report_command.main([a.format(tmp=tmp_path) for a in given.split()])
     assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(
-    "name, text, said",
+    "name, text, shown",
     [
         ("settings.json", "[1", "settings.json: cannot be read as a JSON object"),
         ("samples-a.jsonl", '{"task_id": 1}\n', "samples-a.jsonl: expected rows with task_id"),
     ],
 )
-def test_damaged_files_of_the_page(name, text, said, two, unseen, tmp_path):
+def test_damaged_files_of_the_page(name, text, shown, two, unseen, tmp_path):
     pathlib.Path(two[0], name).write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=shown):
         report_command.main(
             [
                 *two,
@@ -360,9 +424,10 @@ def test_damaged_files_of_the_page(name, text, said, two, unseen, tmp_path):
 
 
 def test_exit_status(two, tmp_path):
-    command = lambda *argv: subprocess.run(
-        [sys.executable, "-m", "report", *argv], cwd=HERE, capture_output=True, text=True
-    )
+    def command(*argv):
+        argv = [sys.executable, "-m", "report", *argv]
+        return subprocess.run(argv, cwd=HERE, capture_output=True, text=True)
+
     done = command(*two, "--out", str(tmp_path / "r.png"))
     assert (
         (done.returncode, done.stderr) == (0, "")
