@@ -4,6 +4,7 @@ Shapes: B snippets, M lines that are tried, K thoughts at each.
 """
 
 import math
+import typing
 
 import numpy as np
 from tqdm import tqdm
@@ -11,183 +12,244 @@ from tqdm import tqdm
 from hindsight.propose import log_weights, propose
 
 RATES = np.array([0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
+DRAWS, SHUFFLED = 79, 80  # second word of a seed: lines and thoughts; thoughts of other snippets
 
 
-def judge(
-    model, tok, snippets, cfg, K=8, per=3, at_once=16, n_hindsight=0, shuffle=False, desc="judge"
+class Thought(typing.NamedTuple):
+    """A thought before a line of a held-out snippet; gains in nats."""
+
+    line_gain: float  # on its line
+    rest_gain: float  # on all lines from it on
+    think: float  # P(<think>) there
+    snippet: int
+    line: int
+    ids: list
+
+
+def judge_thoughts(
+    model,
+    tok,
+    snippets,
+    cfg,
+    K=8,
+    per=3,
+    batch=16,
+    *,
+    in_hindsight=False,
+    shuffle=False,
+    desc="judge",
 ):
-    """What K thoughts at some lines of held-out snippets are worth to a model -> (figures by snippet, thoughts).
+    """What K thoughts at lines of held-out snippets are worth -> (figures, list of Thought).
 
-    per: lines of a snippet, drawn once for all models; 0: all. n_hindsight: of the K so many in hindsight, the rest the model's own. shuffle: each thought
-    is given to a line of another snippet, a control: what remains is what any comment does.
-    figures: dict of (B,) arrays; `code` and `tokens` are of all lines of a snippet, the others sums over those drawn, in nats unless said otherwise:
-        code, tokens      log pi of the code without thoughts; its tokens
-        lines             how many were drawn
-        never             log pi(a_t | s_t): never thinking
-        bound             log( p(<act> | s_t) pi(a_t | s_t) + 1/K sum_k w_k ): the line's marginal under the model's own prior
-        think             P(<think>)
-        line, rest        mean gain of a thought on its line; on all lines from it on; every line is made to think
-        wanted            the gain on the rest times P(<think>): over `think`, the mean gain where the model itself would think
-        above_line, above share of the thoughts whose gain exceeds c; on the line, on the rest
-        best_line, best   the largest of the K gains
-        lifted, lifted_rest   (B, 11): log( 1 - r + r/K sum_k pi(a | s_t, z_k) / pi(a | s_t) ) for every r of RATES: the bound less never thinking, of a model
-                          that thinks with probability r before every line
-        forced            log 1/K sum_k pi(a_t | s_t, z_k) - log pi(a_t | s_t): always thinking; forced_rest: of all lines from t on
-        rest_bound        bound - never of all lines from t on
-        price             log p(z | s_t) - log q_h(z | s_t, a_t); nan if nothing is proposed in hindsight
-    thoughts: [(gain on the line, gain on the rest, P(<think>), snippet, line, ids)].
+    per           lines of a snippet, drawn once for all models; 0: all.
+    batch         snippets in a forward pass.
+    in_hindsight  the thoughts are proposed in hindsight; else they are the model's own.
+    shuffle       a control: each line gets thoughts of another snippet. What remains is what any
+                  comment does.
+
+    The figures are a dict of (B,) arrays. `code` and `tokens` are of all lines of a snippet, the
+    others sums over the lines drawn, in nats unless the table says otherwise:
+
+        code, tokens  log pi of the code without thoughts; its tokens
+        lines         how many lines were drawn
+        never         log pi(a_t | s_t): never thinking
+        bound         log( p(<act> | s_t) pi(a_t | s_t) + 1/K sum_k w_k ): the line's marginal under
+                      the model's own prior
+        think         P(<think>)
+        line, rest    mean gain of a thought on its line; on all lines from it on. Every line is
+                      made to think.
+        wanted        the gain on the rest times P(<think>). Over `think` it is the mean gain where
+                      the model itself would think.
+        above_line    share of the thoughts whose gain on the line exceeds c; above: on the rest
+        best_line     the largest of the K gains on the line; best: on the rest
+        lifted        (B, 11): log( 1 - r + r/K sum_k pi(a | s_t, z_k) / pi(a | s_t) ) for every r
+                      of RATES: the bound less never thinking, of a model that thinks with
+                      probability r before every line. lifted_rest: of all lines from t on.
+        forced        log 1/K sum_k pi(a_t | s_t, z_k) - log pi(a_t | s_t): always thinking.
+                      forced_rest: of all lines from t on.
+        rest_bound    bound - never of all lines from t on
+        price         log p(z | s_t) - log q_h(z | s_t, a_t); nan if nothing is in hindsight
     """
-    rows, kept = [], []
+    rows = []
+    thoughts = []
     for start in tqdm(
-        range(0, len(snippets), at_once),
+        range(0, len(snippets), batch),
         desc=desc,
         unit="batch",
         delay=2,
         leave=False,
         mininterval=10,
     ):
-        part = snippets[start : start + at_once]
-        drawn = [
-            np.random.default_rng([cfg.seed, 79, start + b]).permutation(len(s.first))[
-                : per or None
-            ]
-            for b, s in enumerate(part)
-        ]
-        found = propose(
-            model,
-            tok,
-            part,
-            lambda b, logp: sorted(drawn[b].tolist()),
-            n_hindsight,
-            K - n_hindsight,
-            cfg.think_max,
-            seed=(cfg.seed, 79),
-            numbers=range(start, start + len(part)),
-        )
+        chunk = snippets[start : start + batch]
+        proposals = propose_at(model, tok, chunk, cfg, start, K, per, in_hindsight)
         if shuffle:
-            rng, of = np.random.default_rng([cfg.seed, 80, start]), np.repeat(found.snip, K)
-            pool = [z[1:] for some in found.thoughts for z in some]
-            other = [
-                [[z[0]] + pool[rng.choice(np.flatnonzero(of != b))] for z in some]
-                for b, some in zip(found.snip, found.thoughts)
-            ]
-            found = propose(
-                model,
-                tok,
-                part,
-                lambda b, logp: sorted(drawn[b].tolist()),
-                n_hindsight,
-                K - n_hindsight,
-                cfg.think_max,
-                thoughts=other,
+            exchanged = exchange(proposals, K, [cfg.seed, SHUFFLED, start])
+            proposals = propose_at(
+                model, tok, chunk, cfg, start, K, per, in_hindsight, thoughts=exchanged
             )
-        gain = found.given - found.base[:, None]  # (M, K, 2)
-        line, rest = (
-            np.logaddexp.reduce(log_weights(found, part=p), axis=1) for p in (0, 1)
-        )  # (M,)
-        think = -np.expm1(found.act)  # (M,)
-        each = {
-            "lines": np.ones(len(line)),
-            "never": found.base[:, 0],
-            "bound": line,
-            "think": think,
-            "line": gain[..., 0].mean(1),
-            "rest": gain[..., 1].mean(1),
-            "wanted": think * gain[..., 1].mean(1),
-            "above_line": (gain[..., 0] > cfg.c).mean(1),
-            "above": (gain[..., 1] > cfg.c).mean(1),
-            "best_line": gain[..., 0].max(1),
-            "best": gain[..., 1].max(1),
-            "forced": np.logaddexp.reduce(gain[..., 0], axis=1) - math.log(K),
-            "forced_rest": np.logaddexp.reduce(gain[..., 1], axis=1) - math.log(K),
-            "rest_bound": rest - found.base[:, 1],
-            "price": (found.logp - found.logq).mean(1),
-        }
-        for name, p in (("lifted", 0), ("lifted_rest", 1)):
-            each[name] = np.log1p(RATES * (np.exp(gain[..., p]).mean(1) - 1)[:, None])  # (M, rates)
-        sums = {k: np.zeros((len(part), *x.shape[1:])) for k, x in each.items()}
-        for k, x in each.items():
-            np.add.at(sums[k], found.snip, x)
-        rows.append(
-            sums
-            | {
-                "code": np.array([x.sum() for x in found.lines]),
-                "tokens": np.array([len(s.ids) - s.first[0] for s in part]),
-            }
-        )
-        kept += [
-            (*gain[m, k], think[m], start + b, t, z)
-            for m, (b, t) in enumerate(zip(found.snip, found.line))
-            for k, z in enumerate(found.thoughts[m])
-        ]
-    return {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}, kept
+        rows.append(sum_by_snippet(by_line(proposals, cfg.c), proposals, chunk))
+        thoughts += list_thoughts(proposals, start)
+    return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}, thoughts
+
+
+def propose_at(model, tok, snippets, cfg, start, K, per, in_hindsight, **options):
+    """K proposals at `per` random lines of each snippet. start: the number of the first snippet."""
+    lines = []
+    for number, snip in enumerate(snippets, start):
+        shuffled = np.random.default_rng([cfg.seed, DRAWS, number]).permutation(len(snip.first))
+        lines.append(sorted(shuffled[: per or None].tolist()))
+    return propose(
+        model,
+        tok,
+        snippets,
+        lambda b, logp: lines[b],
+        K if in_hindsight else 0,
+        0 if in_hindsight else K,
+        cfg.think_max,
+        seed=(cfg.seed, DRAWS),
+        numbers=range(start, start + len(snippets)),
+        **options,
+    )
+
+
+def exchange(proposals, K, seed):
+    """For each line, K thoughts of other snippets behind its own first token."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(proposals.snip, K)  # (M * K,)
+    pool = [z[1:] for of_line in proposals.thoughts for z in of_line]
+    result = []
+    for b, of_line in zip(proposals.snip, proposals.thoughts, strict=True):
+        foreign = np.flatnonzero(owner != b)
+        result.append([[z[0]] + pool[rng.choice(foreign)] for z in of_line])
+    return result
+
+
+def by_line(proposals, c):
+    """The figures of each line that was tried: {name: (M,) or (M, rates)}."""
+    K = proposals.logp.shape[1]
+    gain = proposals.given - proposals.base[:, None]  # (M, K, 2)
+    line_gain = gain[..., 0]  # (M, K)
+    rest_gain = gain[..., 1]  # (M, K)
+    think = -np.expm1(proposals.act)  # (M,)
+    bound = np.logaddexp.reduce(log_weights(proposals, part=0), axis=1)  # (M,)
+    rest_bound = np.logaddexp.reduce(log_weights(proposals, part=1), axis=1)  # (M,)
+    return {
+        "lines": np.ones(len(think)),
+        "never": proposals.base[:, 0],
+        "bound": bound,
+        "think": think,
+        "line": line_gain.mean(1),
+        "rest": rest_gain.mean(1),
+        "wanted": think * rest_gain.mean(1),
+        "above_line": (line_gain > c).mean(1),
+        "above": (rest_gain > c).mean(1),
+        "best_line": line_gain.max(1),
+        "best": rest_gain.max(1),
+        "forced": np.logaddexp.reduce(line_gain, axis=1) - math.log(K),
+        "forced_rest": np.logaddexp.reduce(rest_gain, axis=1) - math.log(K),
+        "lifted": at_rates(line_gain),
+        "lifted_rest": at_rates(rest_gain),
+        "rest_bound": rest_bound - proposals.base[:, 1],
+        "price": (proposals.logp - proposals.logq).mean(1),
+    }
+
+
+def at_rates(gain):
+    """log( 1 - r + r/K sum_k e^gain_k ) for every r of RATES: (M, rates). gain (M, K)."""
+    return np.log1p(RATES * (np.exp(gain).mean(1) - 1)[:, None])
+
+
+def sum_by_snippet(figures, proposals, snippets):
+    """Sums of the lines' figures over each snippet, and what is known of all its lines."""
+    sums = {}
+    for name, values in figures.items():
+        sums[name] = np.zeros((len(snippets), *values.shape[1:]))  # (B,) or (B, rates)
+        np.add.at(sums[name], proposals.snip, values)
+    sums["code"] = np.array([logp.sum() for logp in proposals.lines])
+    sums["tokens"] = np.array([len(snip.ids) - snip.first[0] for snip in snippets])
+    return sums
+
+
+def list_thoughts(proposals, start):
+    """The proposals as a list of Thought. start: the number of the first snippet."""
+    gain = proposals.given - proposals.base[:, None]  # (M, K, 2)
+    think = -np.expm1(proposals.act)  # (M,)
+    result = []
+    for m, (b, t) in enumerate(zip(proposals.snip, proposals.line, strict=True)):
+        for k, z in enumerate(proposals.thoughts[m]):
+            result.append(Thought(*gain[m, k], think[m], start + b, t, z))
+    return result
+
+
+# ---------------------------------------------------------------- the table
 
 
 def ratio(x, n):
     """sum x / sum n over snippets and its standard error (delta method). x, n (B,)."""
     r = x.sum() / n.sum()
-    return float(r), float(
-        np.sqrt(((x - r * n) ** 2).sum() * len(x) / max(1, len(x) - 1)) / n.sum()
-    )
+    variance = ((x - r * n) ** 2).sum() * len(x) / max(1, len(x) - 1)
+    return float(r), float(np.sqrt(variance) / n.sum())
 
 
 def best_rate(lifted):
-    """The bound at the constant P(<think>) that suits the other half of the snippets best -> ((B,), the rates of both halves). lifted (B, rates)."""
+    """The bound at the constant P(<think>) that suits the other half of the snippets best.
+
+    lifted (B, rates) -> ((B,), the rates of both halves).
+    """
     half = np.arange(len(lifted)) % 2
     rates = [lifted[half != h].sum(0).argmax() for h in (0, 1)]
-    return lifted[np.arange(len(lifted)), np.array(rates)[half]], [float(RATES[r]) for r in rates]
+    values = lifted[np.arange(len(lifted)), np.array(rates)[half]]  # (B,)
+    return values, [float(RATES[r]) for r in rates]
 
 
-def table(judged, against="ntp"):
-    """Lines of text: a row a model, mean ± standard error over snippets. judged: {name: figures}."""
-    other = judged.get(against)
-    heads = (
-        [
-            "",
-            "CE of code",
-            "P(think)",
-            "gain, line",
-            "gain, rest",
-            "where it would think",
-            "above c",
-            "best of K, line",
-            "rest",
-            "forced, line",
-            "rest",
-            "bound - never, line",
-            "rest",
-            "at a rate that suits, line",
-            "rest",
-        ]
-        + [f"bound - {against}'s never, line"] * (other is not None)
-        + ["log p - log q_h"]
-    )
-    rows = [heads]
-    for name, f in judged.items():
-        n = f["lines"]
-        say = lambda x, n=n: "{:+.3f} ± {:.3f}".format(*ratio(x, n))
-        rows.append(
-            [
-                name,
-                "{:.4f} ± {:.4f}".format(*ratio(-f["code"], f["tokens"])),
-                "{:.3f}".format(ratio(f["think"], n)[0]),
-                say(f["line"]),
-                say(f["rest"]),
-                say(f["wanted"], f["think"]),
-                "{:.2f}".format(ratio(f["above"], n)[0]),
-                say(f["best_line"]),
-                say(f["best"]),
-                say(f["forced"]),
-                say(f["forced_rest"]),
-                say(f["bound"] - f["never"]),
-                say(f["rest_bound"]),
-                *(
-                    "{} (r = {:g}, {:g})".format(say(x), *r)
-                    for x, r in (best_rate(f["lifted"]), best_rate(f["lifted_rest"]))
-                ),
-            ]
-            + ([say(f["bound"] - other["never"])] if other is not None else [])
-            + [say(f["price"]) if np.isfinite(f["price"]).all() else "-"]
-        )
-    width = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.rjust(w) for cell, w in zip(row, width)) for row in rows]
+def format_table(judged, against="ntp"):
+    """Lines of text: a row a model, mean ± standard error over snippets. judged: {name: figures}.
+
+    against: the model whose likelihood without thoughts the bounds are compared with.
+    """
+    reference = judged.get(against)
+    rows = []
+    for name, figures in judged.items():
+        cells = {"": name, **table_row(figures)}
+        if reference is not None:
+            difference = figures["bound"] - reference["never"]
+            cells[f"bound - {against}'s never, line"] = interval(difference, figures["lines"])
+        price = figures["price"]
+        known = np.isfinite(price).all()
+        cells["log p - log q_h"] = interval(price, figures["lines"]) if known else "-"
+        rows.append(cells)
+    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    width = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.rjust(w) for cell, w in zip(row, width, strict=True)) for row in table]
+
+
+def interval(x, n):
+    """Example: +0.125 ± 0.031"""
+    return "{:+.3f} ± {:.3f}".format(*ratio(x, n))
+
+
+def table_row(figures):
+    """A model's cells by heading."""
+    n = figures["lines"]
+    return {
+        "CE of code": "{:.4f} ± {:.4f}".format(*ratio(-figures["code"], figures["tokens"])),
+        "P(think)": "{:.3f}".format(ratio(figures["think"], n)[0]),
+        "gain, line": interval(figures["line"], n),
+        "gain, rest": interval(figures["rest"], n),
+        "where it would think": interval(figures["wanted"], figures["think"]),
+        "above c": "{:.2f}".format(ratio(figures["above"], n)[0]),
+        "best of K, line": interval(figures["best_line"], n),
+        "best of K, rest": interval(figures["best"], n),
+        "forced, line": interval(figures["forced"], n),
+        "forced, rest": interval(figures["forced_rest"], n),
+        "bound - never, line": interval(figures["bound"] - figures["never"], n),
+        "bound - never, rest": interval(figures["rest_bound"], n),
+        "at a rate that suits, line": rate_cell(figures["lifted"], n),
+        "at a rate that suits, rest": rate_cell(figures["lifted_rest"], n),
+    }
+
+
+def rate_cell(lifted, n):
+    """Example: +0.125 ± 0.031 (r = 0.1, 0.05)"""
+    values, rates = best_rate(lifted)
+    return "{} (r = {:g}, {:g})".format(interval(values, n), *rates)

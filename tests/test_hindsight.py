@@ -13,7 +13,7 @@ import estep
 from config import UserError
 from data import canonical, infuse, snippet
 from hindsight import __main__ as hindsight_command
-from hindsight.judge import RATES, best_rate, judge, table
+from hindsight.judge import RATES, best_rate, format_table, judge_thoughts
 from hindsight.propose import (
     choose,
     first_token,
@@ -293,7 +293,7 @@ def test_judge(tok, model):
     found = [domain.expert_task(0, i, "val") for i in range(3)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
     cfg = config.make(think_max=5)
-    said, kept = judge(model, tok, snips, cfg, K=3, per=0, at_once=2)
+    said, kept = judge_thoughts(model, tok, snips, cfg, K=3, per=0, batch=2)
     assert len(kept) == 3 * sum(len(s.first) for s in snips)
     logp = softmaxed(model, snips[2].ids)
     never = sum(
@@ -314,8 +314,8 @@ def test_judge(tok, model):
         np.array([[0, 1.0], [5, 0], [0, 2.0], [7, 0]])
     )[0].tolist() == [0, 0, 0, 0]
     assert (said["forced"] <= said["best_line"]).all() and (said["forced"] >= said["line"]).all()
-    assert len(table({"ntp": said, "ra3": said})) == 3
-    other, mixed = judge(model, tok, snips, cfg, K=3, per=0, shuffle=True)
+    assert len(format_table({"ntp": said, "ra3": said})) == 3
+    other, mixed = judge_thoughts(model, tok, snips, cfg, K=3, per=0, shuffle=True)
     assert np.allclose(other["never"], said["never"])
     for b in range(3):  # none of its own, all of the others', but by chance
         mine, theirs = (
