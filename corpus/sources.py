@@ -356,7 +356,7 @@ def open_parquet(path):
         import pyarrow.parquet
     except ImportError:
         raise UserError(
-            f"corpus {str(path)!r}: reading .parquet needs the package pyarrow; "
+            f"corpus {str(path)!r}: reading .parquet needs the package pyarrow (extra corpora): "
             "pip install pyarrow==26.0.1, or give a .jsonl"
         ) from None
     try:

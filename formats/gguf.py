@@ -17,7 +17,7 @@ def open_gguf(path):
         import gguf
     except ImportError:
         raise UserError(
-            f"{path}: reading GGUF files needs the package gguf; pip install gguf"
+            f"{path}: reading GGUF files needs the package gguf (extra hf): pip install gguf==0.19.0"
         ) from None
     try:
         reader = gguf.GGUFReader(str(path))

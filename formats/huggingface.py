@@ -187,10 +187,21 @@ def read_config(folder):
         ) from None
 
 
+def safetensors_library():
+    """The package safetensors. Raises UserError if it is missing."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise UserError(
+            "weights in Hugging Face's format need the package safetensors (extra hf): "
+            "pip install safetensors==0.8.0"
+        ) from None
+    return safetensors
+
+
 def weight_files(folder):
     """{tensor's name in the files: path of its file}. Raises UserError."""
-    from safetensors import SafetensorError, safe_open
-
+    safetensors = safetensors_library()
     index, files = os.path.join(folder, "model.safetensors.index.json"), ["model.safetensors"]
     if os.path.exists(index):
         where = read_json(index, "an index of weights").get("weight_map", {})
@@ -207,9 +218,9 @@ def weight_files(folder):
                 f"{path}: no such file; expected the weights there; download it (weights in *.bin are not read)"
             )
         try:
-            with safe_open(path, "pt") as f:
+            with safetensors.safe_open(path, "pt") as f:
                 found.update({name: path for name in f.keys()})
-        except (SafetensorError, OSError) as e:
+        except (safetensors.SafetensorError, OSError) as e:
             raise UserError(
                 f"{path}: expected weights, found a file that is cut or something else ({e}); download it again"
             ) from None
@@ -221,8 +232,7 @@ def read_model(folder, dtype=torch.float32, device="cpu"):
 
     Files are mapped a piece at a time and each tensor goes straight to its place, so memory never holds much more than the weights.
     """
-    from safetensors import safe_open
-
+    safetensors = safetensors_library()
     cfg, where = read_config(folder), weight_files(folder)
     model = hollow(cfg, dtype, device)
     todo = {their_name(name): (name, p.shape) for name, p in model.named_parameters()}
@@ -243,7 +253,7 @@ def read_model(folder, dtype=torch.float32, device="cpu"):
         weights[ours] = torch.empty(shape, dtype=dtype, device=device)
         rows = max(1, AT_ONCE * shape[0] // (4 * shape.numel()))
         for row in range(0, shape[0], rows):
-            with safe_open(
+            with safetensors.safe_open(
                 path, "pt"
             ) as f:  # opened anew each time, or the pages that were read would count as ours
                 part = f.get_slice(theirs)
@@ -301,8 +311,7 @@ def write_model(model, folder, said=None, dtype=None, shard_bytes=5 * 10**9):
 
     said: the config.json (a dict) of the model that it was trained from, if any; dtype: None for the model's own.
     """
-    from safetensors.torch import save_file
-
+    save_file = safetensors_library().torch.save_file
     dtype = dtype or model.dtype
     shards, size = [[]], 0
     for name, p in model.named_parameters():

@@ -31,7 +31,7 @@ def new_figure(*size):
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError(
-            "figures need matplotlib, which is not installed; see requirements.txt"
+            "figures need the package matplotlib (extra report): pip install matplotlib==3.11.2"
         ) from None
     return Figure(size, layout="constrained")
 

