@@ -70,8 +70,10 @@ def sample_programs(model, tok, tasks, *, max_new, seeds, on_program=None, **sam
 
     def program(i, completion):
         ids, head = prompts[i]
-        text = until_stop(head + tok.decode(completion.ids), tasks[i].stops)
-        return Program(ids, completion, text)
+        written = completion.ids
+        if written and written[-1] in tok.end_ids:
+            written = written[:-1]
+        return Program(ids, completion, until_stop(head + tok.decode(written), tasks[i].stops))
 
     for stops in dict.fromkeys(task.stops for task in tasks):
         indices = [i for i, task in enumerate(tasks) if task.stops == stops]
@@ -83,9 +85,10 @@ def sample_programs(model, tok, tasks, *, max_new, seeds, on_program=None, **sam
             model,
             [prompts[i][0] for i in indices],
             max_new,
-            tok.eos,
+            tok.end_ids,
             seeds=[seeds[i] for i in indices],
             stop=list(stops),
+            heads=[prompts[i][1] for i in indices],
             decode=tok.decode,
             on_done=on_done if on_program else None,
             **sampling,

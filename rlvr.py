@@ -44,13 +44,12 @@ from config import COIN, RLVR, SHUFFLE
 from engine import parallel, training
 from engine.machine import steps_bar
 from engine.packing import hidden_before, tree_parts
-from engine.sample import generate
 from engine.training import inference_copy
-from evaluate import count_verdicts, mean_pass_at_k, sample_and_grade
+from evaluate import count_verdicts, mean_pass_at_k, sample_and_grade, sample_programs
 from grader.grade import Grader
 from logprobs import token_kl, token_logprobs
 from model import work_size
-from tasks import job_of, parts, until_stop
+from tasks import job_of, parts
 
 
 @dataclasses.dataclass
@@ -88,48 +87,39 @@ def collect(model, tok, tasks, cfg, first, grader):
     """Sample G completions for each task and grade them meanwhile -> list of Samples, a group's next to each other, and seconds waited for the grader
     after the last one was written. first: the number of the first task in the order of drawing, which with the seed fixes its draws. Ranks share the
     tasks out, and all get all samples (but not their runs)."""
-    own = set(parallel.shard(range(len(tasks))))
-    samples, given = (
-        {},
-        [tok.start(task.prompt) for task in tasks],
-    )  # prompts, and what begins their completions
+    own = parallel.shard(range(len(tasks)))
+    samples = {}
     bar = tqdm(
         total=len(own) * cfg.completions, desc="sampling", unit="sample", delay=5, leave=False
     )
-    for stops in dict.fromkeys(
-        task.stops for task in tasks
-    ):  # suites differ in what ends a completion
-        mine = [i for i, task in enumerate(tasks) if task.stops == stops and i in own]
 
-        def on_done(k, j, done):
-            i = mine[k]
-            text = until_stop(given[i][1] + tok.decode(done.ids), stops)
-            samples[i, j] = Sample(
-                tasks[i],
-                given[i][0],
-                done.ids,
-                done.logprobs,
-                done.finished,
-                first + i,
-                text,
-                grader.submit(training_job(tasks[i], text, cfg)),
-            )
-            bar.update()
-
-        generate(
-            model,
-            [given[i][0] for i in mine],
-            cfg.max_new,
-            tok.eos,
-            seed=int(np.random.SeedSequence([cfg.seed, RLVR]).generate_state(1)[0]),
-            seeds=[first + i for i in mine],
-            n=cfg.completions,
-            batch=cfg.prompts * cfg.completions,
-            stop=list(stops),
-            decode=tok.decode,
-            forbid=() if cfg.thoughts else tok.thought_ids,
-            on_done=on_done,
+    def submit(k, j, program):
+        task = tasks[own[k]]
+        prompt, completion, text = program
+        samples[k, j] = Sample(
+            task,
+            prompt,
+            completion.ids,
+            completion.logprobs,
+            completion.finished,
+            first + own[k],
+            text,
+            grader.submit(training_job(task, text, cfg)),
         )
+        bar.update()
+
+    sample_programs(
+        model,
+        tok,
+        [tasks[i] for i in own],
+        max_new=cfg.max_new,
+        seeds=[first + i for i in own],
+        on_program=submit,
+        seed=int(np.random.SeedSequence([cfg.seed, RLVR]).generate_state(1)[0]),
+        n=cfg.completions,
+        batch=cfg.prompts * cfg.completions,
+        forbid=() if cfg.thoughts else tok.thought_ids,
+    )
     bar.close()
     began = time.time()
     samples = [samples[key] for key in sorted(samples)]

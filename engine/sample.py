@@ -56,12 +56,13 @@ def generate(
     desc="sampling",
     forbid=(),
     on_done=None,
+    heads=None,
 ):
     """n Completions for each prompt: a list of lists, in the order of `prompts`.
 
     prompts      lists of token ids, of any lengths. A prompt and its completion together never
                  exceed model.cfg.max_len
-    eos          the token id that ends a row
+    eos          the token id that ends a row, or several
     temperature  0 is greedy
     seeds        one int per prompt, used instead of its index: a prompt keeps its samples when
                  others are left out
@@ -71,6 +72,7 @@ def generate(
     forbid       token ids that are not drawn: the distribution is the model's, given that the
                  next token is none of them
     on_done      called as on_done(prompt index, sample index, Completion) when a row ends
+    heads        one text per prompt: the end of the prompt that a stop string may begin in
 
     Raises ValueError for an empty prompt, one of max_len tokens or more, and settings out of
     range; UserError if memory does not suffice for one row.
@@ -93,7 +95,7 @@ def generate(
         rng = np.random.default_rng([seed, i if seeds is None else seeds[i], j])
         return rng.random(min(max_new, model.cfg.max_len - len(prompts[i])))
 
-    ends = Ends(stop, decode, eos, model.cfg.vocab_size)
+    ends = Ends(stop, decode, eos, model.cfg.vocab_size, heads)
     draw = dict(temperature=temperature, top_p=top_p, forbid=forbid)
     try:
         while queue := waiting(out, prompts):
@@ -214,7 +216,7 @@ def serve(decoder, prompts, queue, uniforms, ends, record, bar):
         samples.add(rows, drawn, logprobs)
         tokens += len(rows)
         for row in rows[ends.possible(drawn) | samples.full(rows)]:
-            finished = ends.reached(samples.ids[row, : samples.count[row]])
+            finished = ends.reached(samples.ids[row, : samples.count[row]], samples.prompt[row])
             if finished or samples.full(row):
                 record(*samples.end(row, finished))
                 show_rate(bar, tokens, len(decoder.graphs))
@@ -229,22 +231,23 @@ def show_rate(bar, tokens, graphs):
 
 
 class Ends:
-    """What ends a row: the EOS or a stop string.
+    """What ends a row: an end token or a stop string.
 
     Text is decoded only at tokens that could complete a stop string.
+    heads: texts that stand before the completion of each prompt, and count for stop strings.
     """
 
-    def __init__(self, stop, decode, eos, vocab):
+    def __init__(self, stop, decode, eos, vocab, heads=None):
         self.stop = stop
         self.decode = decode
-        self.eos = eos
+        self.heads = heads
+        self.eos = {eos} if isinstance(eos, int) else set(eos)
         # tokens that surely hold a stop string: a token has at least a byte
         self.tail = max((len(s.encode()) for s in stop), default=0) + 4
         self.rests = tuple(s[k:] for s in stop for k in range(1, len(s)))
         # (V,) 0: ends nothing, 1: may end a row, 2: not known yet
         self.kind = np.full(vocab, 2 if stop else 0, np.int8)
-        if 0 <= eos < vocab:
-            self.kind[eos] = 1
+        self.kind[[i for i in self.eos if 0 <= i < vocab]] = 1
 
     def possible(self, tokens):
         """Whether each token may end its row: (N,) bool.
@@ -259,11 +262,16 @@ class Ends:
             self.kind[t] = unclear or completes
         return self.kind[tokens] > 0
 
-    def reached(self, ids):
-        """Whether the last of the ids (n,) ends the row."""
-        if ids[-1] == self.eos:
+    def reached(self, ids, prompt=0):
+        """Whether the last of the ids (n,) ends the row. prompt: the index of its prompt."""
+        if int(ids[-1]) in self.eos:
             return True
-        return bool(self.stop) and contains(self.decode(ids[-self.tail :].tolist()), self.stop)
+        if not self.stop:
+            return False
+        text = self.decode(ids[-self.tail :].tolist())
+        if self.heads and len(ids) <= self.tail:
+            text = self.heads[prompt] + text
+        return contains(text, self.stop)
 
 
 def contains(text, stop):

@@ -70,6 +70,11 @@ class Tokenizer:
         return self.bos + self.encode(text + head), head
 
     @property
+    def end_ids(self):
+        """Tokens that end what a model writes, and are no part of it."""
+        return [self.eos]
+
+    @property
     def vocab_size(self):
         """Size of the embedding."""
         return len(self.nbytes)

@@ -121,6 +121,7 @@ def test_pairing_narrows_the_interval():
 
 BYTES = types.SimpleNamespace(
     eos=256,
+    end_ids=[256, 257],
     encode=lambda text: list(text.encode()),
     start=lambda text: (list(text.encode()), ""),
     decode=lambda ids: bytes(i for i in ids if i < 256).decode(),
@@ -206,6 +207,23 @@ def test_each_problem_has_its_own_stop_sequences(monkeypatch):
     assert [program.prompt for program, _ in programs] == [
         BYTES.encode(task.prompt) for task in problems
     ]
+
+
+@pytest.mark.parametrize("end", [256, 257])
+def test_a_program_ends_before_the_end_token(monkeypatch, end):
+    """Either end token ends a program; all are handed to the sampler; none becomes text."""
+    asked = []
+
+    def generate(model, prompts, max_new, eos, **keywords):
+        asked.append(eos)
+        return [[Completion(BYTES.encode("\n    return 1") + [end], [], True)]]
+
+    tok = types.SimpleNamespace(**vars(BYTES))
+    tok.decode = lambda ids: "".join("<end>" if i > 255 else chr(i) for i in ids)
+    monkeypatch.setattr(evaluate, "generate", generate)
+    rows = evaluate.sample_and_grade(SMALL, tok, [adder("f")], n=1, max_new=9)
+    assert rows[0]["completion"] == "\n    return 1" and rows[0]["verdict"] == "passed"
+    assert asked == [[256, 257]]
 
 
 # ---------------------------------------------------------------- files

@@ -44,6 +44,41 @@ def ids(completions):
     return [[c.ids for c in row] for row in completions]
 
 
+def test_end_tokens_are_a_set(model):
+    """Rows end at the first of several end tokens, as rows without an end are cut at it."""
+    free = generate(model, PROMPTS, 25, NO_EOS, n=6)
+    ends = {3, 7, V + 5}  # the last one is out of the vocabulary
+    got = generate(model, PROMPTS, 25, ends, n=6)
+    cut = 0
+    for row, of_prompt in zip(free, got, strict=True):
+        for whole, c in zip(row, of_prompt, strict=True):
+            first = next((k for k, i in enumerate(whole.ids) if i in ends), None)
+            cut += first is not None
+            assert c.finished == (first is not None)
+            assert c.ids == (whole.ids if first is None else whole.ids[: first + 1])
+    assert cut > 10
+    assert ids(generate(model, PROMPTS, 25, [EOS], n=3)) == ids(
+        generate(model, PROMPTS, 25, EOS, n=3)
+    )
+
+
+def test_a_stop_string_may_begin_before_the_completion(model):
+    """A stop string that the head of a completion begins: its row ends, and others go on."""
+    free = generate(model, PROMPTS, 12, NO_EOS, n=4)
+    heads = ["?" if k % 2 else "" for k in range(len(PROMPTS))]
+    stops = {f"?{text(c.ids[:2])}" for row in free[1:3] for c in row}  # first two tokens of some
+    got = generate(model, PROMPTS, 12, NO_EOS, n=4, stop=list(stops), decode=text, heads=heads)
+    ended = 0
+    for head, row, of_prompt in zip(heads, free, got, strict=True):
+        for whole, c in zip(row, of_prompt, strict=True):
+            stopped = f"{head}{text(whole.ids[:2])}" in stops
+            ended += stopped
+            assert c.ids == whole.ids[: 2 if stopped else 12] and c.finished == stopped
+    assert 4 <= ended < 24
+    later = generate(model, PROMPTS, 12, NO_EOS, n=4, stop=["?" * 9], decode=text, heads=heads)
+    assert ids(later) == ids(free)
+
+
 @pytest.mark.parametrize("batch", [1, 4, 64])
 def test_greedy_is_the_naive_loop(model, batch):
     eos = naive(model, PROMPTS[1], 8, NO_EOS)[5]

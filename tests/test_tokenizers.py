@@ -451,6 +451,14 @@ def test_a_program_ends_at_its_stop_sequence(style, monkeypatch):
             >= at
         )
 
+    # the newline of the first stop sequence may stand in the prompt's last token
+    _, head = tok.start("def f(x):\n    pass")
+    for rest in ("\ndef g():", "\nclass A:", "\nprint(f(1))", "\n@g"):
+        ids = torch.tensor(tok.encode(rest.removeprefix(head))).numpy()
+        ends = Ends(stops, tok.decode, tok.end_ids, tok.vocab_size, [head])
+        possible = [n for n in range(1, len(ids) + 1) if ends.possible(ids[n - 1 : n])[0]]
+        assert any(ends.reached(ids[:n], 0) for n in possible), (name, rest)
+
     task = tasks.Task("f", 'def f(x):\n    """Itself."""', "", "assert f(3) == 3", "f", stops=stops)
     given = []
 
