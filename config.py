@@ -1,8 +1,9 @@
-"""All settings: one dataclass, a comment a field, presets as plain dictionaries, overrides from the command line.
+"""All settings: one dataclass with a help text a field, presets as dictionaries, the command line.
 
     python train.py --stage em --preset tiny --c 0.1 --group 16
 
-Dashes and underscores are alike on the command line. The order is: defaults, then the preset, then what is given.
+Dashes and underscores are alike on the command line. A setting's value is the one on the command
+line, else the preset's, else its default.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 
 
 class UserError(Exception):
-    """A mistake in what the user gave. Its text is one line: what was given, what was expected, what to do."""
+    """A mistake of the user, told in one line: what was given, what was expected, what to do."""
 
 
 RESULTS = {
@@ -27,8 +28,8 @@ RESULTS = {
 def setting(default, text, choices=None, *, of, least=0):
     """A field of Config.
 
-    of      words of RESULTS: what the setting decides, and with it all that is made from that; "": it changes no result.
-    least   the smallest number allowed.
+    of      words of RESULTS: the results that the setting decides; "": it changes no result
+    least   the smallest number allowed
     """
     decides = tuple(of.split())
     words = {word for decided_by in RESULTS.values() for word in decided_by}
@@ -46,8 +47,9 @@ class Config:
     # the run
     preset: str = setting(
         "tiny",
-        "tiny: a small model on the built-in domain; smollm2: SmolLM2-135M on real Python; qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b, "
-        "qwen2.5-7b, llama-3.2-1b, llama-3.1-8b: those, likewise",
+        "tiny: a small model on the built-in domain; smollm2: SmolLM2-135M on real Python; "
+        "qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b, qwen2.5-7b, llama-3.2-1b, llama-3.1-8b: those, "
+        "likewise",
         (
             "tiny",
             "smollm2",
@@ -62,7 +64,8 @@ class Config:
     )
     model: str = setting(
         "",
-        "the base model: a folder in Hugging Face's format, a .gguf file, or a name on the hub; default: the preset's",
+        "the base model: a folder in Hugging Face's format, a .gguf file, or a name on the hub; "
+        "default: the preset's",
         of="ntp rlvr",
     )
     out: str = setting("", "folder of the run; default runs/PRESET-SEED", of="")
@@ -77,12 +80,14 @@ class Config:
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", of="")
     threads: int = setting(
         0,
-        "CPU threads; 0: OMP_NUM_THREADS if that is set, else one for a small model and as many as there are cores for others",
+        "CPU threads; 0: OMP_NUM_THREADS if that is set, else one for a small model and as many "
+        "as there are cores for others",
         of="",
     )
     shard: bool = setting(
         False,
-        "under torchrun: share weights, gradients and optimizer out over the ranks (FSDP2); false: a whole model on each (DDP)",
+        "under torchrun: share weights, gradients and optimizer out over the ranks (FSDP2); "
+        "false: a whole model on each (DDP)",
         of="",
     )
     resume: bool = setting(
@@ -93,13 +98,15 @@ class Config:
     )
     compile: str = setting(
         "auto",
-        "torch.compile in training, of blocks and log-probabilities: true, false, or auto: on a GPU",
+        "torch.compile in training, of blocks and log-probabilities: true, false, or auto: on a "
+        "GPU",
         ("auto", "true", "false"),
         of="",
     )
     checkpoint: bool = setting(
         False,
-        "training: keep each block's input only and compute the rest again on the way back: less memory, more work",
+        "training: keep each block's input only and compute the rest again on the way back: less "
+        "memory, more work",
         of="",
     )
     micro_tokens: int = setting(
@@ -117,21 +124,23 @@ class Config:
     )
     weights: str = setting(
         "float32",
-        "weights in training; bfloat16: gradients and Adam's moments too, the weights rounded at random (engine/optim.py): half the memory",
+        "weights in training; bfloat16: gradients and Adam's moments too, the weights rounded at "
+        "random (engine/optim.py): half the memory",
         ("float32", "bfloat16"),
         of="base rlvr",
     )
     rollout_bf16: bool = setting(
         True,
-        "E-step: sample and score thoughts with a bfloat16 copy of the weights; programs too (the bound is always float32)",
+        "E-step: sample and score thoughts with a bfloat16 copy of the weights; programs too (the "
+        "bound is always float32)",
         of="em rlvr",
     )
 
     # the corpora
     data: str = setting(
         "domain",
-        "expert code: domain (built-in), or, several with commas: stdlib, an installed package, a folder of .py files, a .py, "
-        ".jsonl, .jsonl.gz or .parquet file",
+        "expert code: domain (built-in), or, several with commas: stdlib, an installed package, a "
+        "folder of .py files, a .py, .jsonl, .jsonl.gz or .parquet file",
         of="ntp",
     )
     text_column: str = setting(
@@ -139,7 +148,8 @@ class Config:
     )
     unit: str = setting(
         "definitions",
-        "what a snippet of real code is: definitions (functions and methods), functions, methods, files",
+        "what a snippet of real code is: definitions (functions and methods), functions, methods, "
+        "files",
         UNITS,
         of="ntp",
     )
@@ -150,12 +160,14 @@ class Config:
     )
     keep_comments: bool = setting(
         False,
-        "real code: leave its comments where they are; false: every comment is a thought's to write",
+        "real code: leave its comments where they are; false: every comment is a thought's to "
+        "write",
         of="ntp",
     )
     near_duplicate: float = setting(
         0.8,
-        "real code: snippets so similar (Jaccard, runs of five tokens) to one before them are left out; 0: all stay",
+        "real code: snippets so similar (Jaccard, runs of five tokens) to one before them are "
+        "left out; 0: all stay",
         of="ntp",
     )
     cache: str = setting(
@@ -171,7 +183,8 @@ class Config:
     )
     decontaminate: bool = setting(
         True,
-        "real code: drop functions that hold a benchmark's problem or solution; false: train on the corpus unchecked",
+        "real code: drop functions that hold a benchmark's problem or solution; false: train on "
+        "the corpus unchecked",
         of="ntp rlvr",
     )
     data_dir: str = setting(
@@ -195,7 +208,8 @@ class Config:
     # next-token training: pretrain, ntp, and the M-step
     useful: float = setting(
         0.3,
-        "base corpus: share of hard lines with their worked note before them; small: thoughts are rare at first",
+        "base corpus: share of hard lines with their worked note before them; small: thoughts are "
+        "rare at first",
         of="pretrain",
     )
     rows: int = setting(20, "a step takes about rows x block tokens", of="base", least=1)
@@ -209,12 +223,14 @@ class Config:
     pretrain_lr: float = setting(3e-3, "its peak learning rate", of="pretrain")
     exercises: float = setting(
         0.8,
-        "base corpus: share of worked exercises at the first step; falls to .4 at four fifths of the steps, without a jump",
+        "base corpus: share of worked exercises at the first step; falls to .4 at four fifths of "
+        "the steps, without a jump",
         of="pretrain",
     )
     base_check: bool = setting(
         True,
-        "built-in domain: a base that cannot write or read notes is trained on, and if that does not help, the run stops; false: go on with it",
+        "built-in domain: a base that cannot write or read notes is trained on, and if that does "
+        "not help, the run stops; false: go on with it",
         of="pretrain",
     )
     mstep_steps: int = setting(
@@ -228,7 +244,8 @@ class Config:
     grad_clip: float = setting(1.0, "largest norm of a gradient", of="base rlvr")
     match: str = setting(
         "",
-        "ntp: train for as many FLOPs as this model of the run's folder took (its E-steps included)",
+        "ntp: train for as many FLOPs as this model of the run's folder took (its E-steps "
+        "included)",
         of="ntp",
     )
 
@@ -236,35 +253,40 @@ class Config:
     iters: int = setting(2, "EM iterations", of="ntp", least=1)
     estep: str = setting(
         "reinforce",
-        "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), hindsight (proposed after "
-        "seeing the line, then weighed), none (the model's own, unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
+        "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), "
+        "hindsight (proposed after seeing the line, then weighed), none (the model's own, "
+        "unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
         ("reinforce", "best-of-n", "hindsight", "none", "random", "oracle"),
         of="em",
     )
     proposals: int = setting(6, "hindsight: thoughts proposed at a line, K", of="em", least=1)
     own: int = setting(
-        3, "hindsight: so many of them are the model's own, written before the line", of="em"
+        3, "hindsight: of the proposals, how many the model writes before it sees the line", of="em"
     )
     tried: float = setting(
         0.3,
-        "hindsight: share of a snippet's lines at which thoughts are proposed, the least likely ones",
+        "hindsight: share of a snippet's lines at which thoughts are proposed, the least likely "
+        "ones",
         of="em",
     )
     selection: str = setting(
         "exact",
-        "hindsight: how one of <act> and the proposals is taken: exact (importance weights against the model's own prior), penalty (in "
-        "proportion to exp(reward)), best (the largest reward), act (always <act>: NTP); with commas one an EM iteration, the last one for all later",
+        "hindsight: how one of <act> and the proposals is taken: exact (importance weights "
+        "against the model's own prior), penalty (in proportion to exp(reward)), best (the "
+        "largest reward), act (always <act>: NTP); with commas one an EM iteration, the last one "
+        "for all later",
         of="em",
     )
     reach: int = setting(
         3, "hindsight: lines from the thought on whose likelihood counts; 0: all", of="em"
     )
     floor: float = setting(
-        0.3, "hindsight: with exact weights P(think) counts as so much at least", of="em"
+        0.3, "hindsight, selection=exact: lower bound on P(think) in the weights", of="em"
     )
     resample: int = setting(
         4,
-        "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); 1: a plain sample of q",
+        "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); "
+        "1: a plain sample of q",
         of="em",
         least=1,
     )
@@ -284,8 +306,8 @@ class Config:
     )
     kl_prior: str = setting(
         "penalty",
-        "KL of the bound: penalty (c a thought), or exact (Prop. 5.1: <act> with probability alpha, "
-        "else uniform over thoughts)",
+        "KL of the bound: penalty (c a thought), or exact (Prop. 5.1: <act> with probability "
+        "alpha, else uniform over thoughts)",
         ("penalty", "exact"),
         of="em",
     )
@@ -295,7 +317,8 @@ class Config:
     think_max: int = setting(20, "longest thought, tokens, its # included", of="em", least=1)
     credit: str = setting(
         "prefix",
-        "baseline of a decision: prefix (the likelihood without further thoughts) or group (the group's mean only)",
+        "baseline of a decision: prefix (the likelihood without further thoughts) or group (the "
+        "group's mean only)",
         ("prefix", "group"),
         of="em",
     )
@@ -311,12 +334,14 @@ class Config:
     )
     kl: float = setting(
         0.3,
-        "weight of KL(q || pi) on the tokens of thoughts: what a thought says stays near what pi would say",
+        "weight of KL(q || pi) on the tokens of thoughts: what a thought says stays near what pi "
+        "would say",
         of="em",
     )
     estep_lr_decay: float = setting(
         0.5,
-        "factor on estep_lr for each later EM iteration: q starts near its optimum then, and noise outweighs signal",
+        "factor on estep_lr for each later EM iteration: q starts near its optimum then, and "
+        "noise outweighs signal",
         of="em",
     )
     horizon: int = setting(
@@ -332,12 +357,14 @@ class Config:
     )
     suite: str = setting(
         "domain",
-        "problems, several with commas: domain (built-in), leetcode, mbpp-train, a .jsonl in HumanEval's format",
+        "problems, several with commas: domain (built-in), leetcode, mbpp-train, a .jsonl in "
+        "HumanEval's format",
         of="rlvr",
     )
     eval_suite: str = setting(
         "",
-        "held-out problems of the curve; default: other tasks of the domain, or a tenth of each suite by checksum",
+        "held-out problems of the curve; default: other tasks of the domain, or a tenth of each "
+        "suite by checksum",
         of="rlvr",
     )
     n_rl: int = setting(2000, "problems of the built-in domain's RL split", of="rlvr", least=1)
@@ -348,7 +375,8 @@ class Config:
     rl_warmup: int = setting(5, "steps of linear warm-up", of="rlvr")
     epochs: int = setting(
         1,
-        "passes over the completions of a step; with more than one, importance ratios differ from 1",
+        "passes over the completions of a step; with more than one, importance ratios differ from "
+        "1",
         of="rlvr",
         least=1,
     )
@@ -357,8 +385,9 @@ class Config:
     clip_high: float = setting(0.28, "and above 1 + clip_high (DAPO's clip-higher)", of="rlvr")
     rl_norm: str = setting(
         "token",
-        "the loss is a mean over all tokens (token; DAPO), over completions of the mean over their tokens (sequence; GRPO), or a "
-        "sum over tokens divided by completions x max_new (constant; Dr. GRPO)",
+        "the loss is a mean over all tokens (token; DAPO), over completions of the mean over "
+        "their tokens (sequence; GRPO), or a sum over tokens divided by completions x max_new "
+        "(constant; Dr. GRPO)",
         ("token", "sequence", "constant"),
         of="rlvr",
     )
@@ -373,13 +402,15 @@ class Config:
     )
     rounds: int = setting(
         1,
-        "with more than one: drop groups without signal, and sample others in their place up to so many times (DAPO's dynamic sampling)",
+        "with more than one: drop groups without signal, and sample others in their place up to "
+        "so many times (DAPO's dynamic sampling)",
         of="rlvr",
         least=1,
     )
     reward: str = setting(
         "pass",
-        "pass: 1 if all tests pass; tests: the share of tests that pass; random: a coin (a check of the recipe)",
+        "pass: 1 if all tests pass; tests: the share of tests that pass; random: a coin (a check "
+        "of the recipe)",
         ("pass", "tests", "random"),
         of="rlvr",
     )
@@ -412,26 +443,46 @@ class Config:
     elbo_samples: int = setting(8, "rollouts a held-out snippet for the bound", of="", least=1)
 
 
+SECTIONS = {
+    "preset": "the run",
+    "data": "the corpora",
+    "n_layer": "the small model (other presets bring their own)",
+    "useful": "next-token training: --stage pretrain, ntp, and EM's M-step",
+    "iters": "EM: --stage em",
+    "init": "reinforcement learning with verifiable rewards: --stage rlvr",
+    "eval_tasks": "evaluation: --stage eval, and at the end of em",
+}  # first setting of each section of --help -> its title
+
+
 def deciding(result):
-    """Names of the settings that decide a result, one of RESULTS. Example: deciding("rlvr") -> ["preset", "model", "seed", ...]"""
+    """Names of the settings that decide a result, one of RESULTS.
+
+    Example: deciding("rlvr") -> ["preset", "model", "seed", ...]
+    """
     words = set(RESULTS[result])
     return [f.name for f in dataclasses.fields(Config) if words & set(f.metadata["of"])]
 
 
 def differences(settings, cfg, names):
-    """Which of the settings `names` differ between an earlier run and cfg -> texts such as "seed=1 and not 0".
+    """Which of the settings `names` differ between an earlier run and cfg.
 
-    settings: those of the earlier run. A setting that it did not know yet counts as its default; one
-    that no longer exists does not count.
+    settings   those of the earlier run; a setting that it did not know yet counts as its default,
+               and one that no longer exists does not count
+
+    Returns texts such as "seed=1 and not 0".
     """
-    default = {f.name: f.default for f in dataclasses.fields(Config)}
-    pairs = [(name, settings.get(name, default[name]), getattr(cfg, name)) for name in names]
-    return [f"{name}={then!r} and not {now!r}" for name, then, now in pairs if then != now]
+    texts = []
+    for f in dataclasses.fields(Config):
+        earlier, now = settings.get(f.name, f.default), getattr(cfg, f.name)
+        if f.name in names and earlier != now:
+            texts.append(f"{f.name}={earlier!r} and not {now!r}")
+    return texts
 
 
-# Presets for one GPU. From the paper: these models, c = 0.05, thoughts of a few tokens. Learning rates: fine-tuning of Llama 3, 1e-5 (arXiv 2407.21783);
-# reinforcement learning as in DAPO, 1e-6 (2503.14476), for the E-step too. Corpus, batch and steps are ours: ten million tokens a M-step, where the paper has
-# a billion in all. `--dry-run` says what a run takes.
+# Presets for one GPU. From the paper: these models, c = 0.05, thoughts of a few tokens.
+# Learning rates: fine-tuning of Llama 3, 1e-5 (arXiv 2407.21783); reinforcement learning as in
+# DAPO, 1e-6 (arXiv 2503.14476), for the E-step too. Corpus, batch and steps are ours: ten million
+# tokens an M-step, where the paper has a billion in all. `--dry-run` says what a run takes.
 LARGE = dict(
     data="stdlib",
     n_expert=100_000,
@@ -512,28 +563,44 @@ PRESETS = {
     ),
 }
 
+# The second word of every seed, after the run's own.
+PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)
+RLVR, COIN, SHUFFLE = range(5, 8)
+
+
+def option_of(name):
+    """The option of a setting. Example: n_expert -> --n-expert"""
+    return "--" + name.replace("_", "-")
+
 
 def convert(key, kind, text):
-    """The value of a setting from the command line. Raises UserError with the key, the text and what was expected."""
+    """The value of a setting from the command line.
+
+    Raises UserError with the key, the text and what was expected.
+    """
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     try:
-        if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
-                text.lower()
-            ]
-        return kind(text)
+        return words[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
         expected = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise UserError(f"--{key.replace('_', '-')} {text}: expected {expected}") from None
+        raise UserError(f"{option_of(key)} {text}: expected {expected}") from None
 
 
 def selection_of(cfg, iteration):
-    """cfg.selection of an EM iteration, the last one named for all later. Example: "best,exact", 5 -> "exact"."""
-    which = cfg.selection.split(",")
-    return which[min(iteration, len(which) - 1)]
+    """cfg.selection of an EM iteration, the last one named for all later.
+
+    Example: "best,exact", 5 -> "exact"
+    """
+    names = cfg.selection.split(",")
+    return names[min(iteration, len(names) - 1)]
 
 
 def program_name():
-    """The command as it was typed. Example: python -m grader ... -> "python -m grader"; python train.py ... -> "train.py" """
+    """The command as it was typed.
+
+    Example: python -m grader ... -> "python -m grader"
+    Example: python train.py ... -> "train.py"
+    """
     spec = sys.modules["__main__"].__spec__
     if spec is None:
         return os.path.basename(sys.argv[0])
@@ -548,19 +615,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         if message.startswith("unrecognized arguments: "):
-            given = message.removeprefix("unrecognized arguments: ").split()[0]
-            known = [o for a in self._actions for o in a.option_strings]
-            near = difflib.get_close_matches(given.split("=")[0].replace("_", "-"), known, 1)
-            message = (
-                f"{given}: no such setting"
-                + (f"; did you mean {near[0]}?" if near else "")
-                + "; see --help"
-            )
+            message = self.no_such_setting(message.removeprefix("unrecognized arguments: "))
         raise UserError(message)
+
+    def no_such_setting(self, arguments):
+        """One line about the first argument that is not known, with the nearest option."""
+        unknown = arguments.split()[0]
+        options = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown.split("=")[0].replace("_", "-"), options, 1)
+        suggestion = f"; did you mean {near[0]}?" if near else ""
+        return f"{unknown}: no such setting{suggestion}; see --help"
 
 
 def command(main, stopped=""):
-    """Run main(argv) as a script: a mistake is one line and exit status 2; Ctrl-C is exit status 130, and `stopped` if there is something to say."""
+    """Run main(argv) as a script.
+
+    A mistake is one line and exit status 2; Ctrl-C is exit status 130.
+    stopped   what to print after Ctrl-C, if there is something to say
+    """
     try:
         main(sys.argv[1:])
     except UserError as e:
@@ -581,7 +653,7 @@ def check_output(option, path):
 
 
 def write_output(path, option, content):
-    """A file of bytes, whole or not at all. Raises UserError."""
+    """Write bytes to a file, all or nothing. Raises UserError."""
     try:
         with open(f"{path}.part", "wb") as f:
             f.write(content)
@@ -595,104 +667,146 @@ def write_output(path, option, content):
 def parse(argv, extra, description):
     """Settings from the command line -> (Config, argparse.Namespace of the extra options).
 
-    extra: {option: add_argument's keywords} of the command itself; one with the name of a setting takes its place. Raises UserError.
+    extra   {option: add_argument's keywords} of the command itself; one with the name of a
+            setting takes its place
+
+    Raises UserError.
     """
     parser = Parser(
         description=description,
+        usage="%(prog)s [--setting value ...]",
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=help_formatter,
     )
     for option, keywords in extra.items():
         parser.add_argument(option, **keywords)
-    group = parser.add_argument_group("settings (any of them overrides its preset)")
-    settings = [
-        f for f in dataclasses.fields(Config) if "--" + f.name.replace("_", "-") not in extra
-    ]
-    for f in settings:
-        option = "--" + f.name.replace("_", "-")
+    add_settings(parser, extra)
+    args = parser.parse_args([with_dashes(argument) for argument in argv])
+    values = {}
+    for f in dataclasses.fields(Config):
+        text = None if option_of(f.name) in extra else vars(args).pop(f.name)
+        if text is not None:
+            values[f.name] = convert(f.name, f.type, text)
+    return make(**values), args
+
+
+def help_formatter(prog):
+    """argparse's formatter with a column for options that is wide enough for ours."""
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32)
+
+
+def add_settings(parser, options):
+    """Add the settings to a parser, apart from those in `options`, a group of --help a section."""
+    for f in dataclasses.fields(Config):
+        if f.name in SECTIONS:
+            group = parser.add_argument_group(SECTIONS[f.name])
+        if option_of(f.name) in options:
+            continue
         flag = dict(nargs="?", const="true") if f.type is bool else {}
         group.add_argument(
-            option,
+            option_of(f.name),
             metavar=f.type.__name__.upper(),
             help=f"{f.metadata['help']} (default {f.default!r})",
             **flag,
         )
-    argv = [
-        "--" + a[2:].split("=")[0].replace("_", "-") + a[len(a.split("=")[0]) :]
-        if a.startswith("--")
-        else a
-        for a in argv
-    ]
-    args = parser.parse_args(argv)
-    given = {
-        f.name: convert(f.name, f.type, v)
-        for f in settings
-        if (v := vars(args).pop(f.name)) is not None
-    }
-    return make(**given), args
 
 
-def make(preset="tiny", **given):
-    """A Config: defaults, then the preset, then what is given. Raises UserError for a value out of range."""
+def with_dashes(argument):
+    """An argument with the dashes of options.
+
+    Example: --n_expert=my_value -> --n-expert=my_value
+    """
+    if not argument.startswith("--"):
+        return argument
+    option, equals, value = argument.partition("=")
+    return "--" + option[2:].replace("_", "-") + equals + value
+
+
+def make(preset="tiny", **values):
+    """A Config: defaults, then the preset, then `values`.
+
+    Raises UserError for a value out of range.
+    """
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
-    cfg = Config(**{"preset": preset, **PRESETS[preset], **given})
+    cfg = Config(**{"preset": preset, **PRESETS[preset], **values})
     cfg.out = cfg.out or f"runs/{cfg.preset}-{cfg.seed}"
-    cfg.cache = cfg.cache or os.path.join(
-        os.path.dirname(os.path.normpath(cfg.out)) or ".", "corpora"
-    )
+    beside = os.path.dirname(os.path.normpath(cfg.out)) or "."
+    cfg.cache = cfg.cache or os.path.join(beside, "corpora")
     for f in dataclasses.fields(Config):
-        value, key = getattr(cfg, f.name), "--" + f.name.replace("_", "-")
-        if f.metadata["choices"] and value not in f.metadata["choices"]:
-            raise UserError(f"{key} {value}: expected one of {', '.join(f.metadata['choices'])}")
-        if f.type in (int, float) and not value >= 0:
-            raise UserError(f"{key} {value}: expected a number of at least 0")
-        if f.type in (int, float) and value < f.metadata["least"]:
-            raise UserError(f"{key} {value}: expected at least {f.metadata['least']}")
+        check_value(f, getattr(cfg, f.name))
+    check_corpus(cfg)
+    check_model(cfg)
+    check_thoughts(cfg)
+    return cfg
+
+
+def check_value(field, value):
+    """Raises UserError if a value is none of a field's choices, or too small."""
+    option = option_of(field.name)
+    choices, least = field.metadata["choices"], field.metadata["least"]
+    if choices and value not in choices:
+        raise UserError(f"{option} {value}: expected one of {', '.join(choices)}")
+    if field.type not in (int, float):
+        return
+    if not value >= 0:
+        raise UserError(f"{option} {value}: expected a number of at least 0")
+    if value < least:
+        raise UserError(f"{option} {value}: expected at least {least}")
+
+
+def check_corpus(cfg):
+    """Raises UserError for settings of the corpora that do not go together."""
     if cfg.block < cfg.max_tokens:
         raise UserError(
-            f"--block {cfg.block}: expected at least --max-tokens {cfg.max_tokens}, because no snippet is cut"
+            f"--block {cfg.block}: expected at least --max-tokens {cfg.max_tokens}, "
+            "because no snippet is cut"
         )
     if cfg.data == "domain" and not cfg.n_expert:
         raise UserError("--n-expert 0: expected at least 1, because the built-in domain has no end")
+    if cfg.near_duplicate > 1:
+        raise UserError(
+            f"--near-duplicate {cfg.near_duplicate}: expected a similarity from 0 (all stay) "
+            "to 1 (only the same goes)"
+        )
+
+
+def check_model(cfg):
+    """Raises UserError for settings of the model that do not go together."""
+    if cfg.weights == "bfloat16" and cfg.shard:
+        raise UserError(
+            "--weights bfloat16 --shard true: expected one of the two, because its random "
+            "rounding knows unsharded weights only"
+        )
+    if cfg.model and cfg.preset == "tiny":
+        raise UserError(
+            f"--model {cfg.model}: --preset tiny trains its own model; give another preset, "
+            "such as smollm2"
+        )
+
+
+def check_thoughts(cfg):
+    """Raises UserError for settings of the E-step that do not go together."""
     if not 0 < cfg.alpha <= 1:
         raise UserError(
             f"--alpha {cfg.alpha}: expected a probability above 0 and at most 1; default 0.9"
         )
-    if cfg.near_duplicate > 1:
+    if unknown := set(cfg.selection.split(",")) - {"exact", "penalty", "best", "act"}:
         raise UserError(
-            f"--near-duplicate {cfg.near_duplicate}: expected a similarity from 0 (all stay) to 1 (only the same goes)"
-        )
-    if cfg.weights == "bfloat16" and cfg.shard:
-        raise UserError(
-            "--weights bfloat16 --shard true: expected one of the two, because its random rounding knows whole weights only"
-        )
-    if cfg.model and cfg.preset == "tiny":
-        raise UserError(
-            f"--model {cfg.model}: --preset tiny trains its own model; give another preset, such as smollm2"
-        )
-    if other := set(cfg.selection.split(",")) - {"exact", "penalty", "best", "act"}:
-        raise UserError(
-            f"--selection {cfg.selection}: {', '.join(sorted(other))!r} is unknown; expected exact, penalty, best or act, or several with commas"
+            f"--selection {cfg.selection}: {', '.join(sorted(unknown))!r} is unknown; expected "
+            "exact, penalty, best or act, or several with commas"
         )
     if cfg.own > cfg.proposals or cfg.tried > 1 or cfg.floor >= 1:
         raise UserError(
-            f"--own {cfg.own} --tried {cfg.tried} --floor {cfg.floor}: expected at most --proposals {cfg.proposals}, at most 1, and below 1"
+            f"--own {cfg.own} --tried {cfg.tried} --floor {cfg.floor}: expected at most "
+            f"--proposals {cfg.proposals}, at most 1, and below 1"
         )
     if cfg.estep == "oracle" and cfg.data != "domain":
         raise UserError(
             f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}"
         )
-    return cfg
-
-
-RLVR, COIN, SHUFFLE = range(5, 8)
 
 
 def cores():
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-# The second word of every seed, after the run's own.
-PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)
