@@ -2,32 +2,37 @@
 
 A task is a small pipeline over a list of digits:
 
-    def bend(xs):                                                xs = list(xs)
-        \"\"\"                                                      ys = []
-        shift: a eight b flip c tri d up                         for x in xs:
-        drop: e two f neg g dec h jump                               ys.append((x + 6) % 10)      <- hard
-        return xs                                                xs = ys
-        \"\"\"                                                      xs = [x for x in xs if x != 2]  <- hard
-                                                                 return xs
+    def bend(xs):                               xs = list(xs)
+        \"\"\"                                     ys = []
+        shift: a eight b flip c tri d up        for x in xs:
+        drop: e two f neg g dec h jump              ys.append((x + 6) % 10)      <- hard
+        return xs                               xs = ys
+        \"\"\"                                     xs = [x for x in xs if x != 2]  <- hard
+                                                return xs
 
-Every stage is given as a chain of labelled steps on a digit (`STEPS`, all bijections): start at eight, flip it to 1, triple it to 3, up to 6. The
-expert writes the folded constant and no comment. Most lines are boilerplate that the docstring's words determine; the two or three lines with
-a folded constant are *hard*: a small network cannot fold three steps in one pass, but it can restate them one by one in
-a comment, one hop a token,
+Every stage of it is given as a chain of labelled steps on a digit (`STEPS`, all bijections): start
+at eight, flip it to 1, triple it to 3, up to 6. The expert writes the folded constant and no
+comment. Most lines are boilerplate that the docstring's words determine. The two or three lines
+with a folded constant are *hard*: a small network cannot fold three steps in one pass, but it can
+restate them one by one in a comment, one hop a token,
 
         # shift: a eight b flip 1 c tri 3 d up 6
 
-and then copy the last digit. A guess is right one time in ten, and a program with three hard lines one time in a thousand: the reward
-of the whole program is sparse, the reward of a line is not.
+and then copy the last digit. A guess is right one time in ten, and a program with three hard lines
+one time in a thousand: the reward of a program is sparse, the reward of a line is not.
 
-**The base corpus** (what "pre-training" sees) is broad: worked exercises (a note and its line), such functions with comments before
-some lines, and other functions. The comments are useful (a worked chain before its line), misplaced (a worked chain before some other line), wrong (a chain
-with a slip in it) and useless ("# next step"). **The expert corpus** has no comment at all. Nothing tells training which
-comments help, nor which lines are hard: `hard` and `notes` of a task serve the oracle row and the figures only.
+**The base corpus** (what "pre-training" sees) is broad: worked exercises (a note and its line),
+such functions with comments before some lines, and other functions. The comments are useful (a
+worked chain before its line), misplaced (a worked chain before some other line), wrong (a chain
+with a slip in it) and useless ("# next step"). **The expert corpus** has no comment at all. Nothing
+tells training which comments help, nor which lines are hard: `hard` and `notes` of a task serve the
+oracle row and the figures only.
 
-Held-out tasks are disjoint by construction: a chain belongs to one split, by a checksum of its text (`split_of`).
+Held-out tasks are disjoint by construction: a chain belongs to one split, by a checksum of its text
+(`split_of`).
 """
 
+import itertools
 import random
 import zlib
 
@@ -63,8 +68,8 @@ def random_chain(rng, n_steps=3):
 
 def split_of(chain):
     """The split that owns a chain. No chain is in two splits, whatever the seeds."""
-    r = zlib.crc32(repr(chain).encode()) % 32
-    return next(name for name, owned in SPLITS.items() if r in owned)
+    checksum = zlib.crc32(repr(chain).encode()) % 32
+    return next(name for name, owned in SPLITS.items() if checksum in owned)
 
 
 def fold(chain):
@@ -77,12 +82,13 @@ def fold(chain):
 
 def spell(verb, chain, labels):
     """The chain as a line of a docstring. Example: "shift: a eight b flip c tri" """
-    return f"{verb}: {labels[0]} {STARTS[chain[0]]}" + "".join(
-        f" {label} {step}" for label, step in zip(labels[1:], chain[1])
-    )
+    pairs = zip(labels[1:], chain[1], strict=False)
+    steps = "".join(f" {label} {step}" for label, step in pairs)
+    return f"{verb}: {labels[0]} {STARTS[chain[0]]}{steps}"
 
 
-# Each stage of the pipeline: its lines, {k} the folded constant. The first line with {k} is the hard one.
+# Each stage of the pipeline: its lines, with {k} for the folded constant.
+# The first line with {k} is the hard one.
 STAGES = {
     "shift": ["ys = []", "for x in xs:", "    ys.append((x + {k}) % 10)", "xs = ys"],
     "lift": ["for i in range(len(xs)):", "    if xs[i] < {k}:", "        xs[i] += {k}"],
@@ -133,7 +139,10 @@ JUNK = [
 
 
 def random_function(rng, split):
-    """What a function is made of: (name, stages, return line); a stage is (verb, chain, labels of its steps)."""
+    """What a function is made of: (name, stages, return line).
+
+    A stage is (verb, chain, labels of its steps).
+    """
     stages = []
     for i, verb in enumerate(rng.sample(sorted(STAGES), rng.choice((2, 3)))):
         while split_of(chain := random_chain(rng)) != split:
@@ -144,33 +153,36 @@ def random_function(rng, split):
 
 def body_lines(stages, constants, form):
     """The lines of a function's body, and the indices of its hard lines, one a stage."""
-    body, hard = ["xs = list(xs)"], []
-    for (verb, _, _), k in zip(stages, constants):
+    body = ["xs = list(xs)"]
+    hard = []
+    for (verb, _, _), k in zip(stages, constants, strict=True):
         hard.append(len(body) + next(j for j, line in enumerate(STAGES[verb]) if "{k}" in line))
         body += [line.format(k=k) for line in STAGES[verb]]
     return body + [form], hard
 
 
 def worked(verb, chain, labels, slip=None):
-    """The chain worked out, one step after the other. `slip`, a random.Random, puts one wrong value in, and carries it on.
-    Example: "shift: a eight b flip 1 c tri 3" """
+    """The chain worked out, one step after the other.
+
+    slip   a random.Random: one value is made wrong, and the steps after it go on from there
+
+    Example: "shift: a eight b flip 1 c tri 3"
+    """
     values = fold(chain)
     if slip:
-        at = slip.randrange(1, len(values))
-        values[at] = (values[at] + slip.randrange(1, 10)) % 10
-        for i in range(at + 1, len(values)):
+        wrong = slip.randrange(1, len(values))
+        values[wrong] = (values[wrong] + slip.randrange(1, 10)) % 10
+        for i in range(wrong + 1, len(values)):
             values[i] = STEPS[chain[1][i - 1]][values[i - 1]]
-    steps = "".join(
-        f" {label} {step} {value}" for label, step, value in zip(labels[1:], chain[1], values[1:])
-    )
+    triples = zip(labels[1:], chain[1], values[1:], strict=False)
+    steps = "".join(f" {label} {step} {value}" for label, step, value in triples)
     return f"{verb}: {labels[0]} {STARTS[values[0]]}{steps}"
 
 
 def prompt_text(name, stages, form):
-    doc = [spell(*stage) for stage in stages]
-    return (
-        f"def {name}(xs):\n" + "".join(f"    {line}\n" for line in ['"""', *doc, form]) + '    """'
-    )
+    chains = [spell(*stage) for stage in stages]
+    doc = "".join(f"    {line}\n" for line in ['"""', *chains, form])
+    return f'def {name}(xs):\n{doc}    """'
 
 
 def solution_text(body):
@@ -178,12 +190,15 @@ def solution_text(body):
 
 
 def expert_task(seed, index, split, tests=False):
-    """Task number `index` of a split, deterministic in (seed, index, split); None if tests are asked for and cannot be given."""
+    """Task number `index` of a split, deterministic in (seed, index, split).
+
+    tests   give it unit tests; the result is None if no tests can tell its constants apart
+    """
     rng = random.Random(f"{seed}/{split}/{index}")
     name, stages, form = random_function(rng, split)
     constants = [fold(chain)[-1] for _, chain, _ in stages]
     body, hard = body_lines(stages, constants, form)
-    notes = tuple((line, worked(*stage)) for line, stage in zip(hard, stages))
+    notes = tuple((line, worked(*stage)) for line, stage in zip(hard, stages, strict=True))
     checks = unit_tests(rng, name, stages, constants, form) if tests else ""
     if checks is None:
         return None
@@ -199,9 +214,14 @@ def expert_task(seed, index, split, tests=False):
 
 
 def unit_tests(rng, name, stages, constants, form):
-    """Assertions with the results of the expert's solution, on three lists with every digit, some of them more often, and on the empty
-    list. None if some other value of one constant passes them too (a `mark` of a digit that a `drop` took out cannot be seen)."""
-    inputs = [rng.sample([*range(10), *rng.choices(range(10), k=6)], 16) for _ in range(3)] + [[]]
+    """Assertions with the results of the expert's solution.
+
+    The inputs are three lists with every digit, some digits more than once, and the empty list.
+    None if some other value of one constant passes them too: a `mark` of a digit that a `drop`
+    took out cannot be seen.
+    """
+    inputs = [rng.sample([*range(10), *rng.choices(range(10), k=6)], 16) for _ in range(3)]
+    inputs.append([])
 
     def results(constants):
         scope = {}
@@ -210,26 +230,23 @@ def unit_tests(rng, name, stages, constants, form):
 
     wanted = results(constants)
     for i in range(len(constants)):
-        for other in set(range(10)) - {constants[i]}:
-            if results(constants[:i] + [other] + constants[i + 1 :]) == wanted:
+        for digit in set(range(10)) - {constants[i]}:
+            if results(constants[:i] + [digit] + constants[i + 1 :]) == wanted:
                 return None
-    return "".join(f"assert {name}({x}) == {y!r}\n" for x, y in zip(inputs, wanted))
+    pairs = zip(inputs, wanted, strict=True)
+    return "".join(f"assert {name}({x}) == {y!r}\n" for x, y in pairs)
 
 
 def domain_tasks(seed, n, split):
-    """n tasks of a split with unit tests: every other value of every single folded constant fails them."""
-    found, index = [], 0
-    while len(found) < n:
-        task = expert_task(seed, index, split, tests=True)
-        found += [task] if task else []
-        index += 1
-    return found
+    """n tasks of a split with unit tests, which every change of a single folded constant fails."""
+    candidates = (expert_task(seed, index, split, tests=True) for index in itertools.count())
+    return list(itertools.islice(filter(None, candidates), n))
 
 
 def base_text(rng, exercises=0.15, useful=0.3):
     """One text of the base corpus, from chains of the training split -> (prompt, rest).
 
-    exercises   share of worked exercises; of the other texts an eighth are functions of another kind
+    exercises   share of worked exercises; an eighth of the other texts are `other_function`s
     useful      share of the hard lines that have their worked note before them
     """
     kind = rng.random()
@@ -253,9 +270,10 @@ def base_text(rng, exercises=0.15, useful=0.3):
 def base_comment(rng, stage, stages, useful):
     """The comment before a line of the base corpus, or None.
 
-    stage: of a hard line, its stage; None for another line. Before a hard line: its note (`useful`), a
-    wrong note (a fifteenth of that), a useless comment (.06). Before another line: a useless comment
-    (.06), the note of some stage (.03).
+    stage   of a hard line, its stage; None for another line
+
+    Before a hard line: its note (`useful`), a wrong note (a fifteenth of that), a useless comment
+    (.06). Before another line: a useless comment (.06), the note of some stage (.03).
     """
     r = rng.random()
     if stage is None:
@@ -271,11 +289,12 @@ def base_comment(rng, stage, stages, useful):
 
 
 def exercise(rng):
-    """A worked exercise: chains, and of each its note and the hard line that it is for -> (prompt, rest).
+    """A worked exercise -> (prompt, rest): chains, then for each its note and its hard line.
 
-    Here a note is followed by its line every time, so a small network learns to *read* notes while it learns
-    to write them. In functions three hard lines in ten have a note; from these alone some seeds learned
-    to read notes late, or not at all, and to such a base no thought is worth anything.
+    Here a note is followed by its line every time, so a small network learns to *read* notes while
+    it learns to write them. In functions three hard lines in ten have a note; from these alone some
+    seeds learned to read notes late, or not at all, and to such a base no thought is worth
+    anything.
     """
     _, stages, _ = random_function(rng, "train")
     chains = "\n".join(spell(*stage) for stage in stages)
