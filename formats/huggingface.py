@@ -73,7 +73,7 @@ def find(cfg, download=True):
         raise UserError(
             f"--model {cfg.model}: no such folder; expected one with config.json, *.safetensors and tokenizer.json, a .gguf file, or owner/model"
         )
-    why = "the package huggingface_hub is not installed"
+    why = "the package huggingface_hub (extra hf) is not installed"
     if importlib.util.find_spec("huggingface_hub"):
         import huggingface_hub
 

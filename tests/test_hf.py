@@ -335,7 +335,7 @@ def test_what_is_not_here_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         UserError,
-        match=r"some/where: not here.*huggingface_hub is not installed.*download config.json.*--model FOLDER",
+        match=r"some/where: not here.*huggingface_hub .extra hf. is not installed.*download config.json.*--model FOLDER",
     ) as e:
         huggingface.find(cfg)
     assert "\n" not in str(e.value)
