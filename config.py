@@ -219,11 +219,11 @@ class Config:
         of="base",
         least=1,
     )
-    pretrain_steps: int = setting(500, "steps of the base model", of="pretrain")
+    pretrain_steps: int = setting(400, "steps of the base model", of="pretrain")
     pretrain_lr: float = setting(3e-3, "its peak learning rate", of="pretrain")
     exercises: float = setting(
-        0.8,
-        "base corpus: share of worked exercises at the first step; falls to .4 at four fifths of "
+        0.5,
+        "base corpus: share of worked exercises at the first step; falls to .15 at seven tenths of "
         "the steps, without a jump",
         of="pretrain",
     )

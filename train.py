@@ -58,7 +58,7 @@ from run import (
 )
 
 # What a base must be able to do before thoughts can be worth anything to it; MORE_LAPS of further training if it cannot.
-LATER_EXERCISES = 0.4
+LATER_EXERCISES = 0.15
 RIGHT_NOTES = 0.8
 NOTE_NATS = 1.5
 MORE_LAPS = 3
@@ -139,7 +139,7 @@ def base_batch(run, lap, step):
     """
     cfg, docs, kinds = run.cfg, [], []
     rng = random.Random(f"{cfg.seed}/{PRETRAIN}/{lap}/{step}")
-    passed = 1.0 if lap else min(1.0, step / (0.8 * cfg.pretrain_steps))
+    passed = 1.0 if lap else min(1.0, step / (0.7 * cfg.pretrain_steps))
     exercises = cfg.exercises + (LATER_EXERCISES - cfg.exercises) * passed
     while sum(map(len, docs)) < 0.9 * cfg.rows * cfg.block:
         prompt, rest = domain.base_text(rng, exercises, cfg.useful)
