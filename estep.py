@@ -45,7 +45,7 @@ from config import DIAGNOSE, ESTEP, selection_of
 from elbo import Prior, never_thinks, prior_of, reward, summary
 from engine import parallel, training
 from engine.machine import steps_bar
-from engine.packing import hidden_before, tree_parts
+from engine.packing import hidden_before, shared_parts
 from engine.rollouts import ACT, END, TOKEN, begin_of, rollout, rollouts
 from engine.training import inference_copy
 from evaluate import rollouts_of
@@ -134,7 +134,7 @@ def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
     np.maximum.at(ends, rolls.events["row"], rolls.events["position"])
     mine = [n for n in parallel.shard_block(range(len(rolls.rows))) if ends[n]]
     rows = [rolls.rows[n].ids[: ends[n]] for n in mine]
-    for part in parallel.synced_batches(q, tree_parts(rows, micro_tokens)):
+    for part in parallel.synced_batches(q, shared_parts(rows, micro_tokens)):
         chosen = np.array([mine[i] for i in part])
         index = np.isin(rolls.events["row"], chosen)
         events = rolls.events[index].copy()  # (m,)

@@ -43,7 +43,7 @@ from tqdm import tqdm
 from config import COIN, RLVR, SHUFFLE
 from engine import parallel, training
 from engine.machine import steps_bar
-from engine.packing import hidden_before, tree_parts
+from engine.packing import hidden_before, shared_parts
 from engine.training import inference_copy
 from evaluate import count_verdicts, mean_pass_at_k, sample_and_grade, sample_programs
 from grader.grade import Grader
@@ -188,7 +188,7 @@ def batches(samples, most):
     mine = parallel.shard_block(range(len(samples)))
     return [
         [mine[i] for i in part]
-        for part in tree_parts([samples[i].prompt + samples[i].ids for i in mine], most)
+        for part in shared_parts([samples[i].prompt + samples[i].ids for i in mine], most)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Documents of an M-step, read as they are needed: files mapped into memory, and which documents a step reads."""
+"""Documents of an M-step, read as they are needed, and which of them each step trains on."""
 
 import array
 import functools
@@ -12,10 +12,15 @@ from engine import parallel
 
 
 class Code:
-    """Snippets, a list or a corpus, of these lengths (n,) in tokens, as documents without thoughts: len, and code[i] -> (ids, kinds)."""
+    """Snippets as documents without thoughts: len, and code[i] -> (ids, kinds).
+
+    snippets: a list or a corpus; lengths (n,): their tokens.
+    """
 
     def __init__(self, tok, snippets, lengths):
-        self.tok, self.snippets, self.lengths = tok, snippets, lengths
+        self.tok = tok
+        self.snippets = snippets
+        self.lengths = lengths
 
     def __len__(self):
         return len(self.snippets)
@@ -25,14 +30,18 @@ class Code:
 
 
 class Written:
-    """The documents of a file that `write_documents` made: len, lengths (n,) and written[i] -> (ids, kinds). Raises UserError if there is no such file."""
+    """The documents of a file of `write_documents`: len, lengths (n,), written[i] -> (ids, kinds).
+
+    Raises UserError if there is no such file.
+    """
 
     def __init__(self, path):
         try:
             self.words = np.memmap(path, np.uint32, "r")
         except (OSError, ValueError):
             raise UserError(
-                f"{path}: expected the documents of an unfinished M-step, found none; leave out --resume to start over"
+                f"{path}: expected the documents of an unfinished M-step, found none; "
+                "leave out --resume to start over"
             ) from None
         n = int(self.words[-1])
         self.lengths = np.array(self.words[-1 - n : -1])  # (n,)
@@ -47,25 +56,33 @@ class Written:
 
 
 def write_documents(path, docs):
-    """Documents, an iterable of (ids, kinds), to a file, whole or not at all: 4 id + kind of every token, the documents' lengths, their number, all uint32.
-    Every rank goes through all documents, and rank 0 writes."""
-    first, lengths = parallel.rank() == 0, array.array("I")
-    with open(f"{path}.part" if first else os.devnull, "wb") as f:
+    """Write documents, an iterable of (ids, kinds), to a file: all of them, or no file.
+
+    As uint32: 4 id + kind of every token, the lengths of the documents, their number. Every rank
+    goes through all documents, and rank 0 writes.
+    """
+    writes = parallel.rank() == 0
+    lengths = array.array("I")
+    with open(f"{path}.part" if writes else os.devnull, "wb") as f:
         for ids, kinds in docs:
-            f.write((np.array(ids, np.uint32) << 2 | np.array(kinds, np.uint32)).tobytes())
+            words = np.array(ids, np.uint32) << 2 | np.array(kinds, np.uint32)
+            f.write(words.tobytes())
             lengths.append(len(ids))
         f.write(np.append(lengths, len(lengths)).astype(np.uint32).tobytes())
         f.flush()
-        if first:
+        if writes:
             os.fsync(f.fileno())
             os.replace(f.name, path)
     parallel.all_gather(None)
 
 
 def step_documents(lengths, size, seed):
-    """-> a function: step -> indices of its documents, which depend on nothing else, so that a resumed run sees the same data. The epochs, each of
-    every document once in an order of its own, are one endless stream of tokens; step s takes the documents that begin at its tokens
-    s size, ..., (s + 1) size - 1.   Example: four documents of 3 tokens, size 6 -> two a step, two steps an epoch
+    """Which documents a step trains on -> a function, step -> indices.
+
+    They depend on nothing else, so a resumed run sees the same data. An epoch has every document
+    once, in an order of its own. The epochs are one endless stream of tokens; step s takes the
+    documents that begin at its tokens s size, ..., (s + 1) size - 1.
+    Example: four documents of 3 tokens, size 6 -> two a step, two steps an epoch
     """
     lengths = np.asarray(lengths, np.int64)
     total = int(lengths.sum())
@@ -73,15 +90,16 @@ def step_documents(lengths, size, seed):
     @functools.lru_cache(maxsize=1)  # most steps are in the epoch of the step before
     def epoch(n):
         order = np.random.default_rng([*seed, n]).permutation(len(lengths))
-        return order, n * total + lengths[order].cumsum() - lengths[
-            order
-        ]  # where each document begins
+        starts = n * total + lengths[order].cumsum() - lengths[order]
+        return order, starts
 
     def of_step(step):
-        begin, chosen = step * size, []
+        begin = step * size
+        indices = []
         for n in range(begin // total, (begin + size - 1) // total + 1):
-            order, at = epoch(n)
-            chosen += order[slice(*np.searchsorted(at, (begin, begin + size)))].tolist()
-        return chosen
+            order, starts = epoch(n)
+            first, last = np.searchsorted(starts, (begin, begin + size))
+            indices += order[first:last].tolist()
+        return indices
 
     return of_step

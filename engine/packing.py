@@ -1,6 +1,6 @@
-"""Documents and rows packed without padding: one behind the other, or as a tree in which equal beginnings stand once.
+"""Documents and rows packed without padding: end to end, or as a trie of shared prefixes.
 
-Shapes: T tokens of a packed row, M tokens whose prediction is asked for, D width.
+Shapes: T tokens of a packed row, M tokens that are predicted, D width.
 """
 
 import numpy as np
@@ -11,86 +11,95 @@ from data import CODE
 
 
 def pack(docs, kinds=None, multiple=1):
-    """Documents one behind the other as a row of tensors: ids, pos, doc (1, T) int64 and kind (1, T) int8. T is their tokens.
+    """Documents end to end as one row: ids, pos, doc (1, T) int64 and kind (1, T) int8.
 
-    pos restarts at 0 in each document; doc numbers them. multiple: pad to a multiple of so many tokens; padding is a document of its own with ids 0,
-    doc -1 and kind -1. kinds: a list like docs, or None (then kind is CODE).   Example: [[5, 6], [7]] -> ids [[5, 6, 7]], pos [[0, 1, 0]], doc [[0, 0, 1]]
+    docs      lists of ids
+    kinds     lists of kinds of token, or None: all are CODE
+    multiple  pad T to a multiple of it; padding is a document with ids 0, doc -1 and kind -1
+
+    pos restarts at 0 in each document; doc numbers them.
+    Example: [[5, 6], [7]] -> ids [[5, 6, 7]], pos [[0, 1, 0]], doc [[0, 0, 1]]
     """
     sizes = [len(d) for d in docs]
-    rest = -sum(sizes) % multiple
-    pos = [torch.arange(size) for size in sizes] + [torch.arange(rest)]
-    doc = torch.arange(len(docs)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
+    padding = -sum(sizes) % multiple
     kinds = [[CODE] * size for size in sizes] if kinds is None else kinds
-    ids, kind = (
-        torch.tensor([i for d in lists for i in d], dtype=dtype)
-        for lists, dtype in ((docs, torch.int64), (kinds, torch.int8))
-    )
-    return (
-        F.pad(ids, (0, rest))[None],
-        torch.cat(pos)[None],
-        F.pad(doc, (0, rest), value=-1)[None],
-        F.pad(kind, (0, rest), value=-1)[None],
-    )
+    ids = torch.tensor([i for d in docs for i in d], dtype=torch.int64)
+    kind = torch.tensor([k for d in kinds for k in d], dtype=torch.int8)
+    pos = torch.cat([torch.arange(size) for size in (*sizes, padding)])  # (T,)
+    doc = torch.arange(len(docs)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
+    ids = F.pad(ids, (0, padding))
+    doc = F.pad(doc, (0, padding), value=-1)
+    kind = F.pad(kind, (0, padding), value=-1)
+    return ids[None], pos[None], doc[None], kind[None]  # (1, T) each
 
 
 def pack_shared(rows):
-    """Rows of ids as one packed row in which a beginning that several share stands once -> (ids, pos, doc (1, T) int64, before, where).
+    """Rows of ids as one row in which shared prefixes stand once: the trie of the rows.
 
-    A row is a document of the tokens in which it differs from the row before it, in lexicographic order; before: numbers of the tokens that stand before
-    each document; where: (len(row),) numbers of the tokens of each row. So T is the number of nodes of the rows' trie.
-    Example: [[5, 6, 7], [5, 6, 8]] -> ids [[5, 6, 7, 8]], pos [[0, 1, 2, 2]], doc [[0, 0, 0, 1]], before [[], [0, 1]], where [[0, 1, 2], [0, 1, 3]]
+    A row becomes a document of the tokens that differ from the row before it, in lexicographic
+    order. T is the number of nodes of the trie. Returns
+
+    ids, pos, doc  (1, T) int64
+    before         per document, the numbers of the tokens before it: `model.Documents`
+    where          per row, the numbers of its tokens: (len(row),)
+
+    Example: [[5, 6, 7], [5, 6, 8]] -> ids [[5, 6, 7, 8]], pos [[0, 1, 2, 2]],
+    doc [[0, 0, 0, 1]], before [[], [0, 1]], where [[0, 1, 2], [0, 1, 3]]
     """
-    ids, pos, doc, before, where, last, path = (
-        [],
-        [],
-        [],
-        [],
-        [None] * len(rows),
-        np.zeros(0, np.int64),
-        np.zeros(0, np.int64),
-    )
+    ids, pos, doc, before = [], [], [], []
+    where = [None] * len(rows)
+    last = path = np.zeros(0, np.int64)  # the row before, and the numbers of its tokens
     for n in sorted(range(len(rows)), key=lambda n: rows[n]):
         row = np.array(rows[n])
-        m = common(last, row)
-        path = path[:m]  # numbers of the tokens that it shares
+        m = shared_length(last, row)
+        path = path[:m]
         if m < len(row):  # else it is the same row again
             doc += [len(before)] * (len(row) - m)
             before.append(torch.from_numpy(path))
-            path = np.concatenate([path, np.arange(len(ids), len(ids) + len(row) - m)])
+            path = np.concatenate([path, len(ids) + np.arange(len(row) - m)])
             ids += rows[n][m:]
             pos += range(m, len(row))
-        where[n], last = path, row
-    return (
-        *(torch.tensor(x)[None] for x in (ids, pos, doc)),
-        before,
-        [torch.from_numpy(w) for w in where],
-    )
+        where[n] = torch.from_numpy(path)
+        last = row
+    ids, pos, doc = (torch.tensor(x)[None] for x in (ids, pos, doc))  # (1, T) each
+    return ids, pos, doc, before, where
 
 
-def tree_parts(rows, most):
-    """Deal rows out to parts whose trees have at most so many tokens (or that are a single row), those with equal beginnings together -> lists of indices."""
-    parts, last, room = [], np.zeros(0, np.int64), 0
+def shared_parts(rows, max_tokens):
+    """Split rows into parts that `pack_shared` packs to at most max_tokens each.
+
+    Rows with shared prefixes come together. A longer row is a part of its own. Returns lists of
+    indices.
+    """
+    parts = []
+    last = np.zeros(0, np.int64)
+    room = 0
     for n in sorted(range(len(rows)), key=lambda n: rows[n]):
         row = np.array(rows[n])
-        new = len(row) - common(last, row)
-        if not parts or new > room:
+        size = len(row) - shared_length(last, row)
+        if not parts or size > room:
             parts.append([])
-            new, room = len(row), max(most, len(row))
+            size = len(row)
+            room = max(max_tokens, size)
         parts[-1].append(n)
-        room, last = room - new, row
+        room -= size
+        last = row
     return parts
 
 
-def common(a, b):
-    """How many tokens two rows (numpy arrays) begin with alike.   Example: [5, 6, 7], [5, 6, 8] -> 2"""
+def shared_length(a, b):
+    """Length of the shared prefix of two rows (arrays).   Example: [5, 6, 7], [5, 6, 8] -> 2"""
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if len(differ) else n
 
 
 def hidden_before(model, rows, row, position, amp=False):
-    """Run rows, shared prefixes once -> (states (T, D), node (M,)): states[node[m]] predicts the token
-    at position[m] of rows[row[m]]. rows: lists of ids; row, position: (M,) ints."""
+    """Run rows, shared prefixes once, for the states that predict tokens.
+
+    rows: lists of ids; row, position: (M,) ints. Returns (states (T, D), node (M,)):
+    states[node[m]] predicts the token at position[m] of rows[row[m]].
+    """
     ids, pos, doc, before, where = pack_shared(rows)  # (1, T)
     start = np.cumsum([0] + [len(w) for w in where])
     node = torch.cat(where)[start[row] + position - 1].to(model.device)  # (M,)
@@ -99,15 +108,14 @@ def hidden_before(model, rows, row, position, amp=False):
         return model(ids, pos, doc, before=before)[0], node
 
 
-def micro_batches(docs, kinds, most):
-    """Deal documents out to as few parts as have at most `most` tokens each (or a single document) -> [(docs, kinds), ...].
+def micro_batches(docs, kinds, max_tokens):
+    """Deal documents out to as few parts as have at most max_tokens each -> [(docs, kinds), ...].
 
-    Dealt longest first, like cards, the parts differ by less than the longest document.   Example: lengths 5, 4, 2, 1, most 8 -> 5 + 2, 4 + 1
+    A longer document is a part of its own. Dealt longest first, like cards, the parts differ by
+    less than the longest document.   Example: lengths 5, 4, 2, 1, at most 8 -> 5 + 2, 4 + 1
     """
     order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))
-    n = min(len(docs), -(-sum(map(len, docs)) // most))
-    while (
-        n < len(docs) and sum(len(docs[i]) for i in order[::n]) > most
-    ):  # the first part is the largest
-        n += 1
+    n = min(len(docs), -(-sum(map(len, docs)) // max_tokens))
+    while n < len(docs) and sum(len(docs[i]) for i in order[::n]) > max_tokens:
+        n += 1  # the first part is the largest
     return [([docs[i] for i in order[k::n]], [kinds[i] for i in order[k::n]]) for k in range(n)]

@@ -118,14 +118,14 @@ class Reader:
         for slots, (cache, rows, _) in zip(layout.reach, seen, strict=True):
             ks.append(cache.k[number][:, :, :slots].index_select(0, rows))  # (N, K, slots, E)
             vs.append(cache.v[number][:, :, :slots].index_select(0, rows))
-        q = padded(q, layout)  # (N, H, T, E)
-        k = torch.cat([*ks, padded(k, layout)], 2)  # (N, K, S, E)
-        v = torch.cat([*vs, padded(v, layout)], 2)  # (N, K, S, E)
+        q = pad_heads(q, layout)  # (N, H, T, E)
+        k = torch.cat([*ks, pad_heads(k, layout)], 2)  # (N, K, S, E)
+        v = torch.cat([*vs, pad_heads(v, layout)], 2)  # (N, K, S, E)
         y = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), layout.bias)
         return y.flatten(2).flatten(0, 1).index_select(0, layout.cell)  # (M, H E)
 
 
-def padded(x, layout):
+def pad_heads(x, layout):
     """Heads of the tokens (M, heads, E), padded to a batch: (N, heads, T, E)."""
     N, _, T, _ = layout.bias.shape
     cells = x.new_zeros(N * T, *x.shape[1:]).index_copy_(0, layout.cell, x)  # (N T, heads, E)

@@ -104,7 +104,7 @@ def generate(
             new = min(max_new, model.cfg.max_len - len(prompts[queue[0][0]]))
             try:
                 decoder = Decoder(model, batch, min(batch, len(prompts)), prefix, new, **draw)
-                serve(decoder, prompts, queue, uniforms, ends, record, bar)
+                sample_queue(decoder, prompts, queue, uniforms, ends, record, bar)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -195,7 +195,7 @@ class Samples:
         return *pair, Completion(ids, self.logprobs[row, :count].tolist(), finished)
 
 
-def serve(decoder, prompts, queue, uniforms, ends, record, bar):
+def sample_queue(decoder, prompts, queue, uniforms, ends, record, bar):
     """Sample the whole queue, [(prompt index, sample index)], from its end.
 
     uniforms(i, j) gives those of a completion; record(i, j, Completion) takes it.

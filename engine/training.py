@@ -1,4 +1,4 @@
-"""What every training loop shares: a model prepared for training, its optimizer, the learning rate; and its copy for inference."""
+"""What every training loop shares: the prepared model, its optimizer, the learning rate."""
 
 import copy
 
@@ -10,27 +10,30 @@ from engine.optim import RoundedAdamW
 
 
 def inference_copy(model, cfg):
-    """The model that samples and scores: itself, or a bfloat16 copy; whole on every rank."""
+    """The model that samples and scores: itself, or a bfloat16 copy; replicated on every rank."""
     model = parallel.unwrap(model)
-    return (
-        copy.deepcopy(model).bfloat16()
-        if cfg.rollout_bf16 and model.dtype != torch.bfloat16
-        else model
-    )
+    if cfg.rollout_bf16 and model.dtype != torch.bfloat16:
+        return copy.deepcopy(model).bfloat16()
+    return model
 
 
 def learning_rate(step, steps, peak, warmup):
-    """Linear warm-up, constant, linear decay over the last 40% of the steps. Example: half-way through the decay -> peak / 2"""
-    return peak * min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1.0, 0.4 * steps))
+    """Linear warm-up, a plateau, and linear decay over the last 40% of the steps.
+
+    Example: half-way through the decay -> peak / 2
+    """
+    rise = (step + 1) / max(1, warmup)
+    decay = (steps - step) / max(1.0, 0.4 * steps)
+    return peak * min(1.0, rise, decay)
 
 
 def adamw(model, lr, weight_decay):
-    """AdamW with decay on matrices only; for bfloat16 weights that of optim.py."""
+    """AdamW with decay on matrices only; optim.py's for weights in bfloat16."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     if model.dtype == torch.bfloat16:
         return RoundedAdamW(groups, lr)
@@ -38,8 +41,14 @@ def adamw(model, lr, weight_decay):
 
 
 def prepare_training(model, cfg, optimizer, state=None, weights="weights"):
-    """(the model as it is trained, its optimizer), both as in a state, if there is one. optimizer: model -> Optimizer. What the model was before
-    must not be used until `parallel.unwrap` gives it back."""
+    """Prepare a model for training -> (model, optimizer).
+
+    Loads the weights, compiles, wraps for DDP or FSDP, makes the optimizer and restores it.
+    Do not use the model passed in afterwards; `parallel.unwrap` gives it back.
+
+    optimizer  a function, model -> Optimizer
+    state      of an unfinished stage, with `opt` and the weights under this name; or None
+    """
     if state:
         model.load_state_dict(state[weights])
     model.checkpoint = cfg.checkpoint
@@ -47,5 +56,5 @@ def prepare_training(model, cfg, optimizer, state=None, weights="weights"):
     model = parallel.wrap(model, cfg.shard)
     opt = optimizer(model)
     if state:
-        parallel.restore(opt, state["opt"])
+        parallel.restore_optimizer(opt, state["opt"])
     return model, opt

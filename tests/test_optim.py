@@ -11,7 +11,7 @@ import config
 import mstep
 from config import UserError
 from engine import training
-from engine.optim import AT_ONCE, RoundedAdamW, rounded
+from engine.optim import CHUNK, RoundedAdamW, rounded
 from model import ModelConfig, Transformer
 
 torch.set_num_threads(1)
@@ -38,7 +38,7 @@ def test_rounding_is_unbiased_and_to_a_neighbour():
 
 def test_a_step_is_that_of_adamw(monkeypatch):
     """From the same bfloat16 state and gradient, the float32 result of torch's AdamW lies within one bfloat16 of ours; in several pieces too."""
-    monkeypatch.setattr("engine.optim.AT_ONCE", 100)
+    monkeypatch.setattr("engine.optim.CHUNK", 100)
     gen = torch.Generator().manual_seed(0)
     ours = torch.nn.Parameter(torch.randn(33, 31, generator=gen).bfloat16())
     theirs = torch.nn.Parameter(ours.detach().float())
@@ -52,7 +52,7 @@ def test_a_step_is_that_of_adamw(monkeypatch):
         a.step(), b.step()
         assert ((ours - theirs).abs() <= theirs.abs() * 2**-6 + 1e-3).all()
         theirs.data.copy_(ours.float())
-    assert ours.dtype == a.state[ours]["exp_avg"].dtype == torch.bfloat16 and AT_ONCE > 1000
+    assert ours.dtype == a.state[ours]["exp_avg"].dtype == torch.bfloat16 and CHUNK > 1000
 
 
 def test_small_steps_are_not_lost():

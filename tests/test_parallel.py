@@ -232,7 +232,7 @@ with parallel.ranks():
                 model.load_state_dict(saved[0])
                 model = parallel.wrap(model, shard)
                 opts[1] = torch.optim.AdamW(model.parameters(), 1e-2, fused=True)
-                parallel.restore(opts[1], saved[1])
+                parallel.restore_optimizer(opts[1], saved[1])
         one = parallel.unwrap(model)
         assert type(one) is Transformer and torch.equal(one.cos, alone.cos)
         for (name, a), b in zip(alone.named_parameters(), one.parameters()):
