@@ -343,7 +343,7 @@ TINY = (
     "--stage em --n-layer 1 --n-head 2 --d-model 16 --d-ff 16 --vocab-size 300 --pretrain-steps 2 "
     "--rows 2 --n-expert 6 --n-heldout 2 --mstep-steps 2 --warmup 1 --iters 1 --infuse 4 "
     "--estep-steps 1 --snippets 2 --group 2 --eval-tasks 1 --samples 1 --max-new 4 "
-    "--elbo-samples 2 --threads 1"
+    "--elbo-samples 2 --threads 1 --base-check false"
 ).split()
 
 
