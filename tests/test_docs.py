@@ -44,7 +44,8 @@ def code_of(text):
     """The indented lines, the fenced blocks that are not Python, and what stands in backticks."""
     fenced = re.findall(r"^```(?!python)\w*\n(.*?)^```", text, re.M | re.S)
     indented = re.findall(r"^    .*$", text, re.M)
-    return [*"\n".join(fenced).split("\n"), *indented, *re.findall(r"`(python [^`]+)`", text)]
+    inline = re.findall(r"(?<!`)`(python [^`\n]+)`(?!`)", text)
+    return [*"\n".join(fenced).split("\n"), *indented, *inline]
 
 
 def commands(text):
