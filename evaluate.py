@@ -39,7 +39,7 @@ from engine.sample import Completion, generate
 from engine.training import inference_copy
 from formats import huggingface
 from formats.checkpoints import load_model
-from formats.tokenizers import load_tokenizer
+from formats.tokenizers import check_checkpoint, load_tokenizer
 from grader.grade import grade
 from grader.messages import HarnessError
 from tasks import job_of, until_stop
@@ -206,17 +206,19 @@ def open_model(cfg, checkpoint=""):
 
     Raises UserError.
     """
-    if cfg.preset != "tiny":
-        path = huggingface.find(cfg)
-        tok = huggingface.open_tokenizer(path)
-        model = load_model(checkpoint)[0] if checkpoint else huggingface.open_model(path)
-    elif checkpoint:
-        model = load_model(checkpoint)[0]
-        tok = domain_tokenizer(checkpoint)
-    else:
+    if cfg.preset == "tiny" and not checkpoint:
         raise UserError(
             "--preset tiny has no weights of its own: give --checkpoint, such as runs/tiny-0/ra3.pt"
         )
+    model, extra = load_model(checkpoint) if checkpoint else (None, {})
+    if cfg.preset == "tiny":
+        tok = domain_tokenizer(checkpoint)
+    else:
+        path = huggingface.find(cfg)
+        tok = huggingface.open_tokenizer(path)
+        model = model or huggingface.open_model(path)
+    if checkpoint:
+        check_checkpoint(checkpoint, extra, tok, cfg.preset)
     if model.cfg.vocab_size < tok.vocab_size:
         raise UserError(
             f"{checkpoint}: its vocabulary has {model.cfg.vocab_size} ids, the tokenizer of "
@@ -438,9 +440,10 @@ def evaluate(run, names):
             rates, programs = solve_problems(run, name, model, problems)
             results[name].update(rates)
         elbo = heldout_elbo(model, run.tok, run.heldout, run.cfg, run.hard)
-        results[name].update(elbo, flops=extra["flops"])
-    write_results(run, results)
+        results[name].update(elbo, flops=extra["flops"], measured=measured(run.cfg))
+    earlier = write_results(run, results)
     print_table(results)
+    print_unlike(earlier, run.cfg)
     if problems:
         print_programs(problems, programs)
     else:
@@ -479,17 +482,53 @@ def write_programs(run, name, rows):
         f.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-@parallel.rank0_only
+# settings that decide what the figures of a model are figures of
+MEASURED = (
+    "data unit docstrings keep_comments max_tokens min_lines n_heldout seed eval_split eval_tasks "
+    "samples temperature max_new rollout_bf16 elbo_samples c kl_prior alpha think_max horizon"
+).split()
+
+
+def measured(cfg):
+    """How figures are measured: the settings that decide it."""
+    return {key: getattr(cfg, key) for key in MEASURED}
+
+
 def write_results(run, results):
+    """Merge figures into results.json -> the entries of other models there.
+
+    Each entry has its own `measured`, so that unlike ones can be told apart.
+    """
     path = run.path("results.json")
     try:
         with open(path) as f:
-            earlier = json.load(f)
-    except (OSError, ValueError):
+            earlier = dict(json.load(f))
+    except (OSError, ValueError, TypeError):
         earlier = {}
+    parallel.rank0_only(write_json)(path, {**earlier, **results})
+    return {name: entry for name, entry in earlier.items() if name not in results}
+
+
+def write_json(path, record):
     with open(path + ".part", "w") as f:
-        json.dump({**earlier, **results}, f, indent=1)
+        json.dump(record, f, indent=1)
     os.replace(path + ".part", path)
+
+
+def print_unlike(entries, cfg):
+    """Say which entries of results.json must not be set beside those that this command makes.
+
+    entries: {name: entry} of other models.
+    """
+    for name, entry in entries.items():
+        before = entry.get("measured", {})
+        unlike = [
+            f"{key}={before.get(key, 'unknown')!r} and not {value!r}"
+            for key, value in measured(cfg).items()
+            if before.get(key, "unknown") != value
+        ]
+        if unlike:
+            print(f"{name} in results.json is measured otherwise: {', '.join(unlike)}")
 
 
 COLUMNS = (

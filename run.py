@@ -26,6 +26,7 @@ from corpus.store import snippet_sizes, split_heldout, take
 from engine import parallel
 from engine.machine import device_of
 from formats.checkpoints import load_model, save_model, write_whole
+from formats.tokenizers import check_checkpoint, digest
 from model import ModelConfig
 
 
@@ -174,6 +175,7 @@ class Run:
                 "or give --out"
             )
         model, extra = load_model(self.path(f"{name}.pt"), like)
+        check_checkpoint(self.path(f"{name}.pt"), extra, self.tok, self.cfg.preset)
         return model.to(self.device, getattr(torch, self.cfg.weights)), extra
 
     def about(self, name):
@@ -184,6 +186,7 @@ class Run:
     @parallel.rank0_only
     def save(self, name, model, **extra):
         """Write a finished model, and remove its unfinished stage."""
+        extra = dict(extra, tokenizer=digest(self.tok), preset=self.cfg.preset)
         save_model(model, self.path(f"{name}.pt"), **extra, seconds=time.time() - self.started)
         self.forget(name)
 

@@ -192,7 +192,7 @@ def fingerprint(job):
             sys.version_info[:2],
             job.settings,
             [(origin.spec, files_with_times(origin)) for origin in job.origins],
-            tokenizer_identity(job.tok),
+            tokenizers.identity(job.tok),
             job.check and problem_texts(job.check),
             signature,
         ]
@@ -203,20 +203,6 @@ def fingerprint(job):
 def files_with_times(origin):
     """(name, size, time of the last change) of a source's files."""
     return [(name, size, path.stat().st_mtime_ns) for name, path, size in origin.files]
-
-
-def tokenizer_identity(tok):
-    """What tells tokenizers apart, as JSON values."""
-    signs = "".join(map(chr, range(9, 1000)))
-    code = "def f(x):\n    return  x + 1234\n\n\tif y: don't\r\n" + " " * 40
-    lengths = np.asarray(tok.nbytes, np.int64).tobytes()
-    return [
-        tok.eos,
-        tok.thought_ids,
-        tok.stop_ids,
-        tok.encode(signs + code),
-        hashlib.sha256(lengths).hexdigest(),
-    ]
 
 
 def problem_texts(check):

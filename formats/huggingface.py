@@ -446,13 +446,16 @@ def export(checkpoint, folder, dtype=None, source=None, shard_bytes=5 * 10**9):
     settings say. Raises UserError."""
     if os.path.exists(folder):
         raise UserError(f"{folder}: exists already; give the name of a new folder")
-    model, _ = load_model(checkpoint)
+    model, extra = load_model(checkpoint)
     beside = os.path.join(os.path.dirname(checkpoint), "tokenizer.txt")
     if source is None and not os.path.exists(beside):
         made = read_json(
             os.path.join(os.path.dirname(checkpoint), "settings.json"), "the run's settings"
         )
         source = find(make(made["preset"], model=made.get("model", "")))
+    if "tokenizer" in extra:
+        tok = open_tokenizer(source) if source else tokenizers.load_tokenizer(beside)
+        tokenizers.check_checkpoint(checkpoint, extra, tok, source or "tiny")
     part = f"{folder.rstrip('/')}.part"
     shutil.rmtree(part, ignore_errors=True)
     try:

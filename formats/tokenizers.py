@@ -6,6 +6,7 @@ vocabulary first. Texts are never normalised but where the tokenizer's own file 
 
 import base64
 import dataclasses
+import hashlib
 import json
 import os
 import unicodedata
@@ -78,6 +79,58 @@ class Tokenizer:
     def vocab_size(self):
         """Size of the embedding."""
         return len(self.nbytes)
+
+
+def identity(tok):
+    """What tells tokenizers apart, as JSON values.
+
+    These are lengths of tokens, special ids, and the ids of a page of signs.
+    """
+    signs = "".join(map(chr, range(9, 1000)))
+    code = "def f(x):\n    return  x + 1234\n\n\tif y: don't\r\n" + " " * 40
+    lengths = np.asarray(tok.nbytes, np.int64).tobytes()
+    return [
+        tok.eos,
+        tok.thought_ids,
+        tok.stop_ids,
+        tok.encode(signs + code),
+        hashlib.sha256(lengths).hexdigest(),
+    ]
+
+
+def digest(tok):
+    """The identity as 16 hexadecimal digits, which checkpoints carry."""
+    return hashlib.sha256(json.dumps(identity(tok)).encode()).hexdigest()[:16]
+
+
+def check_checkpoint(path, extra, tok, preset):
+    """Raise UserError if a checkpoint was made with another tokenizer.
+
+    path, extra   the checkpoint, and the values in it
+    tok, preset   the tokenizer, and the preset that it belongs to
+    One that does not name its tokenizer is known by the preset in settings.json beside it.
+    """
+    made_by = extra.get("preset")
+    if "tokenizer" in extra:
+        same = extra["tokenizer"] == digest(tok)
+    else:
+        made_by = preset_beside(path)
+        same = made_by in (None, preset)
+    if not same:
+        by = f" of --preset {made_by}" if made_by else ""
+        raise UserError(
+            f"{path}: made with another tokenizer{by} and not with that of --preset {preset}; give "
+            "the --preset and --model that it was made with"
+        )
+
+
+def preset_beside(path):
+    """The preset in settings.json beside a checkpoint, or None."""
+    try:
+        with open(os.path.join(os.path.dirname(path), "settings.json")) as f:
+            return dict(json.load(f)).get("preset")
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def make_tokenizer(enc, eos, vocab_size=None, bos=None, normal=""):

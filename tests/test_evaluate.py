@@ -19,7 +19,7 @@ from benchmarks import rates, samples
 from elbo import prior_of, summary
 from engine.rollouts import rollout
 from engine.sample import Completion
-from formats import tokenizers
+from formats import checkpoints, huggingface, tokenizers
 from worlds import thinker
 
 torch.set_num_threads(1)
@@ -472,6 +472,67 @@ def test_bound_at_infinite_c(world):
         and got["think_share"] == 0
         and all(math.isfinite(v) for v in got.values())
     )
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """A run's folder that needs no model: a function of settings."""
+
+    def make(**settings):
+        cfg = config.make(out=str(tmp_path), **settings)
+        return types.SimpleNamespace(cfg=cfg, path=lambda name: str(tmp_path / name))
+
+    return make
+
+
+def test_entries_say_how_they_were_measured(run_of, tmp_path, capsys):
+    """Two commands with unlike settings: both entries stay, the second one names the difference."""
+    for settings, name in ((dict(data="a"), "base"), (dict(data="b", elbo_samples=1), "ra3")):
+        run = run_of(**settings)
+        entry = {"elbo": -3.0, "measured": evaluate.measured(run.cfg)}
+        evaluate.print_unlike(evaluate.write_results(run, {name: entry}), run.cfg)
+    line = "base in results.json is measured otherwise: "
+    assert capsys.readouterr().out == (f"{line}data='a' and not 'b', elbo_samples=8 and not 1\n")
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert [record[name]["measured"]["elbo_samples"] for name in ("base", "ra3")] == [8, 1]
+    run = run_of(data="a")
+    evaluate.print_unlike({"old": {"elbo": -1.0}, "base": record["base"]}, run.cfg)
+    out = capsys.readouterr().out
+    assert out.startswith("old in results.json is measured otherwise: data='unknown' and not 'a'")
+    assert out.count("\n") == 1
+    assert set(evaluate.MEASURED) <= set(vars(config.make()))
+
+
+def test_a_checkpoint_knows_its_tokenizer(world, tmp_path):
+    """Evaluated with another tokenizer of the same size, one line; an old one by its preset."""
+    tok, model, *_ = world
+    rng = random.Random(2)
+    other = tokenizers.train_tokenizer(["".join(domain.base_text(rng)) for _ in range(50)], 400)
+    assert other.vocab_size == tok.vocab_size
+    path = tmp_path / "ra3.pt"
+    cfg = config.make()
+    noted = dict(tokenizer=tokenizers.digest(tok), preset="smollm2")
+    for extra, beside, settings, message in (
+        (noted, tok, None, None),
+        (noted, other, None, "ra3.pt: made with another tokenizer of --preset smollm2 and not"),
+        ({}, other, None, None),  # nothing is known of it
+        ({}, tok, {"preset": "tiny"}, None),
+        ({}, tok, {"preset": "smollm2"}, "of --preset smollm2 and not with that of --preset tiny"),
+    ):
+        checkpoints.save_model(model, str(path), **extra)
+        tokenizers.save_tokenizer(beside, str(tmp_path / "tokenizer.txt"))
+        (tmp_path / "settings.json").write_text(json.dumps(settings))
+        if message:
+            with pytest.raises(config.UserError, match=message) as error:
+                evaluate.open_model(cfg, str(path))
+            assert "\n" not in str(error.value)
+        else:
+            assert evaluate.open_model(cfg, str(path))[1].vocab_size == tok.vocab_size
+    checkpoints.save_model(model, str(path), **noted)
+    tokenizers.save_tokenizer(other, str(tmp_path / "tokenizer.txt"))
+    with pytest.raises(config.UserError, match="made with another tokenizer"):
+        huggingface.export(str(path), str(tmp_path / "folder"))
+    assert not (tmp_path / "folder").exists()
 
 
 def test_open_model_needs_weights():

@@ -126,6 +126,7 @@ def assert_same(a, b, names, most=1e-5):
         u, v = (json.load(open(p / "results.json")) for p in (a, b))
         for m in u:
             assert read(u[m].pop("flops"), v[m].pop("flops"))
+            assert u[m].pop("measured") == v[m].pop("measured")
             assert u[m] == {
                 k: x if x is None else pytest.approx(x, rel=most, abs=most) for k, x in v[m].items()
             }
