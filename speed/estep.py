@@ -1,33 +1,56 @@
-"""The E-step: rollouts and rewards, the whole step in units of a step of next-token training, and how the cost grows.
+"""The E-step: rollouts and rewards, the step in units of an NTP step, and how the cost grows.
 
-Snippets of SmolLM2-135M's shape with random bfloat16 weights: n tokens, a sixth of them prompt, lines of 11, thoughts of 14 tokens at `rate` before every line.
-Peers of rollouts with rewards (q is pi, G rollouts of each of B snippets; what is compared is sum_t r_t, and so without gains):
-    line by line     transformers: before each line `generate` on the G rollouts, those that think; then a forward over context and line for its likelihood.
-                     Measured on a few lines spread over a snippet and scaled to all of them.
-    token by token   ours without any of it: each token, code too, through one step on a cache, the N rows in lockstep. Measured on a part of the steps
-                     and scaled; the whole of it is what the tests compare rollouts with.
-Limit: 2 P tokens / F for what must be read (each snippet once, each row from its first thought on, its thoughts' tokens excluded; for gains the code from each
-later thought on again), the head only where code is predicted; decoding, at best all rows side by side, max(2 P rows / F, (2 P + cache) / W) a step
-for as many steps as the row with the most thoughts takes. F and W are the measured rates.
+Snippets of SmolLM2-135M's shape with random bfloat16 weights: n tokens, a sixth of them prompt,
+lines of 11, thoughts of 14 tokens at `rate` before every line. Peers of rollouts with rewards (q is
+pi, G rollouts of each of B snippets; what is compared is sum_t r_t, and so without gains):
+    line by line
+        transformers: before each line `generate` on the G rollouts, those that think; then a
+        forward over context and line for its likelihood. Measured on a few lines spread over a
+        snippet and scaled to all of them.
+    token by token
+        ours without any of it: each token, code too, through one step on a cache, the N rows in
+        lockstep. Measured on a part of the steps and scaled; the whole of it is what the tests
+        compare rollouts with.
+Limit: 2 P tokens / F for what must be read (each snippet once, each row from its first thought on,
+its thoughts' tokens excluded; for gains the code from each later thought on again), the head only
+where code is predicted; decoding, at best all rows side by side, max(2 P rows / F, (2 P + cache) /
+W) a step for as many steps as the row with the most thoughts takes. F and W are the measured rates.
 
-NOISE (`values` of the row "rounding"): the largest and the root mean square difference, in nats, between log pi of a line in the trunk and of the same line
-in the same context read as a value (the only thing that differs is the shape of the forward).
+NOISE (`values` of the row "rounding"): the largest and the root mean square difference, in nats,
+between log pi of a line in the trunk and of the same line in the same context read as a value (the
+only thing that differs is the shape of the forward).
 
-What was tried (core-seconds; SmolLM2 in bfloat16, six functions of 153 to 230 tokens, G = 4, thoughts of 14, before 10 / 40 / 100% of the lines, gains included; an
-AMD EPYC without AMX, busy with other processes; before: caches copied a row, all lines behind a thought forwarded, weights not packed)
-    all of what follows, q is not pi                23.2 / 65.0 / 140.8 -> 13.2 / 35.9 / 81.7; q is pi: 15.7 / 48.0 / 95.8 -> 11.8 / 35.3 / 66.8      kept
-    the same on the tiny preset, bfloat16           1.11 / 3.79 / 8.38 -> 0.67 / 2.34 / 4.83; float32, q is pi: 0.91 / 3.14 / 6.48 -> 0.66 / 2.51 / 5.21
-    tokens read, q is not pi                        6,298 / 19,072 / 43,736 -> 5,569 / 14,010 / 28,852
-    look-ahead to the next u_t < P(think)           tokens of q: 2% more than a line at a time, which is the least; all lines: 53% more (q's own, 27% of lines)   kept
-    look-ahead of a fixed number of lines           three lines: 17% more; kept for tests (`window`)                                 kept
-    matrix products without padding                 attention alone is padded, in batches of like length                             kept
-    rows swapped in the cache, not moved            3% of the tiny preset's run                                                      kept
-    values after sampling instead of on the way     the same tokens, in a few full batches instead of one a thought                  kept
-    equal beginnings read once by the update        at the rates of a base model most rollouts never think                           kept
-What the whole E-step must read (4 snippets of 250 tokens, G = 4, thoughts before 20%, in units of the 3 x 1,000 tokens, forward and twice back, of an NTP step): q
-while sampling 1.4, pi for the rewards 1.5, values 1.7 (credit by prefix only), the update 4.0, equal beginnings once: 8.6, or 6.9 with credit by group. Six would
-take the update's forward from the sampler's, which keeps nothing to go back through.
-Where the time goes (SmolLM2, 40%, q is pi, with gains, 25.6 core-s): bfloat16 products 42%, the float32 head 27%, attention 8% and the decode step's own 7%.
+What was tried (core-seconds; SmolLM2 in bfloat16, six functions of 153 to 230 tokens, G = 4,
+thoughts of 14, before 10 / 40 / 100% of the lines, gains included; an AMD EPYC without AMX, busy
+with other processes; before: caches copied a row, all lines behind a thought forwarded, weights not
+packed)
+    all of what follows, q is not pi
+        23.2 / 65.0 / 140.8 -> 13.2 / 35.9 / 81.7; q is pi: 15.7 / 48.0 / 95.8 -> 11.8 / 35.3 / 66.8
+        (kept)
+    the same on the tiny preset, bfloat16
+        1.11 / 3.79 / 8.38 -> 0.67 / 2.34 / 4.83; float32, q is pi: 0.91 / 3.14 / 6.48 -> 0.66 /
+        2.51 / 5.21
+    tokens read, q is not pi
+        6,298 / 19,072 / 43,736 -> 5,569 / 14,010 / 28,852
+    look-ahead to the next u_t < P(think)
+        tokens of q: 2% more than a line at a time, which is the least; all lines: 53% more (q's
+        own, 27% of lines) (kept)
+    look-ahead of a fixed number of lines
+        three lines: 17% more; kept for tests (`window`) (kept)
+    matrix products without padding
+        attention alone is padded, in batches of like length (kept)
+    rows swapped in the cache, not moved
+        3% of the tiny preset's run (kept)
+    values after sampling instead of on the way
+        the same tokens, in a few full batches instead of one a thought (kept)
+    equal beginnings read once by the update
+        at the rates of a base model most rollouts never think (kept)
+What the whole E-step must read (4 snippets of 250 tokens, G = 4, thoughts before 20%, in units of
+the 3 x 1,000 tokens, forward and twice back, of an NTP step): q while sampling 1.4, pi for the
+rewards 1.5, values 1.7 (credit by prefix only), the update 4.0, equal beginnings once: 8.6, or 6.9
+with credit by group. Six would take the update's forward from the sampler's, which keeps nothing to
+go back through. Where the time goes (SmolLM2, 40%, q is pi, with gains, 25.6 core-s): bfloat16
+products 42%, the float32 head 27%, attention 8% and the decode step's own 7%.
 """
 
 import copy
@@ -50,12 +73,16 @@ from model import ModelConfig, Transformer, work_size
 from speed.measure import absent, installed, interleaved
 from speed.sampling import SMOLLM2, hf_model
 
-THOUGHT, LINE = 14, 11  # tokens
+THOUGHT = 14  # tokens
+LINE = 11
 TINY = ModelConfig(vocab_size=512, max_len=4096)
 
 
 def snippets(B, n, vocab, seed=0):
-    """B snippets of n random tokens and a Tokenizer for them, in which two tokens begin a comment and only eos ends one."""
+    """B snippets of n random tokens, and a Tokenizer for them.
+
+    Two tokens begin a comment, and only eos ends one.
+    """
     rng = np.random.default_rng(seed)
     tok = tokenizers.Tokenizer(None, vocab - 1, [1, 2], [vocab - 1], np.ones(vocab, dtype=np.int64))
     prompt = n // 6
@@ -117,7 +144,10 @@ def token_by_token(model, tok, snips, G, think_max, seed, rate=None, horizon=0, 
 
 @torch.inference_mode()
 def line_by_line(model, snip, G, rate, lines, eos):
-    """transformers, before and on some lines of a snippet: thoughts of the rollouts that think, and the likelihood of the line after all."""
+    """transformers on some lines of a snippet -> their log-likelihood.
+
+    Before a line, the rollouts that think write a thought. Then the line is scored after all.
+    """
     rng, total = np.random.default_rng(0), 0.0
     for t in lines:
         a, b = snip.first[t], (snip.first[1:] + [len(snip.ids)])[t]
@@ -151,54 +181,61 @@ def line_by_line(model, snip, G, rate, lines, eos):
 # ---------------------------------------------------------------- limits
 
 
-def limit(rolls, model, rates, same, gains):
-    """Seconds that these rollouts must take: see the top."""
-    cfg, rows, head = model.cfg, rolls.rows, model.head_weight.numel()
-    blocks, snips = work_size(model) - head, [row.snip for row in rows[:: rolls.G]]
-    thinkers = [(row, sorted(row.thoughts)) for row in rows if row.thoughts]
-    rest = lambda row, t: len(row.snip.ids) - row.snip.first[t]
+def rollout_limit(rolls, model, rates, same, gains):
+    """Seconds that these rollouts must take: see the top. same: q is pi."""
+    cfg = model.cfg
+    head = model.head_weight.numel()
+    blocks = work_size(model) - head
+    snips = [row.snip for row in rolls.rows[:: rolls.G]]
     read = (2 - same) * sum(len(s.ids) - 1 for s in snips)
     scored = sum(len(s.ids) - s.first[0] for s in snips)
-    for row, lines in thinkers:
-        suffix, thought = len(row.ids) - 1 - row.prefix, sum(len(z) for z in row.thoughts.values())
-        read += suffix - thought + (0 if same else suffix)
-        scored += rest(row, lines[0])
-        if gains:
-            read, scored = (x + sum(rest(row, t) for t in lines[1:]) for x in (read, scored))
-    decoded = [sum(len(z) for z in row.thoughts.values()) for row in rows]
+    decoded = [sum(map(len, row.thoughts.values())) for row in rolls.rows]
+    for row, thought in zip(rolls.rows, decoded, strict=True):
+        if row.thoughts:
+            suffix = len(row.ids) - 1 - row.prefix
+            read += suffix - thought + (0 if same else suffix)
+            # the code from each thought on; from later ones for gains only
+            rest = [len(row.snip.ids) - row.snip.first[t] for t in sorted(row.thoughts)]
+            scored += rest[0]
+            if gains:
+                read += sum(rest[1:])
+                scored += sum(rest[1:])
+    seconds = (2 * blocks * read + 2 * head * scored) / rates.flops
+    if not any(decoded):
+        return seconds
     kv = 2 * cfg.n_layer * cfg.n_kv_head * cfg.d_model // cfg.n_head * 2  # bytes a token
-    steps, cache = max(max(decoded), 1), kv * (sum(len(s.ids) for s in snips) + sum(decoded) / 2)
+    cache = kv * (sum(len(s.ids) for s in snips) + sum(decoded) / 2)
+    steps = max(decoded)
     step = max(
         2 * (blocks + head) * sum(decoded) / steps / rates.flops,
         (2 * (blocks + head) + cache) / rates.bytes,
     )
-    return (2 * blocks * read + 2 * head * scored) / rates.flops + (steps * step if thinkers else 0)
+    return seconds + steps * step
 
 
 def rounding(model, tok, snips):
-    """(root mean square, largest) difference in nats between a line in the trunk and the same line read on the trunk's keys, over all lines but the first."""
+    """(root mean square, largest) difference in nats between two readings of the same lines.
 
+    One is in the trunk, the other on the trunk's keys; the later half of the lines counts.
+    """
+    differences = []
     with torch.inference_mode():
-        net, cache = (
-            Reader(model),
-            model.new_cache(len(snips), max(len(s.ids) for s in snips)),
-        )
+        net = Reader(model)
+        cache = model.new_cache(len(snips), max(len(s.ids) for s in snips))
         base, _, _ = read_trunk(net, cache, snips, tok, scored=True)
-        cut = [s.first[len(s.first) // 2] - 1 for s in snips]
-        off = []
-        for which, at, hidden in net.read(
-            [s.ids[c:-1] for s, c in zip(snips, cut)],
-            np.array(cut),
-            [(cache, np.arange(len(snips)), np.array(cut))],
-        ):
+        starts = np.array([s.first[len(s.first) // 2] - 1 for s in snips])
+        rest = [s.ids[start:-1] for s, start in zip(snips, starts, strict=True)]
+        shared = [(cache, np.arange(len(snips)), starts)]
+        for rows, positions, hidden in net.read(rest, starts, shared):
             pieces = [
-                (snips[b].ids, snips[b].first, cut[b], len(snips[b].ids) - 1, a)
-                for b, a in zip(which, at)
+                (snips[b].ids, snips[b].first, starts[b], len(snips[b].ids) - 1, a)
+                for b, a in zip(rows, positions, strict=True)
             ]
-            for b, logp in zip(which, line_logprobs(net, hidden, pieces, tok)):
-                off.append((logp - base[b])[len(base[b]) // 2 :])
-    off = np.concatenate(off)
-    return float((off**2).mean() ** 0.5), float(np.abs(off).max())
+            again = line_logprobs(net, hidden, pieces, tok)
+            for b, logp in zip(rows, again, strict=True):
+                differences.append((logp - base[b])[len(base[b]) // 2 :])
+    differences = np.concatenate(differences)
+    return float((differences**2).mean() ** 0.5), float(np.abs(differences).max())
 
 
 # ---------------------------------------------------------------- rows
@@ -210,80 +247,89 @@ def a_model(cfg, device, seed=0):
 
 def rollout_rows(quick, rates):
     model = a_model(SMOLLM2, rates.device).bfloat16()
-    note = absent("transformers")
-    theirs = (
-        hf_model(SMOLLM2).bfloat16().eval().to(rates.device) if installed("transformers") else None
-    )
-    for n, G, rate in (
-        [(250, 4, 0.4)]
-        if quick
-        else [(250, 4, 0.1), (250, 4, 0.4), (250, 4, 1.0), (250, 8, 0.4), (512, 4, 0.4)]
-    ):
-        B = 1 if quick else 4
-        snips, tok = snippets(B, n, SMOLLM2.vocab_size)
-        L, some, kept = len(snips[0].first), 2 if quick else 4, []
-        lines = [int(x) for x in np.linspace(L / (2 * some), L - L / (2 * some), some)]
-        part = 16  # steps of token by token, after that which reads the prompts
-        ours = lambda need: functools.partial(
-            lambda: kept.append(
-                rollout(model, model, tok, snips, G, THOUGHT, (0,), rate=rate, need=need)
-            )
+    theirs = None
+    if installed("transformers"):
+        theirs = hf_model(SMOLLM2).bfloat16().eval().to(rates.device)
+    if quick:
+        cases = [(250, 4, 0.4)]
+    else:
+        cases = [(250, 4, 0.1), (250, 4, 0.4), (250, 4, 1.0), (250, 8, 0.4), (512, 4, 0.4)]
+    for n, G, rate in cases:
+        yield from rollout_case(model, theirs, n, G, rate, quick, rates)
+    if not quick:
+        snips, tok = snippets(4, n, SMOLLM2.vocab_size)
+        rms, largest = rounding(model, tok, snips)
+        values = {"root mean square": rms, "largest": largest}
+        yield {"row": "rounding, nats a line", "values": values}
+
+
+def rollout_case(model, theirs, n, G, rate, quick, rates):
+    """Rollouts of snippets of n tokens with rewards, and with gains.
+
+    theirs: transformers' model, or None.
+    """
+    B = 1 if quick else 4
+    snips, tok = snippets(B, n, SMOLLM2.vocab_size)
+    rolls = {}  # by what is computed
+
+    def ours(need):
+        rolls[need] = rollout(model, model, tok, snips, G, THOUGHT, (0,), rate=rate, need=need)
+
+    peers = {"ours": functools.partial(ours, "rewards")}
+    scale = {}  # peer -> how much of the work it does
+    if not quick:
+        peers["with gains"] = functools.partial(ours, "gains")
+    if theirs is not None:
+        L = len(snips[0].first)
+        count = 2 if quick else 4
+        lines = [int(x) for x in np.linspace(L / (2 * count), L - L / (2 * count), count)]
+        peers["line by line"] = functools.partial(
+            line_by_line, theirs, snips[0], G, rate, lines, tok.eos
         )
-        peers = (
-            {"ours": ours("rewards")}
-            if quick
-            else {"ours": ours("rewards"), "with gains": ours("gains")}
+        scale["line by line"] = B * L / count
+    steps = 16  # of token by token, after that which reads the prompts
+    for name, k in () if quick else (("prompts", 1), ("token by token", 1 + steps)):
+        peers[name] = functools.partial(
+            token_by_token, model, tok, snips, G, THOUGHT, (0,), rate, steps=k
         )
-        if theirs is not None:
-            peers["line by line"] = lambda: line_by_line(theirs, snips[0], G, rate, lines, tok.eos)
-        for k, name in () if quick else ((1, "prompts"), (1 + part, "token by token")):
-            peers[name] = functools.partial(
-                token_by_token, model, tok, snips, G, THOUGHT, (0,), rate, steps=k
-            )
-        seconds = interleaved(
-            peers, 1 if quick else 5, rates, desc=f"rollouts {n} {G} {rate}", warm=False
-        )
-        rolls = kept[-1]
-        if theirs is not None:
-            seconds["line by line"] *= B * L / some
-        longest, tokens = (
-            max(len(row.ids) - row.snip.prompt for row in rolls.rows),
-            sum(len(row.ids) for row in rolls.rows),
-        )
-        if not quick:
-            start = seconds.pop("prompts")
-            seconds["token by token"] = start + (seconds["token by token"] - start) / part * longest
-        gains = seconds.pop("with gains", None)
-        yield {
-            "row": f"rollouts, {n} tokens, G={G}, thoughts before {rate:.0%}",
-            "work": tokens,
-            "unit": "tokens",
-            "seconds": seconds,
-            "limit_s": limit(rolls, model, rates, True, False),
-            "target": {"line by line": 20, "limit": 0.4},
-            "note": note,
-            "values": {"read": kept[0].forward_tokens / tokens},
-        }
-        if quick:
-            return
+    desc = f"rollouts {n} {G} {rate}"
+    seconds = interleaved(peers, 1 if quick else 5, rates, desc=desc, warm=False)
+    rewards = rolls["rewards"]
+    for name, factor in scale.items():
+        seconds[name] *= factor
+    if not quick:
+        longest = max(len(row.ids) - row.snip.prompt for row in rewards.rows)
+        prompts = seconds.pop("prompts")
+        step = (seconds["token by token"] - prompts) / steps
+        seconds["token by token"] = prompts + step * longest
+    with_gains = seconds.pop("with gains", None)
+    tokens = sum(len(row.ids) for row in rewards.rows)
+    shared = {"work": tokens, "unit": "tokens"}
+    yield {
+        "row": f"rollouts, {n} tokens, G={G}, thoughts before {rate:.0%}",
+        **shared,
+        "seconds": seconds,
+        "limit_s": rollout_limit(rewards, model, rates, True, False),
+        "target": {"line by line": 20, "limit": 0.4},
+        "note": absent("transformers"),
+        "values": {"read": rewards.forward_tokens / tokens},
+    }
+    if not quick:
+        gains = rolls["gains"]
         yield {
             "row": f"the same with gains, {n}, G={G}, {rate:.0%}",
-            "work": tokens,
-            "unit": "tokens",
-            "seconds": {"ours": gains},
-            "limit_s": limit(rolls, model, rates, True, True),
+            **shared,
+            "seconds": {"ours": with_gains},
+            "limit_s": rollout_limit(gains, model, rates, True, True),
             "target": {"limit": 0.4},
-            "values": {"read": rolls.forward_tokens / tokens},
+            "values": {"read": gains.forward_tokens / tokens},
         }
-    rms, most = rounding(model, tok, snips)
-    yield {"row": "rounding, nats a line", "values": {"root mean square": rms, "largest": most}}
 
 
 def estep(q, pi, opt, tok, snips, G, rate, credit="prefix", kl=0.3, cast=True):
-    """One E-step as train.py takes it -> Rollouts, (seconds are the caller's)."""
-    inference_copy = lambda m: copy.deepcopy(m).bfloat16() if cast else m
+    """One E-step as train.py takes it -> Rollouts."""
     rolls = rollout(
-        inference_copy(q),
+        copy.deepcopy(q).bfloat16() if cast else q,
         pi,
         tok,
         snips,
@@ -313,36 +359,38 @@ def step_rows(quick, rates):
     """The whole E-step, its parts, and a step of next-token training on the same snippets."""
     cfg = dataclasses.replace(SMOLLM2)
     q = a_model(cfg, rates.device)
-    pi, G, rate, B = copy.deepcopy(q).bfloat16().requires_grad_(False), 4, 0.2, 1 if quick else 4
+    pi = copy.deepcopy(q).bfloat16().requires_grad_(False)
+    B = 1 if quick else 4
+    G = 4
+    rate = 0.2
     snips, tok = snippets(B, 250, cfg.vocab_size)
     opt = training.adamw(q, 1e-6, 0.0)
-    (docs, kinds), settings = (
-        zip(*documents.Code(tok, snips, [len(s.ids) for s in snips])),
-        make("smollm2"),
-    )
+    code = documents.Code(tok, snips, [len(s.ids) for s in snips])
+    docs, kinds = zip(*code, strict=True)
+    settings = make("smollm2")
+
+    def rollouts(need):
+        sampler = copy.deepcopy(q).bfloat16()
+        rollout(sampler, pi, tok, snips, G, THOUGHT, (0,), rate=rate, need=need)
+
     peers = {
         "ours": lambda: estep(q, pi, opt, tok, snips, G, rate),
-        "rollouts": lambda: rollout(
-            copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate
-        ),
-        "rewards": lambda: rollout(
-            copy.deepcopy(q).bfloat16(), pi, tok, snips, G, THOUGHT, (0,), rate=rate, need="rewards"
-        ),
+        "rollouts": lambda: rollouts("gains"),
+        "rewards": lambda: rollouts("rewards"),
         "NTP step": lambda: mstep.ntp_step(q, opt, docs, kinds, 1e-6, settings),
     }
     seconds = interleaved(peers, 1 if quick else 5, rates, desc="E-step", warm=False)
+    unit = seconds["NTP step"]
+    by_group = seconds["ours"] - seconds["rollouts"] + seconds["rewards"]
     yield {
         "row": f"E-step, credit by prefix, G={G}, thoughts before {rate:.0%}",
         "work": B,
         "unit": "snippets",
         "seconds": {"ours": seconds["ours"]},
         "values": {
-            "NTP steps": seconds["ours"] / seconds["NTP step"],
-            "rollouts in NTP steps": seconds["rollouts"] / seconds["NTP step"],
-            "NTP steps with credit by group": (
-                seconds["ours"] - seconds["rollouts"] + seconds["rewards"]
-            )
-            / seconds["NTP step"],
+            "NTP steps": seconds["ours"] / unit,
+            "rollouts in NTP steps": seconds["rollouts"] / unit,
+            "NTP steps with credit by group": by_group / unit,
         },
         "note": "aim 6 NTP steps",
     }
@@ -350,47 +398,63 @@ def step_rows(quick, rates):
 
 def attention_share(model, rolls):
     """Share of attention's products in the FLOPs of the finished rows and the trunk."""
-    cfg, snips = model.cfg, [row.snip for row in rolls.rows[:: rolls.G]]
-    spans = [(0, len(s.ids)) for s in snips] + [
-        (row.prefix, len(row.ids)) for row in rolls.rows if row.thoughts
-    ]
+    cfg = model.cfg
+    spans = [(0, len(row.snip.ids)) for row in rolls.rows[:: rolls.G]]
+    spans += [(row.prefix, len(row.ids)) for row in rolls.rows if row.thoughts]
     attention = sum(4 * cfg.n_layer * cfg.d_model * (b * b - a * a) / 2 for a, b in spans)
     return attention / (attention + 2 * work_size(model) * sum(b - a for a, b in spans))
 
 
+SIZES = (1, 2, 4)
+
+
 def scaling_rows(rates):
-    """A model of 0.8 M parameters, float32: 1, 2 and 4 times the tokens of a snippet, and the rollouts; exponents fitted in the logarithms."""
-    q, pi = a_model(TINY, rates.device), a_model(TINY, rates.device, 1)
-    opt, sizes = torch.optim.AdamW(q.parameters(), lr=1e-6), (1, 2, 4)
-    for name, case in (("tokens", lambda k: (150 * k, 4)), ("G", lambda k: (150, 4 * k))):
+    """1, 2 and 4 times the tokens of a snippet, and the rollouts; a model of 0.8 M parameters.
+
+    The exponents are fitted in the logarithms.
+    """
+    q = a_model(TINY, rates.device)
+    pi = a_model(TINY, rates.device, 1)
+    opt = torch.optim.AdamW(q.parameters(), lr=1e-6)
+    cases = {
+        "tokens": [(150 * k, 4) for k in SIZES],
+        "G": [(150, 4 * k) for k in SIZES],
+    }
+    for name, shapes in cases.items():
         for credit in ("prefix", "group"):
-            made, kept = {}, {}
-            for k in sizes:
-                ((n, G),) = [case(k)]
-                snips, tok = snippets(4, n, TINY.vocab_size)
-                made[str(k)] = functools.partial(
-                    lambda k, *args: kept.update(
-                        {k: estep(q, pi, opt, *args, 0.2, credit, cast=False)}
-                    ),
-                    k,
-                    tok,
-                    snips,
-                    G,
-                )
-            seconds = interleaved(made, 5, rates, desc=f"scaling {name}")
-            slope = lambda ys: float(np.polyfit(np.log(sizes), np.log(ys), 1)[0])
-            yield {
-                "row": f"E-step by {name}, credit by {credit}",
-                "values": {
-                    "exponent": slope(list(seconds.values())),
-                    "exponent of tokens read": slope([kept[k].forward_tokens for k in sizes]),
-                    **{f"{k} x, seconds": seconds[str(k)] for k in sizes},
-                    **{f"{k} x, attention's share": attention_share(q, kept[k]) for k in sizes},
-                },
-            }
+            yield scaling_row(name, shapes, credit, (q, pi, opt), rates)
 
 
-def rows(quick, rates, args):
+def scaling_row(name, shapes, credit, models, rates):
+    """shapes: (tokens of a snippet, G) for each size; models: q, pi and q's optimizer."""
+    rolls = {}
+
+    def step(size, snips, tok, G):
+        rolls[size] = estep(*models, tok, snips, G, 0.2, credit, cast=False)
+
+    calls = {}
+    for k, (n, G) in zip(SIZES, shapes, strict=True):
+        snips, tok = snippets(4, n, TINY.vocab_size)
+        calls[str(k)] = functools.partial(step, k, snips, tok, G)
+    seconds = interleaved(calls, 5, rates, desc=f"scaling {name}")
+    read = [rolls[k].forward_tokens for k in SIZES]
+    return {
+        "row": f"E-step by {name}, credit by {credit}",
+        "values": {
+            "exponent": slope(list(seconds.values())),
+            "exponent of tokens read": slope(read),
+            **{f"{k} x, seconds": seconds[str(k)] for k in SIZES},
+            **{f"{k} x, attention's share": attention_share(models[0], rolls[k]) for k in SIZES},
+        },
+    }
+
+
+def slope(ys):
+    """The exponent of growth over SIZES."""
+    return float(np.polyfit(np.log(SIZES), np.log(ys), 1)[0])
+
+
+def estep_rows(quick, rates, args):
     yield from rollout_rows(quick, rates)
     yield from step_rows(quick, rates)
     if not quick:

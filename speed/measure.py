@@ -1,7 +1,8 @@
 """What all measurements share: clocks, repeats, the machine's own limits.
 
-Seconds are wall time where at least 1.5 cores are idle (or on a GPU), and core-seconds otherwise: CPU time of this process and of the children
-it waited for, on one thread, which other work on the machine hardly changes. One run uses one of the two throughout and says which.
+Seconds are wall time where at least 1.5 cores are idle (or on a GPU), and core-seconds otherwise:
+CPU time of this process and of the children it waited for, on one thread, which other work on the
+machine hardly changes. One run uses one of the two throughout and says which.
 """
 
 import importlib.util
@@ -18,30 +19,35 @@ from engine.machine import timed
 
 
 def interleaved(functions, repeats, rates, desc="", warm=True):
-    """Median seconds of each of some functions, {name: function}, called in turns -> {name: seconds}. warm: one call of each before that."""
-    repeats, begin = rates.repeats or repeats, time.perf_counter()
-    said = {name: [] for name in functions}
+    """Median seconds of some functions, called in turns -> {name: seconds}.
+
+    functions: {name: function}; warm: call each once before that.
+    """
+    repeats = rates.repeats or repeats
+    begin = time.perf_counter()
+    seconds = {name: [] for name in functions}
     for k in tqdm(range(-warm, repeats), desc=desc, unit="repeat", leave=False):
         for name, function in functions.items():
             wall, cpu = timed(function)
             if k >= 0:
-                said[name].append(wall if rates.wall else cpu)
+                seconds[name].append(wall if rates.wall else cpu)
         if k >= 0 and time.perf_counter() - begin > rates.budget:
             break
-    return {name: statistics.median(some) for name, some in said.items()}
+    return {name: statistics.median(repeated) for name, repeated in seconds.items()}
+
+
+def idle_seconds():
+    """Seconds that all cores together had nothing to do, since the machine started. Linux only."""
+    with open("/proc/stat") as f:
+        return sum(map(int, f.readline().split()[4:6])) / os.sysconf("SC_CLK_TCK")
 
 
 def idle_cores(seconds=1.0):
-    """How many cores have nothing to do, over so many seconds."""
-
-    def idle():
-        with open("/proc/stat") as f:
-            return sum(map(int, f.readline().split()[4:6])) / os.sysconf("SC_CLK_TCK")
-
+    """How many cores have nothing to do, measured over so many seconds."""
     try:
-        before = idle()
+        start = idle_seconds()
         time.sleep(seconds)
-        return min(cores(), (idle() - before) / seconds)
+        return min(cores(), (idle_seconds() - start) / seconds)
     except OSError:  # not Linux
         return cores() - os.getloadavg()[0]
 
@@ -60,16 +66,21 @@ def absent(*names):
 
 
 def peak_mb(code, *argv):
-    """Extra peak memory, in MB, of some Python in a process of its own. The code finds its arguments in argv and sets `call`, a function; what is held
-    before the call is not counted. Linux only."""
+    """Extra peak memory, in MB, of some Python in a process of its own. Linux only.
+
+    The code finds its arguments in argv and sets `call`, a function.
+    What is held before the call is not counted.
+    """
     script = (
         f"import sys\nargv = sys.argv[1:]\n{code}\n"
-        "peak = lambda: int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])\n"
-        "open('/proc/self/clear_refs', 'w').write('5')\nbefore = peak()\ncall()\nprint(peak() - before)"
+        "def peak():\n"
+        "    with open('/proc/self/status') as f:\n"
+        "        return int(next(line for line in f if line.startswith('VmHWM')).split()[1])\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"
+        "before = peak()\ncall()\nprint(peak() - before)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, argv)], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", script, *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"a measurement of memory failed: {done.stderr[-2000:]}")
     return int(done.stdout.split()[-1]) / 1024
