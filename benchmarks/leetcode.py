@@ -1,4 +1,7 @@
-"""LeetCodeDataset as tasks: prompts, stop sequences, tests. `suites.py` says what holds for all suites."""
+"""LeetCodeDataset as tasks: prompts, stop sequences, tests.
+
+`suites.py` says what holds for all suites.
+"""
 
 import ast
 import re
@@ -11,7 +14,10 @@ IN_CLASS_STOPS = ('\n"""', "\n```", "\nif __name__", "\nprint(", "\nassert", "\n
 
 
 def statement(text, starter=""):
-    """A problem as a prompt: the text as a docstring, then the starter code without its last newline."""
+    """A problem as a prompt: the text as a docstring, then the starter code.
+
+    The starter code loses its last newline.
+    """
     text = re.sub(
         r"\n\s*\n\s*\n+",
         "\n\n",
@@ -21,9 +27,13 @@ def statement(text, starter=""):
 
 
 def leetcode(data_dir="", version="v0.2.0-test"):
-    """LeetCodeDataset (arXiv 2504.14655): the statement as a docstring, the starter code (class, method, signature), which the model goes on from.
-    The dataset's helper preamble (imports, ListNode, TreeNode) stands before the program. The 200 problems v0.2.0-test are rllm's
-    leetcode test set, v0.2.0-train its train set (equal but for spaces); both have 1 to 5 assertions each, the 228 of v0.3.1-test about 100."""
+    """LeetCodeDataset (arXiv 2504.14655).
+
+    The prompt is the statement as a docstring, then the starter code (class, method, signature).
+    The dataset's helper preamble (imports, ListNode, TreeNode) stands before the program.
+    The 200 problems v0.2.0-test are rllm's leetcode test set, v0.2.0-train its train set (equal
+    but for spaces); both have 1 to 5 assertions each, the 228 of v0.3.1-test about 100.
+    """
     tasks = []
     for row in read_rows(f"leetcode/LeetCodeDataset-{version}.jsonl.gz", data_dir):
         text, starter, preamble, code = leetcode_parts(row)
@@ -43,8 +53,11 @@ def leetcode(data_dir="", version="v0.2.0-test"):
 
 
 def leetcode_parts(row):
-    """(statement, starter code, preamble, reference). 17 preambles of v0.3.1 import SortedList; only the references that use it do so here, so that
-    other programs need no sortedcontainers."""
+    """(statement, starter code, preamble, reference).
+
+    17 preambles of v0.3.1 import SortedList; only the references that use it do so here, so
+    that other programs need no sortedcontainers.
+    """
     needed = "from sortedcontainers import SortedList\n"
     code = (
         needed + "\n\n" if needed in row["prompt"] and "SortedList" in row["completion"] else ""
@@ -62,9 +75,13 @@ def leetcode_parts(row):
 
 
 def after(starter, code, method):
-    """What to write after the starter code so that it does what `code` does, which defines the class anew: the method's body and the rest of the
-    class, then what stood before the class (imports, helpers). Where the method is not the first of the class, or has other arguments, or
-    others of the class may need what stood before: `pass`, then all of the code, whose class replaces the starter's (18 of 2,317 problems)."""
+    """Turn a whole-class solution into a continuation of the starter code.
+
+    It is the method's body, the rest of the class, then imports and helpers.
+    If that is not possible (18 of 2,317 problems), it is `pass` followed by the whole solution,
+    whose class replaces the starter's. That is so where the method is not the first of the class,
+    has other arguments, or where others of the class may need what stood before it.
+    """
     if re.search(r"^  def ", code, re.M):  # indented by two spaces; the starter by four
         code = re.sub(r"^ +", lambda m: 2 * m[0], code, flags=re.M)
     lines, arguments = code.rstrip().split("\n"), lambda f: [a.arg for a in f.args.args]

@@ -1,4 +1,7 @@
-"""LiveCodeBench as tasks: prompts, stop sequences, tests. `suites.py` says what holds for all suites."""
+"""LiveCodeBench as tasks: prompts, stop sequences, tests.
+
+`suites.py` says what holds for all suites.
+"""
 
 import base64
 import io
@@ -17,23 +20,31 @@ from tasks import Task
 LIVECODEBENCH_IMPORTS = "".join(
     f"from {m} import *\n"
     for m in (
-        "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json builtins typing"
+        "string re datetime collections heapq bisect copy math random "
+        "statistics itertools functools operator io sys json builtins typing"
     ).split()
 )
 LIVECODEBENCH_IMPORTS += "".join(
     f"import {m}\n"
     for m in (
-        "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
+        "string re datetime collections heapq bisect copy math random "
+        "statistics itertools functools operator io sys json"
     ).split()
 )
 LIVECODEBENCH_IMPORTS += "sys.setrecursionlimit(50000)\n"
 
 
 def livecodebench(data_dir="", window=""):
-    """LiveCodeBench (arXiv 2403.07974), the 879 problems of release v5 that could be found, **public tests only** (1 to 6 a problem): numbers
-    are upper bounds, not comparable with published ones. window "2024-08" gives the 279 from August 2024 on. Functional problems: docstring and
-    starter code, tests check(candidate); the 293 that are in LeetCodeDataset too get its reference, and 98 (all of the window) the tests of v0.3.1.
-    Others: the statement as a docstring, then a program that reads stdin. LiveCodeBench's imports stand before every program."""
+    """LiveCodeBench (arXiv 2403.07974): the 879 problems of release v5 that could be found.
+
+    **Public tests only** (1 to 6 a problem): numbers are upper bounds, not comparable with
+    published ones.
+    window: "2024-08" gives the 279 problems from August 2024 on.
+    Functional problems have docstring and starter code, and tests check(candidate). The 293 that
+    are in LeetCodeDataset too get its reference, and 98 (all of the window) the tests of v0.3.1.
+    Others have the statement as a docstring, then a program that reads stdin.
+    LiveCodeBench's imports stand before every program.
+    """
     versions = ("v0.2.0-train", "v0.2.0-test", "v0.3.1-test")
     known = {
         row["task_id"]: row
@@ -49,8 +60,12 @@ def livecodebench(data_dir="", window=""):
 
 
 def livecodebench_official(data_dir=""):
-    """LiveCodeBench release v5 with its private tests: test.jsonl to test5.jsonl of huggingface.co/datasets/livecodebench/code_generation_lite, as
-    the project ships them, put into livecodebench/. We could not fetch them, so neither their sha256 nor a result is known here."""
+    """LiveCodeBench release v5 with its private tests.
+
+    The files are test.jsonl to test5.jsonl of
+    huggingface.co/datasets/livecodebench/code_generation_lite, put into livecodebench/.
+    We could not fetch them, so neither their sha256 nor a result is known here.
+    """
     tasks = []
     for i in ("", 2, 3, 4, 5):
         path = os.path.join(data_dir or BESIDE, "livecodebench", f"test{i}.jsonl")
@@ -59,7 +74,8 @@ def livecodebench_official(data_dir=""):
                 tasks += [livecodebench_task(json.loads(line)) for line in f]
         except OSError:
             raise UserError(
-                f"{path} is not there: it is test{i}.jsonl of huggingface.co/datasets/livecodebench/code_generation_lite; put it "
+                f"{path} is not there: it is test{i}.jsonl of "
+                f"huggingface.co/datasets/livecodebench/code_generation_lite; put it "
                 "there, or use the suite livecodebench (public tests)"
             ) from None
         except ValueError as e:
@@ -70,7 +86,10 @@ def livecodebench_official(data_dir=""):
 
 
 def livecodebench_task(row, known=None):
-    """A task from a record; fields are JSON texts in the original, values in our file. known: LeetCodeDataset's record of the problem."""
+    """A task from a record; fields are JSON texts in the original, values in our file.
+
+    known: LeetCodeDataset's record of the problem, or None.
+    """
     cases, more, metadata = (
         json.loads(v) if isinstance(v, str) else v
         for v in (row["public_test_cases"], "[]", row["metadata"])
@@ -100,7 +119,8 @@ def livecodebench_task(row, known=None):
         "from math import inf, nan\n\ndef public(candidate):\n"
         f"    for given, exp in {values!r}:\n"
         + (
-            "        out = candidate(*given)\n        assert (list(out) if isinstance(out, tuple) else out) == exp\n\n"
+            "        out = candidate(*given)\n"
+            "        assert (list(out) if isinstance(out, tuple) else out) == exp\n\n"
         )
     )
     hidden = (
@@ -131,7 +151,10 @@ class TextOnly(pickle.Unpickler):
 
 
 def private_tests(text):
-    """LiveCodeBench's private tests: JSON, or base64 of zlib of a pickle of JSON text. Raises UserError; never runs what a pickle asks for."""
+    """LiveCodeBench's private tests: JSON, or base64 of zlib of a pickle of JSON text.
+
+    Raises UserError; never runs what a pickle asks for.
+    """
     try:
         return json.loads(text)
     except ValueError:
@@ -150,6 +173,7 @@ def private_tests(text):
         AttributeError,
     ) as e:
         raise UserError(
-            f"private_test_cases cannot be read ({e}): expected JSON, or base64 of zlib of a pickled JSON text; "
+            f"private_test_cases cannot be read ({e}): expected JSON, or base64 of "
+            f"zlib of a pickled JSON text; "
             "fetch the file again"
         ) from None

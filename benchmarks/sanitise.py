@@ -1,4 +1,4 @@
-"""From the program that a model wrote to the part of it that the entry point needs, as EvalPlus does it."""
+"""From a model's program to the part of it that the entry point needs, as EvalPlus does it."""
 
 import ast
 import dataclasses
@@ -8,9 +8,14 @@ from data import syntax_tree
 
 
 def sanitise(program, entry_point):
-    """What EvalPlus's sanitize (evalplus/sanitize.py) keeps of a text: of the longest span of lines that parses, the imports, then the top-level
-    functions (with a return), classes and assignments that the entry point reaches by name; of two with one name the first.
-    Comments inside them stay. Departures: decorators, annotated assignments and every target of an assignment count too; one line will do."""
+    """What EvalPlus's sanitize (evalplus/sanitize.py) keeps of a text.
+
+    Kept are, of the longest span of lines that parses, the imports, then the top-level functions
+    (with a return), classes and assignments that the entry point reaches by name.
+    Of two with one name the first is kept. Comments inside them stay.
+    Departures: decorators, annotated assignments and every target of an assignment count too;
+    one line will do.
+    """
     source, imports, parts, name = longest_span(program), [], {}, re.match(r"\w*", entry_point)[0]
     lines = source.encode().split(b"\n")
     for node in syntax_tree(source).body:
@@ -54,8 +59,11 @@ def sanitised(job):
 
 
 def longest_span(text):
-    """The longest span of lines that parses, in lines that are not empty; of several the first. A span that fails at a line fails with every
-    other end at or after that line too, so one parse rules out many spans."""
+    """The longest span of lines that parses, in lines that are not empty; of several the first.
+
+    A span that fails at a line fails with every other end at or after that line too, so one
+    parse rules out many spans.
+    """
     lines = text.split("\n")
     full = [0]
     for line in lines:

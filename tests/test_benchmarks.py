@@ -1,6 +1,9 @@
-"""Benchmarks: files and their hashes, prompts, tests that are rewritten, references and mutants in the grader.
+"""Benchmarks.
 
-What needs the data is skipped where it is not beside the project; a sample of the references is graded, all of them with RA3_ALL=1.
+Files and their hashes, prompts, tests that are rewritten, references and mutants in the grader.
+
+What needs the data is skipped where it is not beside the project; a sample of the references is
+graded, all of them with RA3_ALL=1.
 """
 
 import base64
@@ -80,7 +83,10 @@ def pretend(tmp_path, monkeypatch):
 
 
 def test_missing_file_names_its_origin(tmp_path, monkeypatch):
-    """Every suite without its files: one line with the file, the repository, the commit and what to do."""
+    """Every suite without its files.
+
+    One line with the file, the repository, the commit and what to do.
+    """
     monkeypatch.setattr(files, "HUMAN_EVAL", "")
     for name, suite in suites.SUITES.items():
         names = suite.files
@@ -118,7 +124,10 @@ ROW = {
     ],
 )
 def test_bad_file(pretend, damage, words):
-    """Truncated, damaged, changed, empty and other files: one line with the file, what is wrong and where it can be had."""
+    """Truncated, damaged, changed, empty and other files.
+
+    One line with the file, what is wrong and where it can be had.
+    """
     folder = pretend(MBPP, [ROW])
     path = os.path.join(folder, MBPP)
     with open(path, "rb") as f:
@@ -146,14 +155,19 @@ def test_plain_file_will_do(pretend):
 def test_unknown_suite():
     with pytest.raises(
         UserError,
-        match=r"suite humanevol: expected one of humaneval, humaneval\+, .*did you mean humaneval\?",
+        match=(
+            r"suite humanevol: expected one of humaneval, humaneval\+, .*did you "
+            r"mean humaneval\?"
+        ),
     ):
         load("humanevol")
 
 
 @needs_data
 def test_hashes_and_items_of_the_manifest():
-    """The table against the manifest beside the data, and the records that are read against the number of items."""
+    """The table against the manifest beside the data, and the records that are read against the
+    number of items.
+    """
     with open(os.path.join(BESIDE, "MANIFEST.json")) as f:
         manifest = {entry["file"]: entry for entry in json.load(f)}
     for file, (sha, items, repo, commit, *_) in FILES.items():
@@ -173,7 +187,10 @@ OWN = {
 
 
 def test_own_file(tmp_path):
-    """Two problems with all fields and with the least, blank lines between: prompts and solutions by convention 1, stop sequences, verdicts."""
+    """Two problems with all fields and with the least, blank lines between.
+
+    Prompts and solutions by convention 1, stop sequences, verdicts.
+    """
     full = {
         **OWN,
         "task_id": 7,
@@ -236,7 +253,10 @@ BAD_LINES = {
 
 @pytest.mark.parametrize("line", BAD_LINES)
 def test_bad_line_of_an_own_file(line, tmp_path):
-    """A bad third line after a good one and a blank: one line with the file, its number, what is wrong and what was expected."""
+    """A bad third line after a good one and a blank.
+
+    One line with the file, its number, what is wrong and what was expected.
+    """
     path = tmp_path / "own.jsonl"
     path.write_text(f"{json.dumps(OWN)}\n\n{line}\n")
     with pytest.raises(UserError) as error:
@@ -258,7 +278,9 @@ def test_bad_own_file(tmp_path):
         (b"\n \n", "no problem in it"),
         (b"", "no problem in it"),
         (
-            f"{json.dumps(OWN)}\n{json.dumps({**OWN, 'task_id': 'other'})}\n{json.dumps(OWN)}".encode(),
+            (
+                f"{json.dumps(OWN)}\n{json.dumps({**OWN, 'task_id': 'other'})}\n{json.dumps(OWN)}"
+            ).encode(),
             "task_id double is there 2 times",
         ),
     ):
@@ -335,7 +357,10 @@ def test_counts(suite):
 @needs_data
 @pytest.mark.parametrize("suite", benchmarks_command.WITH_REFERENCES)
 def test_references(suite):
-    """Every 20th reference that is not slow passes; with RA3_ALL=1 every one, LeetCode's where sortedcontainers is installed."""
+    """Every 20th reference that is not slow passes.
+
+    With RA3_ALL=1 every one, LeetCode's where sortedcontainers is installed.
+    """
     tasks, everything = (
         [task for task in load(suite) if task.solution],
         os.environ.get("RA3_ALL") == "1",
@@ -344,7 +369,11 @@ def test_references(suite):
         tasks = [task for task in tasks if "import Sorted" not in task.solution]
     sample = tasks if everything else [task for task in tasks[::20] if not task.time_limit]
     found = verdicts([job_of(task, task.solution, 4) for task in sample])
-    assert {task.name: verdict for task, verdict in zip(sample, found) if verdict != "passed"} == {}
+    assert {
+        task.name: verdict
+        for task, verdict in zip(sample, found, strict=True)
+        if verdict != "passed"
+    } == {}
     assert len(sample) >= (len(tasks) if everything else len(tasks) // 25)
 
 
@@ -353,7 +382,8 @@ def test_prompts():
     """Prompts of some problems against texts put together by hand."""
     mbpp, shots = load("mbpp"), load("mbpp-3shot")
     assert mbpp[0].prompt == (
-        '"""\nWrite a python function to remove first and last occurrence of a given character from the string.\n'
+        '"""\nWrite a python function to remove first and last occurrence '
+        "of a given character from the string.\n"
         'assert remove_Occ("hello","l") == "heo"\n"""'
     )
     assert (mbpp[0].name, mbpp[0].entry_point, mbpp[-1].name) == (
@@ -362,8 +392,10 @@ def test_prompts():
         "Mbpp/510",
     )
     first = (
-        "You are an expert Python programmer, and here is your task: Write a function to find the similar elements from the given two "
-        "tuple lists. Your code should pass these tests:\n\nassert similar_elements((3, 4, 5, 6),(5, 7, 4, 10)) == (4, 5)\n"
+        "You are an expert Python programmer, and here is your task: Write a "
+        "function to find the similar elements from the given two "
+        "tuple lists. Your code should pass these tests:\n\n"
+        "assert similar_elements((3, 4, 5, 6),(5, 7, 4, 10)) == (4, 5)\n"
     )
     assert all(
         task.prompt.startswith(first)
@@ -390,15 +422,18 @@ def test_prompts():
 
 
 def test_mbpp_task(pretend):
-    """One synthetic problem: line ends, prompt, program, tests, and what the grader says to right and wrong programs."""
+    """One synthetic problem.
+
+    Line ends, prompt, program, tests, and what the grader says to right and wrong programs.
+    """
     (task,) = load("mbpp", pretend(MBPP, [ROW, {**ROW, "task_id": 600}]))
     assert (
         task.prompt == '"""\nAdd one.\nassert add(1) == 2\n"""'
         and task.solution == "\nimport math\ndef add(x):\n    # a note\n    return x + 1"
     )
-    assert (
-        task.tests
-        == "def check(candidate):\n    add = candidate\n    assert add(1) == 2\n    assert add(-1) == 0\n    assert add(5) == 6\n"
+    assert task.tests == (
+        "def check(candidate):\n    add = candidate\n    assert add(1) == 2\n"
+        "    assert add(-1) == 0\n    assert add(5) == 6\n"
     )
     right, wrong = "\ndef add(x):\n    return 1 + x", "\ndef add(x):\n    return abs(x) + 1"
     assert verdicts(
@@ -407,7 +442,10 @@ def test_mbpp_task(pretend):
 
 
 def test_mbpp_tests_that_need_classes():
-    """Tests that take a class from the program stay plain text; setup code comes after the program; modules are imported."""
+    """Tests that take a class from the program stay plain text; setup code comes after the program.
+
+    Modules are imported.
+    """
     row = {
         "task_id": 1,
         "code": "class Node:\n    def __init__(self, x): self.x = x\ndef value(n): return n.x",
@@ -424,9 +462,9 @@ def test_mbpp_tests_that_need_classes():
         "code": "import sys\ndef size(x): return sys.getsizeof(x)",
         "test_list": ["assert size(1) == sys.getsizeof(1)"],
     }
-    assert (
-        mbpp_tests(row)
-        == "def check(candidate):\n    import sys\n    size = candidate\n    assert size(1) == sys.getsizeof(1)\n"
+    assert mbpp_tests(row) == (
+        "def check(candidate):\n    import sys\n    size = candidate\n"
+        "    assert size(1) == sys.getsizeof(1)\n"
     )
 
 
@@ -483,12 +521,18 @@ def plus(name, inputs, results, body, atol=0, reference=""):
     ],
 )
 def test_plus_comparison(results, body, atol, verdict):
-    """EvalPlus's rule on [[1], [2]]: equal, or floats within 1e-6 (or the problem's tolerance) and of one type and length."""
+    """EvalPlus's rule on [[1], [2]].
+
+    Equal, or floats within 1e-6 (or the problem's tolerance) and of one type and length.
+    """
     assert plus("HumanEval/0", [[1], [2]], results, body, atol) == verdict
 
 
 def test_plus_oracles():
-    """The problems with an oracle of their own: a root by its value, order that does not count, found or not, two readings of a text."""
+    """The problems with an oracle of their own.
+
+    A root by its value, order that does not count, found or not, two readings of a text.
+    """
     assert (
         plus("HumanEval/32", [[[-6, 1]]], [5.0], "return 6.0") == "passed"
     )  # x - 6 = 0; the recorded result is not asked for
@@ -518,8 +562,14 @@ def test_plus_oracles():
 
 
 def test_plus_reference_function():
-    """No results but a reference: it sees its own copy of an input, before a program that changes it."""
-    reference = "from math import sqrt\ndef ref_func(xs):\n    xs.append(1)\n    return len(xs) + int(sqrt(4))\n\n"
+    """No results but a reference.
+
+    It sees its own copy of an input, before a program that changes it.
+    """
+    reference = (
+        "from math import sqrt\ndef ref_func(xs):\n    xs.append(1)\n"
+        "    return len(xs) + int(sqrt(4))\n\n"
+    )
     for body, verdict in (
         ("x[0].clear(); return 4", "passed"),
         ("x[0].clear(); return 3", "wrong_answer"),
@@ -527,7 +577,7 @@ def test_plus_reference_function():
         assert plus("HumanEval/14", [[[5]]], None, body, reference=reference) == verdict
 
 
-# ---------------------------------------------------------------- LeetCode, LiveCodeBench, Codeforces
+# ---------------------------------------------------------------- LeetCode and contests
 
 STARTER = "class Solution:\n    def twice(self, xs: List[int], k: int) -> int:"
 
@@ -540,7 +590,10 @@ STARTER = "class Solution:\n    def twice(self, xs: List[int], k: int) -> int:"
             "\n        # a note\n        return 2 * k",
         ),
         (
-            "class Solution:\n    def twice(\n        self, xs: List[int], k: int\n    ) -> int:\n        return 2 * k",
+            (
+                "class Solution:\n    def twice(\n        self, xs: List[int], k: int\n"
+                "    ) -> int:\n        return 2 * k"
+            ),
             "\n        return 2 * k",
         ),
         (
@@ -550,7 +603,10 @@ STARTER = "class Solution:\n    def twice(self, xs: List[int], k: int) -> int:"
             "\n        return 2 * k\n\n\nfrom heapq import heappush\n\n\nclass Heap:\n    pass",
         ),
         (
-            "class Solution:\n  def twice(self, xs, k):\n    if k:\n      return 2 * k\n    return 0",
+            (
+                "class Solution:\n  def twice(self, xs, k):\n    if k:\n"
+                "      return 2 * k\n    return 0"
+            ),
             "\n        if k:\n            return 2 * k\n        return 0",
         ),
         (
@@ -560,7 +616,10 @@ STARTER = "class Solution:\n    def twice(self, xs: List[int], k: int) -> int:"
     ],
 )
 def test_after_the_starter(code, wanted):
-    """References, cut by hand to what follows the starter code; the program does what the reference does."""
+    """References, cut by hand to what follows the starter code.
+
+    The program does what the reference does.
+    """
     assert after(STARTER, code, "twice") == wanted
     scope = {}
     exec("from typing import List\n" + STARTER + wanted, scope)
@@ -568,7 +627,10 @@ def test_after_the_starter(code, wanted):
 
 
 def test_after_another_method():
-    """A reference whose method is not the first of the class, or has other arguments: all of it, after a starter that does nothing."""
+    """A reference whose method is not the first of the class, or has other arguments.
+
+    All of it, after a starter that does nothing.
+    """
     for code in (
         "class Solution:\n    k = 2\n    def twice(self, xs, k):\n        return 2 * k",
         "class Solution:\n    def twice(self, ys, n):\n        return 2 * n",
@@ -615,7 +677,10 @@ class Evil:
 
 
 def test_private_tests_run_nothing(tmp_path):
-    """A pickle that would make a folder is refused, and makes none; so are damaged texts, and pickles of other things."""
+    """A pickle that would make a folder is refused, and makes none.
+
+    So are damaged texts, and pickles of other things.
+    """
     path = str(tmp_path / "made")
     with pytest.raises(UserError, match="it asks for (posix|os|nt).mkdir"):
         private_tests(packed(Evil(path)))
@@ -636,7 +701,9 @@ def test_private_tests_run_nothing(tmp_path):
 
 
 def test_livecodebench_official(tmp_path):
-    """Two records as the project ships them, functional and stdin, with private tests that notice what the public ones let pass."""
+    """Two records as the project ships them, functional and stdin, with private tests that notice
+    what the public ones let pass.
+    """
     stdin = {
         **OFFICIAL,
         "question_id": "abc_1",
@@ -665,9 +732,9 @@ def test_livecodebench_official(tmp_path):
         "LiveCodeBench/abc_1",
         "stdio",
     )
-    assert (
-        function.prompt
-        == "\"\"\"\nSum\n\nAdd '''all''' of it.\n\"\"\"\nclass Solution:\n    def total(self, xs: List[int], k: int) -> int:"
+    assert function.prompt == (
+        "\"\"\"\nSum\n\nAdd '''all''' of it.\n\"\"\"\nclass Solution:\n"
+        "    def total(self, xs: List[int], k: int) -> int:"
     )
     body = "\n        return k * (sum(xs){})"
     assert verdicts(
@@ -685,14 +752,22 @@ def test_livecodebench_official(tmp_path):
 
 
 def test_codeforces_that_cannot_be_graded(pretend):
-    """Statements written for the purpose: which are left out, and why. Letter case and `any` in the story do not count."""
+    """Statements written for the purpose: which are left out, and why.
+
+    Letter case and `any` in the story do not count.
+    """
     texts = {
         "Pick any pair.\n\nOutput Format:\nPrint the sum. You may print YES in any case.": None,
         "This is an interactive problem.\n\nOutput Format:\nFlush.": "interactive",
         "Guess.\n\nOutput Format:\n\n\nTime Limit: 1 ms": "interactive",
-        "Story.\n\nOutput Format:\nIf there are multiple solutions, print any of them.": "several right answers",
+        (
+            "Story.\n\nOutput Format:\nIf there are multiple solutions, print any of them."
+        ): "several right answers",
         "Story.\n\nOutput Format:\nThe indices in any order.": "several right answers",
-        "Story.\n\nOutput Format:\nYour answer passes if its absolute or relative error is below 1e-6.": "answers within a tolerance",
+        (
+            "Story.\n\nOutput Format:\n"
+            "Your answer passes if its absolute or relative error is below 1e-6."
+        ): "answers within a tolerance",
     }
     folder = pretend(
         "rllm/codeforces_test.json.gz",
@@ -719,11 +794,17 @@ def test_codeforces_that_cannot_be_graded(pretend):
 
 # ---------------------------------------------------------------- mutants
 
-SUM = "def total(xs):\n    '''Doc 1.'''\n    s = 0\n    for x in xs:\n        if x > 2:\n            s += x\n    return s\n"
+SUM = (
+    "def total(xs):\n    '''Doc 1.'''\n    s = 0\n    for x in xs:\n"
+    "        if x > 2:\n            s += x\n    return s\n"
+)
 
 
 def test_mutants():
-    """All mutants of a small function against a list by hand; the same seed draws the same, another other ones; each differs in one place."""
+    """All mutants of a small function against a list by hand.
+
+    The same seed draws the same, another other ones; each differs in one place.
+    """
     changes = {
         ("s = 0", "s = 1"),
         ("s = 0", "s = -1"),
@@ -754,7 +835,10 @@ def test_mutants():
 
 
 def test_mutants_are_noticed(tmp_path, capsys):
-    """Ten mutants each of five problems of HumanEval: the tests notice most; the verdicts are those of the grader."""
+    """Ten mutants each of five problems of HumanEval.
+
+    The tests notice most; the verdicts are those of the grader.
+    """
     tasks = load("humaneval", str(tmp_path))[:5]
     jobs = [
         Job(source, task.tests, task.entry_point, time_limit=3)
@@ -770,7 +854,10 @@ def test_mutants_are_noticed(tmp_path, capsys):
 
 
 def test_mutation_scores(pretend, capsys):
-    """Two references, one of which fails its own tests and does not count; what is printed against the verdicts that are returned."""
+    """Two references, one of which fails its own tests and does not count.
+
+    What is printed against the verdicts that are returned.
+    """
     folder = pretend(
         MBPP,
         [

@@ -1,4 +1,7 @@
-"""From what a model wrote to a program: stop sequences, EvalPlus's sanitize, the longest span that parses."""
+"""From what a model wrote to a program.
+
+Stop sequences, EvalPlus's sanitize, the longest span that parses.
+"""
 
 import random
 
@@ -48,9 +51,12 @@ That is all.'''
 
 
 def test_sanitise():
-    """An answer with prose, helpers, prints and a second definition, against what is left of it, by hand."""
+    """An answer with prose, helpers, prints and a second definition, against what is left of it, by
+    hand.
+    """
     wanted = (
-        "import os, sys\nfrom math import *\nLIMIT: int = 3\ndef helper(x):\n    # keep me\n    return x + LIMIT\n"
+        "import os, sys\nfrom math import *\nLIMIT: int = 3\ndef helper(x):\n"
+        "    # keep me\n    return x + LIMIT\n"
         '@staticmethod\ndef solve(x):\n    """Doc."""\n'
         "    # a thought\n    prints(x)\n    return helper(x)"
     )

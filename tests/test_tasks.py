@@ -49,11 +49,16 @@ def chains_of(monkeypatch, make):
 
 
 def test_splits_are_disjoint(monkeypatch):
-    """The chains of 300 tasks a split, of two seeds, and of 300 texts of the base corpus: each belongs to its split, none to two."""
+    """The chains of 300 tasks a split, of two seeds, and of 300 texts of the base corpus.
+
+    Each belongs to its split, none to two.
+    """
     found = {
         split: chains_of(
             monkeypatch,
-            lambda: [domain.expert_task(seed, i, split) for seed in (0, 7) for i in range(150)],
+            lambda split=split: [
+                domain.expert_task(seed, i, split) for seed in (0, 7) for i in range(150)
+            ],
         )
         for split in SPLITS
     }
@@ -78,7 +83,10 @@ def test_splits_cover_every_checksum_once():
 
 
 def test_tasks_are_a_function_of_seed_split_and_index():
-    """The same arguments twice, with other draws between; another seed, split or index gives another task."""
+    """The same arguments twice, with other draws between.
+
+    Another seed, split or index gives another task.
+    """
     first = domain.expert_task(0, 5, "val")
     random.seed(1)
     assert domain.expert_task(0, 5, "val") == first
@@ -105,7 +113,9 @@ def passes(task, solution):
 
 
 def test_solutions_pass_and_other_constants_fail(problems, monkeypatch):
-    """Every expert solution run against its tests, and again with each folded constant replaced by each of the nine others."""
+    """Every expert solution run against its tests, and again with each folded constant replaced by
+    each of the nine others.
+    """
     made, body_lines = {}, domain.body_lines
     monkeypatch.setattr(
         domain,
@@ -126,13 +136,16 @@ def test_solutions_pass_and_other_constants_fail(problems, monkeypatch):
 
 
 def test_steps_are_bijections():
-    """The table of steps against their meaning in arithmetic modulo 10; each reaches every digit."""
+    """The table of steps is arithmetic modulo 10; each step reaches every digit."""
     assert domain.STEPS == {name: [f(x) % 10 for x in range(10)] for name, f in MEANING.items()}
     assert all(sorted(table) == list(range(10)) for table in domain.STEPS.values())
 
 
 def test_worked_notes_are_right():
-    """Every note computed anew from the text of the docstring, by arithmetic; its last digit stands in the hard line."""
+    """Every note computed anew from the text of the docstring, by arithmetic.
+
+    Its last digit stands in the hard line.
+    """
     for i in range(60):
         task = domain.expert_task(4, i, "train")
         lines = task.solution.split("\n")[1:]
@@ -145,14 +158,17 @@ def test_worked_notes_are_right():
             )
             verb, label, start, *steps = spelled.split()
             value, want = NUMBERS.index(start), f"{verb} {label} {start}"
-            for label, step in zip(steps[::2], steps[1::2]):
+            for label, step in zip(steps[::2], steps[1::2], strict=True):
                 value = MEANING[step](value) % 10
                 want += f" {label} {step} {value}"
             assert note == want and len(steps) == 6 and str(value) in re.findall(r"\d", lines[t])
 
 
 def test_a_slip_is_wrong():
-    """A note with a slip in it, against the right one: it ends in another digit, because every step is a bijection."""
+    """A note with a slip in it, against the right one.
+
+    It ends in another digit, because every step is a bijection.
+    """
     rng = random.Random(0)
     for _ in range(200):
         chain = domain.random_chain(rng)
@@ -179,7 +195,9 @@ def test_comments():
 
 
 def test_how_often_the_useful_notes_are_there():
-    """A line that copies a constant is preceded by its right note, or by a wrong one, as often as asked."""
+    """A line that copies a constant is preceded by its right note, or by a wrong one, as often as
+    asked.
+    """
 
     def share(useful):
         rng, notes, hard = random.Random(5), 0, 0
@@ -195,13 +213,14 @@ def test_how_often_the_useful_notes_are_there():
             ) in verbs:  # each stage's constant is in the first line with a digit below its note
                 notes += any(
                     line.strip().startswith(f"# {verb}: ") and any(c.isdigit() for c in below)
-                    for line, below in zip(lines, lines[1:])
+                    for line, below in zip(lines, lines[1:], strict=False)
                 )
         return notes / hard
 
     shares = [share(useful) for useful in (0.0, 0.05, 0.3, 0.6)]
     assert shares[0] < 0.03 and all(
-        abs(b - a - wanted) < 0.05 for a, b, wanted in zip(shares, shares[1:], (0.053, 0.267, 0.32))
+        abs(b - a - wanted) < 0.05
+        for a, b, wanted in zip(shares, shares[1:], (0.053, 0.267, 0.32), strict=False)
     )
 
 
@@ -215,15 +234,16 @@ def test_base_texts_are_python():
 
 
 def test_every_line_can_take_a_thought(problems):
-    """Decision points of the snippet against the lines of the solution, so that `hard` and `notes` index the snippet's lines; and the
-    prompt ends where the task's does."""
+    """Decision points of the snippet against the lines of the solution, so that `hard` and `notes`
+    index the snippet's lines; and the prompt ends where the task's does.
+    """
     rng = random.Random("tokenizer")
     tok = tokenizers.train_tokenizer(["".join(domain.base_text(rng)) for _ in range(300)], 512)
     for task in [*problems, *(domain.expert_task(0, i, "train") for i in range(40))]:
         snip = data.snippet(tok, task.prompt + task.solution, len(task.prompt))
         lines = task.solution.split("\n")[1:]
         assert len(snip.first) == len(lines) and tok.decode(snip.ids[: snip.prompt]) == task.prompt
-        for line, a, b in zip(lines, snip.first, snip.first[1:] + [len(snip.ids)]):
+        for line, a, b in zip(lines, snip.first, snip.first[1:] + [len(snip.ids)], strict=True):
             assert tok.decode(snip.ids[a:b]).strip() == line.strip()
         assert all(0 <= t < len(lines) for t in task.hard)
 
@@ -287,8 +307,11 @@ FUNCTIONS = (lambda x: x * x, lambda x: x + x, lambda x: 0, lambda x: 9)
     ],
 )
 def test_parts(tests, count, shares):
-    """One task for each assertion at the top level and in check(), with all other statements there; loops and other functions stay whole. A square passes all
-    parts; a double, 0 and 9 those counted by hand."""
+    """One task for each assertion at the top level and in check(), with all other statements there.
+
+    Loops and other functions stay whole.
+    A square passes all parts; a double, 0 and 9 those counted by hand.
+    """
     task = of_tests(tests)
     parts = tasks.parts(task)
     assert (
@@ -310,7 +333,10 @@ def test_parts_of_stdio():
 
 
 def test_parts_of_the_domain(problems):
-    """Four parts a task; its solution passes each; other programs pass the whole if and only if they pass all parts, and some pass some."""
+    """Four parts a task; its solution passes each.
+
+    Other programs pass the whole if and only if they pass all parts, and some pass some.
+    """
     partly = 0
     for task in problems[:10]:
         parts = tasks.parts(task)
