@@ -26,7 +26,7 @@ import typing
 import torch
 
 from benchmarks import suites
-from benchmarks.rates import interval, mean_pass_at_k, pass_rates
+from benchmarks.rates import mean_pass_at_k, pass_rates, rate_interval
 from benchmarks.samples import SampleFile, path_of, read_completions
 from benchmarks.sanitise import sanitised
 from config import UserError, parse
@@ -201,7 +201,7 @@ def heldout_elbo(model, tok, snippets, cfg, hard=None):
 # ---------------------------------------------------------------- the command
 
 
-def open_model(cfg, checkpoint=""):
+def open_checkpoint(cfg, checkpoint=""):
     """(model, tokenizer) of a checkpoint, or of the preset as loaded if none is given.
 
     Raises UserError.
@@ -300,7 +300,7 @@ def main(argv):
         for name, tasks in problem_sets.items():
             print_score(*grade_suite(name, tasks, cfg, args, paths[name]))
         return
-    model, tok = open_model(cfg, args.checkpoint)
+    model, tok = open_checkpoint(cfg, args.checkpoint)
     model = inference_copy(model, cfg)
     for name, tasks in problem_sets.items():
         print_score(*sample_suite(model, tok, name, tasks, cfg, args, paths[name]))
@@ -393,7 +393,7 @@ def print_score(file, source):
         if k <= file.n:
             rates = pass_rates(file.rows, file.n, k)
             score[f"pass@{k}"] = round(float(rates.mean()), 4)
-            score[f"pass@{k} 95%"] = [round(x, 4) for x in interval(rates, file.n)]
+            score[f"pass@{k} 95%"] = [round(x, 4) for x in rate_interval(rates, file.n)]
     line = {
         "suite": file.settings["suite"],
         "problems": len(file.rows) // file.n,
@@ -505,11 +505,11 @@ def write_results(run, results):
             earlier = dict(json.load(f))
     except (OSError, ValueError, TypeError):
         earlier = {}
-    parallel.rank0_only(write_json)(path, {**earlier, **results})
+    parallel.rank0_only(write_record)(path, {**earlier, **results})
     return {name: entry for name, entry in earlier.items() if name not in results}
 
 
-def write_json(path, record):
+def write_record(path, record):
     with open(path + ".part", "w") as f:
         json.dump(record, f, indent=1)
     os.replace(path + ".part", path)

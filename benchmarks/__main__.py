@@ -49,7 +49,7 @@ def suite_row(name, data_dir):
     return [name, items, usable, *("yes" if flag else "" for flag in flags), origin]
 
 
-def parsed(argv):
+def benchmark_options(argv):
     """The command line. Raises UserError."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--list", action="store_true", help="every suite, as a Markdown table")
@@ -85,7 +85,7 @@ def parsed(argv):
 
 
 def main(argv):
-    args = parsed(argv)
+    args = benchmark_options(argv)
     if not (args.list or args.references or args.mutants):
         raise UserError("nothing to do: expected --list, --references or --mutants; see --help")
     if args.list:

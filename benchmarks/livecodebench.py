@@ -90,15 +90,9 @@ def livecodebench_task(row, known=None):
 
     known: LeetCodeDataset's record of the problem, or None.
     """
-    cases, more, metadata = (
-        json.loads(v) if isinstance(v, str) else v
-        for v in (row["public_test_cases"], "[]", row["metadata"])
-    )
-    cases = cases + private_tests(row.get("private_test_cases", "[]"))
-    name, starter = (
-        f"LiveCodeBench/{row.get('lcb_index', row['question_id'])}",
-        row["starter_code"].rstrip(),
-    )
+    cases = decoded(row["public_test_cases"]) + private_tests(row.get("private_test_cases", "[]"))
+    name = f"LiveCodeBench/{row.get('lcb_index', row['question_id'])}"
+    starter = row["starter_code"].rstrip()
     text = f"{row['question_title']}\n\n{row['question_content']}"
     if not starter:
         return Task(
@@ -111,36 +105,40 @@ def livecodebench_task(row, known=None):
             prefix=LIVECODEBENCH_IMPORTS,
             stops=SCRIPT_STOPS,
         )
+    method = decoded(row["metadata"])["func_name"]
+    return Task(
+        name,
+        statement(text, starter),
+        after(starter, leetcode_parts(known)[3], method) if known else "",
+        functional_tests(cases, known),
+        f"Solution().{method}",
+        prefix=f"{LIVECODEBENCH_IMPORTS}\n\n{starter}",
+        stops=IN_CLASS_STOPS,
+    )
+
+
+def decoded(value):
+    """A field, which may be a JSON text."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def functional_tests(cases, known):
+    """A function check(candidate): the public tests, and those of LeetCodeDataset v0.3.1."""
     values = [
         ([json.loads(line) for line in c["input"].split("\n")], json.loads(c["output"]))
         for c in cases
     ]
+    hidden = ""
+    if known and "starter_code" in known:  # v0.3.1
+        hidden = known["test"].replace("def check(", "def hidden(")
     tests = (
         "from math import inf, nan\n\ndef public(candidate):\n"
         f"    for given, exp in {values!r}:\n"
-        + (
-            "        out = candidate(*given)\n"
-            "        assert (list(out) if isinstance(out, tuple) else out) == exp\n\n"
-        )
-    )
-    hidden = (
-        known["test"].replace("def check(", "def hidden(")
-        if known and "starter_code" in known
-        else ""
-    )  # v0.3.1
-    tests += (
+        "        out = candidate(*given)\n"
+        "        assert (list(out) if isinstance(out, tuple) else out) == exp\n\n"
         f"{hidden}\ndef check(candidate):\n    public(candidate)\n"
-        + "    hidden(candidate)\n" * bool(hidden)
     )
-    return Task(
-        name,
-        statement(text, starter),
-        after(starter, leetcode_parts(known)[3], metadata["func_name"]) if known else "",
-        tests,
-        f"Solution().{metadata['func_name']}",
-        prefix=f"{LIVECODEBENCH_IMPORTS}\n\n{starter}",
-        stops=IN_CLASS_STOPS,
-    )
+    return tests + ("    hidden(candidate)\n" if hidden else "")
 
 
 class TextOnly(pickle.Unpickler):

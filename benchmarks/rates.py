@@ -6,7 +6,7 @@
 Rows are those of evaluate.py: {"task_id", "completion", "verdict", "seconds"}, n a problem.
 
 Intervals are 95% intervals over problems, taken as drawn from a larger set.
-`interval` is Wilson's score interval (1927) with an effective number of problems,
+`rate_interval` is Wilson's score interval (1927) with an effective number of problems,
 
     n_eff = p (1 - p) / (s^2 / N),    N <= n_eff <= n N,    p, s^2: mean, variance of N rates
 
@@ -46,7 +46,7 @@ def mean_pass_at_k(rows, n, ks=(1, 5)):
     return {f"pass@{k}": float(np.mean(pass_rates(rows, n, k))) for k in ks if k <= n}
 
 
-def interval(rates, n):
+def rate_interval(rates, n):
     """95% interval of the mean of some problems' rates -> (low, high).
 
     rates: pass@k of each problem (problems,), from n samples each.
@@ -68,7 +68,7 @@ def paired_interval(a, b, n):
     a, b: rates of the same problems, in one order, from n samples each.
     """
     p, q = float(np.mean(a)), float(np.mean(b))
-    (low_p, high_p), (low_q, high_q) = interval(a, n), interval(b, n)
+    (low_p, high_p), (low_q, high_q) = rate_interval(a, n), rate_interval(b, n)
     varied = len(a) > 1 and np.std(a) > 0 and np.std(b) > 0
     r = float(np.corrcoef(a, b)[0, 1]) if varied else 0.0
 

@@ -59,7 +59,7 @@ OPTIONS = {
 }
 
 
-def parsed(argv):
+def report_options(argv):
     """The command line -> (options, folders). Raises UserError."""
     parser = Parser(
         description=__doc__,
@@ -120,7 +120,7 @@ def thresholds_of(runs, against, rate):
 
 
 def main(argv):
-    args, folders = parsed(argv)
+    args, folders = report_options(argv)
     max_step, rate, pair = numbers_of(args)
     if args.rows:
         print(paired_over_problems(*args.rows))

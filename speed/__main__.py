@@ -154,7 +154,7 @@ OPTIONS = {
 }
 
 
-def parsed():
+def speed_options():
     """The command line; a mistake ends the program."""
     parser = argparse.ArgumentParser(
         prog=program_name(),
@@ -227,7 +227,7 @@ def write_results_file(path, results):
 
 
 def main():
-    args = parsed()
+    args = speed_options()
     if args.markdown:
         print(markdown_results(args.markdown))
     elif args.soak:

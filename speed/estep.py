@@ -263,67 +263,62 @@ def rollout_rows(quick, rates):
         yield {"row": "rounding, nats a line", "values": values}
 
 
+STEPS = 16  # of token by token, after the one that reads the prompts
+
+
 def rollout_case(model, theirs, n, G, rate, quick, rates):
     """Rollouts of snippets of n tokens with rewards, and with gains.
 
     theirs: transformers' model, or None.
     """
-    B = 1 if quick else 4
-    snips, tok = snippets(B, n, SMOLLM2.vocab_size)
+    snips, tok = snippets(1 if quick else 4, n, SMOLLM2.vocab_size)
     rolls = {}  # by what is computed
 
     def ours(need):
         rolls[need] = rollout(model, model, tok, snips, G, THOUGHT, (0,), rate=rate, need=need)
 
     peers = {"ours": functools.partial(ours, "rewards")}
-    scale = {}  # peer -> how much of the work it does
     if not quick:
         peers["with gains"] = functools.partial(ours, "gains")
+    L = len(snips[0].first)
+    count = 2 if quick else 4  # lines that line by line is measured on
     if theirs is not None:
-        L = len(snips[0].first)
-        count = 2 if quick else 4
         lines = [int(x) for x in np.linspace(L / (2 * count), L - L / (2 * count), count)]
-        peers["line by line"] = functools.partial(
-            line_by_line, theirs, snips[0], G, rate, lines, tok.eos
-        )
-        scale["line by line"] = B * L / count
-    steps = 16  # of token by token, after that which reads the prompts
-    for name, k in () if quick else (("prompts", 1), ("token by token", 1 + steps)):
-        peers[name] = functools.partial(
-            token_by_token, model, tok, snips, G, THOUGHT, (0,), rate, steps=k
-        )
+        arguments = (theirs, snips[0], G, rate, lines, tok.eos)
+        peers["line by line"] = functools.partial(line_by_line, *arguments)
+    if not quick:
+        slow = functools.partial(token_by_token, model, tok, snips, G, THOUGHT, (0,), rate)
+        peers["prompts"] = functools.partial(slow, steps=1)
+        peers["token by token"] = functools.partial(slow, steps=1 + STEPS)
     desc = f"rollouts {n} {G} {rate}"
     seconds = interleaved(peers, 1 if quick else 5, rates, desc=desc, warm=False)
-    rewards = rolls["rewards"]
-    for name, factor in scale.items():
-        seconds[name] *= factor
+    if theirs is not None:
+        seconds["line by line"] *= len(snips) * L / count
     if not quick:
-        longest = max(len(row.ids) - row.snip.prompt for row in rewards.rows)
+        longest = max(len(row.ids) - row.snip.prompt for row in rolls["rewards"].rows)
         prompts = seconds.pop("prompts")
-        step = (seconds["token by token"] - prompts) / steps
+        step = (seconds["token by token"] - prompts) / STEPS
         seconds["token by token"] = prompts + step * longest
     with_gains = seconds.pop("with gains", None)
-    tokens = sum(len(row.ids) for row in rewards.rows)
-    shared = {"work": tokens, "unit": "tokens"}
-    yield {
-        "row": f"rollouts, {n} tokens, G={G}, thoughts before {rate:.0%}",
-        **shared,
-        "seconds": seconds,
-        "limit_s": rollout_limit(rewards, model, rates, True, False),
-        "target": {"line by line": 20, "limit": 0.4},
-        "note": absent("transformers"),
-        "values": {"read": rewards.forward_tokens / tokens},
-    }
+    shape = f"{n} tokens, G={G}, thoughts before {rate:.0%}"
+    yield rollout_row(f"rollouts, {shape}", rolls["rewards"], seconds, model, rates, False)
     if not quick:
-        gains = rolls["gains"]
-        yield {
-            "row": f"the same with gains, {n}, G={G}, {rate:.0%}",
-            **shared,
-            "seconds": {"ours": with_gains},
-            "limit_s": rollout_limit(gains, model, rates, True, True),
-            "target": {"limit": 0.4},
-            "values": {"read": gains.forward_tokens / tokens},
-        }
+        name = f"the same with gains, {n}, G={G}, {rate:.0%}"
+        yield rollout_row(name, rolls["gains"], {"ours": with_gains}, model, rates, True)
+
+
+def rollout_row(name, rolls, seconds, model, rates, gains):
+    tokens = sum(len(row.ids) for row in rolls.rows)
+    row = {
+        "row": name,
+        "work": tokens,
+        "unit": "tokens",
+        "seconds": seconds,
+        "limit_s": rollout_limit(rolls, model, rates, True, gains),
+        "target": {"limit": 0.4} if gains else {"line by line": 20, "limit": 0.4},
+        "values": {"read": rolls.forward_tokens / tokens},
+    }
+    return row if gains else {**row, "note": absent("transformers")}
 
 
 def estep(q, pi, opt, tok, snips, G, rate, credit="prefix", kl=0.3, cast=True):

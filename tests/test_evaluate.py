@@ -54,12 +54,12 @@ def test_mean_pass_at_k():
 def test_interval_by_hand():
     """Wilson's interval as published: Newcombe 1998 gives 81 of 263 and 0 of 20."""
     passed = np.repeat([1.0, 0.0], (81, 263 - 81))
-    assert rates.interval(passed, 1) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert rates.interval(np.zeros(20), 1) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert rates.interval(np.ones(20), 1) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
+    assert rates.rate_interval(passed, 1) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert rates.rate_interval(np.zeros(20), 1) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert rates.rate_interval(np.ones(20), 1) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
     # one of five samples right at each of 20 problems: as 20 of 100 problems
-    fifths = rates.interval(np.repeat([1.0, 0.0], (20, 80)), 1)
-    assert rates.interval(np.full(20, 0.2), 5) == pytest.approx(fifths)
+    fifths = rates.rate_interval(np.repeat([1.0, 0.0], (20, 80)), 1)
+    assert rates.rate_interval(np.full(20, 0.2), 5) == pytest.approx(fifths)
 
 
 def drawn_rates(rng, N, n, mean, concentration):
@@ -77,7 +77,7 @@ def test_interval_covers(N, n):
     rng = np.random.default_rng(0)
     for mean, concentration in ((0.02, 50), (0.1, 0.5), (0.5, 0.3), (0.5, 50), (0.98, 1)):
         draws = [drawn_rates(rng, N, n, mean, concentration) for _ in range(1000)]
-        held = [low <= mean <= high for low, high in (rates.interval(d, n) for d in draws)]
+        held = [low <= mean <= high for low, high in (rates.rate_interval(d, n) for d in draws)]
         assert np.mean(held) >= (0.9 if n > 1 else 0.93), (mean, concentration)
 
 
@@ -86,7 +86,7 @@ def test_interval_is_not_wide():
     rng = np.random.default_rng(1)
     for n in (1, 5):
         each = drawn_rates(rng, 400, n, 0.5, 2.0)
-        low, high = rates.interval(each, n)
+        low, high = rates.rate_interval(each, n)
         assert high - low < 1.02 * 2 * 1.96 * each.std(ddof=1) / 20
 
 
@@ -111,7 +111,7 @@ def test_pairing_narrows_the_interval():
     easy = rng.random(200) < 0.5
     a, b = (np.where(rng.random(200) < 0.1, ~easy, easy).astype(float) for _ in range(2))
     low, high = rates.paired_interval(a, b, 1)
-    alone = rates.interval(a, 1)
+    alone = rates.rate_interval(a, 1)
     assert low < a.mean() - b.mean() < high
     assert high - low < 0.8 * 2**0.5 * (alone[1] - alone[0])
     assert rates.paired_interval(a, a, 1) == pytest.approx((0.0, 0.0), abs=0.01)
@@ -403,7 +403,7 @@ def returns_zero_and_one(monkeypatch):
 
     suite = [adder("f")]
     monkeypatch.setattr(evaluate.suites, "load", lambda name, data_dir: suite)
-    monkeypatch.setattr(evaluate, "open_model", lambda cfg, checkpoint: (SMALL, BYTES))
+    monkeypatch.setattr(evaluate, "open_checkpoint", lambda cfg, checkpoint: (SMALL, BYTES))
     monkeypatch.setattr(evaluate, "inference_copy", lambda model, cfg: model)
     monkeypatch.setattr(evaluate, "generate", generate)
 
@@ -524,10 +524,10 @@ def test_a_checkpoint_knows_its_tokenizer(world, tmp_path):
         (tmp_path / "settings.json").write_text(json.dumps(settings))
         if message:
             with pytest.raises(config.UserError, match=message) as error:
-                evaluate.open_model(cfg, str(path))
+                evaluate.open_checkpoint(cfg, str(path))
             assert "\n" not in str(error.value)
         else:
-            assert evaluate.open_model(cfg, str(path))[1].vocab_size == tok.vocab_size
+            assert evaluate.open_checkpoint(cfg, str(path))[1].vocab_size == tok.vocab_size
     checkpoints.save_model(model, str(path), **noted)
     tokenizers.save_tokenizer(other, str(tmp_path / "tokenizer.txt"))
     with pytest.raises(config.UserError, match="made with another tokenizer"):
@@ -535,9 +535,9 @@ def test_a_checkpoint_knows_its_tokenizer(world, tmp_path):
     assert not (tmp_path / "folder").exists()
 
 
-def test_open_model_needs_weights():
+def test_open_checkpoint_needs_weights():
     """The small preset has no weights of its own: the mistake names what to give."""
     with pytest.raises(
         config.UserError, match="--preset tiny has no weights of its own: give --checkpoint"
     ):
-        evaluate.open_model(config.make())
+        evaluate.open_checkpoint(config.make())
