@@ -42,6 +42,9 @@ def setting(default, text, choices=None, *, of, least=0):
 UNITS = ("definitions", "functions", "methods", "files")
 
 
+ESTEPS = ("reinforce", "best-of-n", "hindsight", "none", "random", "oracle")
+
+
 @dataclasses.dataclass
 class Config:
     # the run
@@ -255,9 +258,15 @@ class Config:
         "reinforce",
         "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), "
         "hindsight (proposed after seeing the line, then weighed), none (the model's own, "
-        "unselected), random (the model's own, at `rate`), oracle (built-in domain only)",
-        ("reinforce", "best-of-n", "hindsight", "none", "random", "oracle"),
+        "unselected), random (the model's own, at `rate`), oracle (built-in domain only); with "
+        "commas one an EM iteration, the last one for all later",
         of="em",
+    )
+    best_of: int = setting(
+        20,
+        "best-of-n: rollouts a snippet, of which the one with the best reward is kept",
+        of="em",
+        least=1,
     )
     proposals: int = setting(6, "hindsight: thoughts proposed at a line, K", of="em", least=1)
     own: int = setting(
@@ -298,7 +307,7 @@ class Config:
     )
     estep_steps: int = setting(12, "policy-gradient steps an iteration", of="em")
     snippets: int = setting(16, "snippets a step, B", of="em", least=1)
-    group: int = setting(8, "rollouts a snippet, G (also the N of best-of-n)", of="em", least=1)
+    group: int = setting(8, "rollouts a snippet, G", of="em", least=1)
     c: float = setting(
         0.05,
         "penalty of a thought, nats; inf: nothing is ever thought, and the M-step is NTP",
@@ -586,6 +595,15 @@ def convert(key, kind, text):
         raise UserError(f"{option_of(key)} {text}: expected {expected}") from None
 
 
+def estep_of(cfg, iteration):
+    """cfg.estep of an EM iteration, the last one named for all later.
+
+    Example: "best-of-n,reinforce", 1 -> "reinforce"
+    """
+    ways = cfg.estep.split(",")
+    return ways[min(iteration, len(ways) - 1)]
+
+
 def selection_of(cfg, iteration):
     """cfg.selection of an EM iteration, the last one named for all later.
 
@@ -801,7 +819,13 @@ def check_thoughts(cfg):
             f"--own {cfg.own} --tried {cfg.tried} --floor {cfg.floor}: expected at most "
             f"--proposals {cfg.proposals}, at most 1, and below 1"
         )
-    if cfg.estep == "oracle" and cfg.data != "domain":
+    ways = cfg.estep.split(",")
+    if unknown := set(ways) - set(ESTEPS):
+        raise UserError(
+            f"--estep {cfg.estep}: {', '.join(sorted(unknown))!r} is unknown; expected "
+            f"{', '.join(ESTEPS)}, or several with commas"
+        )
+    if "oracle" in ways and cfg.data != "domain":
         raise UserError(
             f"--estep oracle: only the built-in domain knows its own notes; --data is {cfg.data}"
         )

@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import DIAGNOSE, ESTEP, selection_of
+from config import DIAGNOSE, ESTEP, estep_of, selection_of
 from elbo import Prior, never_thinks, prior_of, reward, summary
 from engine import parallel, training
 from engine.machine import steps_bar
@@ -412,8 +412,8 @@ def resampled(source, snippets, numbers):
 
 
 def best_of_n(source, snippets, numbers):
-    """Of cfg.group rollouts of the frozen model (q is pi) the one with the largest sum_t r_t."""
-    n = source.cfg.group
+    """Of cfg.best_of rollouts of the frozen model (q is pi) the one with the largest sum_t r_t."""
+    n = source.cfg.best_of
     rolls = rolled_out(source, snippets, numbers, n)
     prior = prior_of(source.cfg, source.tok, source.pi.cfg.vocab_size)
     best = rolls.rewards(prior).sum(1).reshape(-1, n).argmax(1)  # (B,)
@@ -465,7 +465,8 @@ PROPOSALS = {
 def proposals(source):
     """-> (a function (snippets, numbers) -> [{line: ids}], as cfg.estep says; how many snippets to give it at once)."""
     cfg = source.cfg
-    rows = {"best-of-n": cfg.group, "reinforce": cfg.resample, "hindsight": cfg.proposals}
-    silent = never_thinks(cfg) and cfg.estep != "oracle"
-    propose = never if silent else PROPOSALS[cfg.estep]
-    return functools.partial(propose, source), max(1, 256 // rows.get(cfg.estep, 1))
+    way = estep_of(cfg, source.iteration)
+    rows = {"best-of-n": cfg.best_of, "reinforce": cfg.resample, "hindsight": cfg.proposals}
+    silent = never_thinks(cfg) and way != "oracle"
+    propose = never if silent else PROPOSALS[way]
+    return functools.partial(propose, source), max(1, 256 // rows.get(way, 1))

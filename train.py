@@ -1,22 +1,25 @@
-"""RA3 (arXiv 2509.25810) from a base model to a table of results: stages, checkpoints, the command line.
+"""RA3 (arXiv 2509.25810) from a base model to a table of results: stages and the command line.
 
-    python train.py --stage em                                          the built-in domain, from nothing, in minutes on a laptop
-    python train.py --stage em --preset smollm2 --data stdlib           SmolLM2-135M on the functions of Python's standard library
-    python train.py --stage em --preset qwen2.5-1.5b --model FOLDER     a model in Hugging Face's format (formats/huggingface.py)
-    python train.py --stage em --preset llama-3.1-8b --dry-run          what that would take: memory, tokens, hours (engine/plan.py)
+    python train.py --stage em                           the built-in domain, in minutes on a laptop
+    python train.py --stage em --preset smollm2 --data stdlib              SmolLM2-135M, real Python
+    python train.py --stage em --preset qwen2.5-1.5b --model FOLDER      a Hugging Face model folder
+    python train.py --stage em --preset llama-3.1-8b --dry-run           its memory, tokens and hours
 
-    pretrain   train the base model (built-in domain), or load it (other presets)            -> base.pt
-    ntp        next-token mid-training on the expert's code, the baseline                    -> ntp.pt
-    em         RA3: E-step and M-step, repeated; makes base.pt and ntp.pt first if they are missing, evaluates all three at the end -> ra3.pt
-    rlvr       GRPO with unit-test rewards from --init base, ntp or ra3 (rlvr.py)            -> rlvr-base.pt, rlvr-ntp.pt, rlvr-ra3.pt
-    eval       evaluate the models of the run's folder                                       -> results.json
+    pretrain   train the base model (built-in domain), or load it (other presets)   -> base.pt
+    ntp        next-token mid-training on the expert's code, the baseline           -> ntp.pt
+    em         RA3: E-step and M-step, repeated; makes base.pt and ntp.pt first if
+               they are missing, evaluates all three at the end                     -> ra3.pt
+    rlvr       GRPO with unit-test rewards from --init base, ntp or ra3 (rlvr.py)   -> rlvr-INIT.pt
+    eval       evaluate the models of the run's folder                              -> results.json
     all        the same as em
 
-The run's folder holds settings.json, tokenizer.txt, checkpoints by name, metrics.jsonl (a line a step), results.json and samples-NAME.jsonl.
-Every batch and every draw is a function of (seed, stage, iteration, step), so a checkpoint needs weights, optimizer and position only:
-a killed run goes on with --resume as if nothing had happened, bit for bit on the CPU.
+The run's folder holds settings.json, tokenizer.txt, checkpoints by name, metrics.jsonl (a line a
+step), results.json and samples-NAME.jsonl. Every batch and every draw is a function of (seed, stage,
+iteration, step), so a checkpoint needs weights, optimizer and position only: a killed run goes on
+with --resume as if nothing had happened, bit for bit on the CPU.
 
-FLOPs are counted as 2 P a token forward and 6 P a token trained, P = parameters without the embedding, plus the head.
+FLOPs are counted as 2 P a token forward and 6 P a token trained. P: parameters without the
+embedding, plus the head.
 """
 
 import collections
@@ -33,7 +36,7 @@ import data
 import domain
 import logprobs
 import mstep
-from config import DIAGNOSE, INFUSE, PRETRAIN, UserError, deciding, parse
+from config import DIAGNOSE, INFUSE, PRETRAIN, UserError, deciding, estep_of, parse
 from elbo import never_thinks
 from engine import documents, parallel, plan, training
 from engine.machine import set_threads, steps_bar
@@ -57,14 +60,14 @@ from run import (
     stage_settings,
 )
 
-# What a base must be able to do before thoughts can be worth anything to it; MORE_LAPS of further training if it cannot.
-LATER_EXERCISES = 0.15
-RIGHT_NOTES = 0.8
-NOTE_NATS = 1.5
-MORE_LAPS = 3
+LATER_EXERCISES = 0.15  # share of worked exercises in the base corpus in the end
+# What a base must be able to do before thoughts can be worth anything to it.
+RIGHT_NOTES = 0.8  # share of its worked notes that are right
+NOTE_NATS = 1.5  # what a right note is worth to its line
+MORE_LAPS = 3  # of further training, if it falls short
 SKILL_HELP = (
-    f"expected at least {RIGHT_NOTES:.0%} and {NOTE_NATS:+.1f} nats, without which no thought can pay; "
-    "give more --pretrain-steps, another --seed, or --base-check false to go on with this base"
+    f"expected at least {RIGHT_NOTES:.0%} and {NOTE_NATS:+.1f} nats, without which no thought can "
+    "pay; give more --pretrain-steps, another --seed, or --base-check false to go on with this base"
 )
 
 
@@ -72,7 +75,11 @@ SKILL_HELP = (
 
 
 def pretrain(run):
-    """The base model: the preset's own, or trained on the built-in domain. Nothing to do if base.pt is there."""
+    """The base model: the preset's own, or trained on the built-in domain.
+
+    Nothing to do if base.pt is there. A base of the built-in domain that cannot write notes, or not
+    read them, is trained on for up to MORE_LAPS laps; raises UserError if that does not help.
+    """
     cfg = run.cfg
     if os.path.exists(run.path("base.pt")):
         return
@@ -105,7 +112,10 @@ def pretrain(run):
 
 
 def pretrain_lap(run, model, optimizer, progress):
-    """Train the base from progress["step"] on; the first lap is of cfg.pretrain_steps, further ones of a third of that at half the rate."""
+    """Train the base from progress["step"] on, and keep progress up to date.
+
+    The first lap has cfg.pretrain_steps; further ones a third of that, at half the learning rate.
+    """
     cfg = run.cfg
     first = progress["lap"] == 0
     steps = cfg.pretrain_steps if first else -(-cfg.pretrain_steps // 3)
@@ -189,11 +199,14 @@ def describe_skill(skill):
 
 
 def ntp(run, name, match=""):
-    """The baseline: the M-steps of EM with nothing written in. match: for as many FLOPs as that model took."""
+    """The baseline: the M-steps of EM with nothing written in.
+
+    match: the name of a model; train for as many FLOPs as it took, on all the expert code in one go.
+    """
     cfg, iters, steps = run.cfg, run.cfg.iters, run.cfg.mstep_steps
     model, _ = run.load("base")
     parts = [expert_part(run, iteration) for iteration in range(iters)]
-    if match:  # all the expert code there is, in one go
+    if match:
         iters, parts = 1, [np.arange(len(run.expert))]
         steps = round(run.about(match)[1]["flops"] / (6 * work_size(model) * cfg.rows * cfg.block))
     state, flops = run.restore(name), 0.0
@@ -202,99 +215,95 @@ def ntp(run, name, match=""):
         model, flops = fine_tune(run, name, model, docs, iteration, steps, state, flops)
         state = None
         if iteration + 1 < iters:
-            run.save_state(
-                name,
-                phase="mstep",
-                iteration=iteration + 1,
-                step=0,
-                flops=flops,
-                weights=model.state_dict(),
-                opt=training.adamw(model, cfg.lr, cfg.weight_decay).state_dict(),
-            )
+            start = mstep_start(model, cfg, flops)
+            run.save_state(name, phase="mstep", iteration=iteration + 1, **start)
     run.save(name, model, flops=flops, settings=run.settings_of(deciding("ntp")))
 
 
 def em(run):
-    """RA3: per iteration an E-step (learn q with pi frozen), then an M-step (write q's thoughts in, fine-tune pi)."""
+    """RA3: per iteration an E-step, which learns q with pi frozen, and an M-step, which writes q's
+    thoughts into the expert's code and fine-tunes pi on it."""
     cfg, name = run.cfg, run.cfg.name or "ra3"
     pi, _ = run.load("base")
-    state, flops, first, seconds = run.restore(name), 0.0, 0, 0.0
+    state = run.restore(name)
+    flops = state["flops"] if state else 0.0
+    began = time.time() - (state["seconds"] if state else 0.0)
     if state:
-        first, flops, seconds = state["iteration"], state["flops"], state["seconds"]
         pi.load_state_dict(state["weights"])
-    began = time.time() - seconds
-    for iteration in range(first, cfg.iters):
+
+    def seconds():
+        return time.time() - began
+
+    for iteration in range(state["iteration"] if state else 0, cfg.iters):
         if not (state and state["phase"] == "mstep"):
             q = pi
-            if cfg.estep == "reinforce" and not never_thinks(cfg):
-                q, flops = learn_q(
-                    run, name, pi, iteration, state, flops, lambda: time.time() - began
-                )
-            stats = infused(run, name, q, pi, iteration)
-            q = None  # or its weights would take memory during the M-step
-            flops += 2 * work_size(pi) * stats["forward_tokens"]
-            run.log(
-                name,
-                phase="infuse",
-                iteration=iteration,
-                flops=flops,
-                think_share=stats["think"] / max(1, stats["lines"]),
-                think_len=stats["thought_tokens"] / max(1, stats["think"]),
-                not_canonical=stats["not_canonical"],
-                cut=stats["cut"],
-            )
-            state = {
-                "step": 0,
-                "flops": flops,
-                "weights": pi.state_dict(),
-                "opt": training.adamw(pi, cfg.lr, cfg.weight_decay).state_dict(),
-            }
-            run.save_state(
-                name, phase="mstep", iteration=iteration, seconds=time.time() - began, **state
-            )
+            if estep_of(cfg, iteration) == "reinforce" and not never_thinks(cfg):
+                q, flops = learn_q(run, name, pi, iteration, state, flops, seconds)
+            flops += infused(run, name, q, pi, iteration, flops)
+            q = None  # its weights would take memory during the M-step
+            state = mstep_start(pi, cfg, flops)
+            run.save_state(name, phase="mstep", iteration=iteration, seconds=seconds(), **state)
+        docs = documents.Written(run.path(f"{name}.docs"))
         pi, flops = fine_tune(
             run,
             name,
             pi,
-            documents.Written(run.path(f"{name}.docs")),
+            docs,
             iteration,
             cfg.mstep_steps,
             state,
             flops,
-            lambda: {"seconds": time.time() - began},
+            lambda: {"seconds": seconds()},
         )
         state = None
-        said = heldout_elbo(pi, run.tok, run.heldout, cfg, run.hard)
-        run.log(name, phase="heldout", iteration=iteration, flops=flops, **said)
-        tqdm.write(
-            f"after EM iteration {iteration + 1}: held-out ELBO {said['elbo']:.2f} (never thinking: {said['elbo_no_think']:.2f}), "
-            f"thoughts before {said['think_share']:.1%} of lines, gain {said['gain']:+.2f} nats each"
-        )
+        tell_heldout(run, name, pi, iteration, flops)
         if iteration + 1 < cfg.iters:
-            run.save_state(
-                name,
-                phase="estep",
-                iteration=iteration + 1,
-                step=0,
-                flops=flops,
-                weights=pi.state_dict(),
-                seconds=time.time() - began,
-            )
-    run.save(name, pi, flops=flops, settings=stage_settings(cfg), em_seconds=time.time() - began)
+            position = {"phase": "estep", "iteration": iteration + 1, "step": 0, "flops": flops}
+            run.save_state(name, **position, weights=pi.state_dict(), seconds=seconds())
+    run.save(name, pi, flops=flops, settings=stage_settings(cfg), em_seconds=seconds())
 
 
-def infused(run, name, q, pi, iteration):
-    """Write the M-step's documents, expert code with the thoughts of cfg.estep, to NAME.docs. Returns counts: see mstep.infuse_corpus."""
-    cfg, stats, numbers = run.cfg, collections.Counter(), expert_part(run, iteration)
+def mstep_start(model, cfg, flops):
+    """Where an M-step begins: the weights, and an optimizer that has seen nothing."""
+    optimizer = training.adamw(model, cfg.lr, cfg.weight_decay)
+    weights, moments = model.state_dict(), optimizer.state_dict()
+    return {"step": 0, "flops": flops, "weights": weights, "opt": moments}
+
+
+def infused(run, name, q, pi, iteration, flops):
+    """Write the M-step's documents, expert code with thoughts written in, to NAME.docs -> FLOPs."""
+    cfg, counts, numbers = run.cfg, collections.Counter(), expert_part(run, iteration)
     scorer = inference_copy(pi, cfg)
     thinker = scorer if q is pi else inference_copy(q, cfg)
     seed = (cfg.seed, INFUSE, iteration)
-    tasks = run.expert_tasks if cfg.estep == "oracle" else ()
-    source = Proposer(thinker, scorer, run.tok, cfg, seed, stats, iteration, tasks)
+    source = Proposer(thinker, scorer, run.tok, cfg, seed, counts, iteration, run.expert_tasks)
     snippets, _ = run.expert_snippets(numbers)
-    docs = mstep.infuse_corpus(run.tok, snippets, numbers, *proposals(source), cfg.block, stats)
+    docs = mstep.infuse_corpus(run.tok, snippets, numbers, *proposals(source), cfg.block, counts)
     documents.write_documents(run.path(f"{name}.docs"), docs)
-    return stats
+    work = 2 * work_size(pi) * counts["forward_tokens"]
+    run.log(
+        name,
+        phase="infuse",
+        iteration=iteration,
+        flops=flops + work,
+        think_share=counts["think"] / max(1, counts["lines"]),
+        think_len=counts["thought_tokens"] / max(1, counts["think"]),
+        not_canonical=counts["not_canonical"],
+        cut=counts["cut"],
+    )
+    return work
+
+
+def tell_heldout(run, name, model, iteration, flops):
+    """Log and print the bound on held-out code after an EM iteration."""
+    metrics = heldout_elbo(model, run.tok, run.heldout, run.cfg, run.hard)
+    run.log(name, phase="heldout", iteration=iteration, flops=flops, **metrics)
+    tqdm.write(
+        f"after EM iteration {iteration + 1}: held-out ELBO {metrics['elbo']:.2f} "
+        f"(never thinking: {metrics['elbo_no_think']:.2f}), "
+        f"thoughts before {metrics['think_share']:.1%} of lines, "
+        f"gain {metrics['gain']:+.2f} nats each"
+    )
 
 
 # ---------------------------------------------------------------- how it went
@@ -302,8 +311,8 @@ def infused(run, name, q, pi, iteration):
 DEAD = 0.02  # share of lines with a thought below which thinking has died out
 
 
-def verdict(run, results):
-    """In words: what RA3 solves beside NTP and the base, and where it thinks; or that thinking died out, and what to try."""
+def closing_words(run, results):
+    """In words: what RA3 solves beside NTP and base, and where it thinks; or that it does not."""
     name = run.cfg.name or "ra3"
     result = results[name]
     lines = []
@@ -329,7 +338,7 @@ def verdict(run, results):
 
 
 def epitaph(run, name):
-    """Where thinking died out: since which step, what the base's thoughts were worth, which settings to try."""
+    """That thinking died out: since when, what the base's thoughts were worth, what to try."""
     rows = [row for row in run.metrics(name) if "think_share" in row]
     first = next((row for row in rows if row["phase"] == "diagnose"), None)
     worth = f"the base's own thoughts were worth {first['gain']:+.2f} nats each; " if first else ""
@@ -337,58 +346,60 @@ def epitaph(run, name):
     dead = next((row for row in steps if row["think_share"] < DEAD), None)
     when = f" since E-step {dead['iteration'] + 1}, step {dead['step']}" if dead else ""
     return (
-        f"thinking died out{when}: before {rows[-1]['think_share']:.1%} of the lines at the end; {worth}"
-        f"try --c 0, --estep best-of-n, a larger --group or --resample, or a base that writes better notes"
+        f"thinking died out{when}: before {rows[-1]['think_share']:.1%} of the lines at the end; "
+        f"{worth}try --c 0, --estep best-of-n, a larger --group or --resample, "
+        "or a base that writes better notes"
     )
+
+
+STAGES = ("pretrain", "ntp", "em", "rlvr", "eval", "all")
+OPTIONS = {
+    "--stage": {"default": "em", "choices": STAGES, "help": "what to do (default em)"},
+    "--dry-run": {
+        "nargs": "?",
+        "type": float,
+        "const": 0,
+        "metavar": "GIB",
+        "help": "only say what the run takes: memory, tokens, hours, and whether it fits the "
+        "device (or one of so many GiB)",
+    },
+}
 
 
 def main(argv):
-    stages = ("pretrain", "ntp", "em", "rlvr", "eval", "all")
-    cfg, args = parse(
-        argv,
-        {
-            "--stage": dict(default="em", choices=stages, help="what to do (default em)"),
-            "--dry-run": dict(
-                nargs="?",
-                type=float,
-                const=0,
-                metavar="GIB",
-                help="only say what the run takes: memory, tokens, hours, and whether it fits the device "
-                "(or one of so many GiB)",
-            ),
-        },
-        __doc__,
-    )
+    cfg, args = parse(argv, OPTIONS, __doc__)
+    stage = args.stage
     parallel.settle(cfg)
     set_threads(cfg)
     logprobs.COMPILE = {"auto": None, "true": True, "false": False}[cfg.compile]
     if args.dry_run is not None:
-        plan.show(
-            cfg, args.stage, args.dry_run, Run(cfg, args.stage) if plan.shape(cfg)[1] else None
-        )
+        plan.show(cfg, stage, args.dry_run, Run(cfg, stage) if plan.shape(cfg)[1] else None)
         return
-    run = Run(cfg, args.stage)
-    check(run, args.stage)
-    if args.stage != "eval":
+    run = Run(cfg, stage)
+    check(run, stage)
+    if stage != "eval":
         run.begin()
-    if args.stage in ("pretrain", "em", "all") or args.stage == "rlvr" and cfg.init == "base":
+    if stage in ("pretrain", "em", "all") or stage == "rlvr" and cfg.init == "base":
         pretrain(run)
-    if args.stage == "ntp":
-        name = ntp_name(cfg)
-        if cfg.match or not done(run, name, deciding("ntp")):
-            ntp(run, name, cfg.match)
-    if args.stage in ("em", "all") and not current(run, "ntp", deciding("ntp")):
-        ntp(run, "ntp")
-    if args.stage in ("em", "all"):
-        if not done(run, cfg.name or "ra3", stage_settings(cfg)):
-            em(run)
-    if args.stage == "rlvr" and not done(run, rlvr_name(cfg), run.settings):
+    if stage == "ntp" and (cfg.match or not done(run, ntp_name(cfg), deciding("ntp"))):
+        ntp(run, ntp_name(cfg), cfg.match)
+    if stage in ("em", "all"):
+        mid_train(run)
+    if stage == "rlvr" and not done(run, rlvr_name(cfg), run.settings):
         rlvr(run, rlvr_name(cfg))
-    if args.stage in ("eval", "em", "all"):
-        results = evaluate(run, names_to_evaluate(cfg, args.stage))
+    if stage in ("eval", "em", "all"):
+        results = evaluate(run, names_to_evaluate(cfg, stage))
     print(f"\n{time.time() - run.started:.0f} s; everything is in {run.out}/")
-    if args.stage in ("em", "all"):
-        print(verdict(run, results))
+    if stage in ("em", "all"):
+        print(closing_words(run, results))
+
+
+def mid_train(run):
+    """NTP and RA3, where they are not done."""
+    if not current(run, "ntp", deciding("ntp")):
+        ntp(run, "ntp")
+    if not done(run, run.cfg.name or "ra3", stage_settings(run.cfg)):
+        em(run)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import os
 
 import torch
 
-from config import UserError, selection_of
+from config import UserError, estep_of, selection_of
 from engine.machine import device_of, machine_rates
 from formats import huggingface
 from model import ModelConfig, Transformer, count_params, work_size
@@ -199,13 +199,15 @@ def hours(cfg, net, stage, tokens, rates):
     if stage in ("em", "all"):
         rows = cfg.snippets * cfg.group
         update = (8 if cfg.checkpoint else 6) * work * rows * tokens / (TRAIN * rates.flops)
-        e = cfg.estep_steps * iters if cfg.estep == "reinforce" else 0
+        ways = [estep_of(cfg, i) for i in range(iters)]
+        e = cfg.estep_steps * ways.count("reinforce")
         out["E-steps"] = (
             e,
             e * rows * tokens,
             e * (rollout_seconds(cfg, net, cfg.snippets, cfg.group, tokens, rates) + update) / 3600,
         )
-        G = {"best-of-n": cfg.group, "reinforce": cfg.resample}.get(cfg.estep, 1)
+        rows_of = {"best-of-n": cfg.best_of, "reinforce": cfg.resample}
+        G = sum(rows_of.get(way, 1) for way in ways) / iters  # the mean over iterations
         seconds = (
             hindsight_seconds(cfg, net, 64, tokens, rates)
             if cfg.estep == "hindsight"

@@ -385,7 +385,7 @@ def test_infusion_at_random(tok, snips, model):
 @pytest.mark.parametrize("c", [0.05, 3.0])
 def test_best_of_n(tok, snips, model, c):
     """The rollout that best-of-n writes has the largest sum_t r_t of its group, by the rewards of the same rollouts drawn again."""
-    cfg = settings(estep="best-of-n", c=c)
+    cfg = settings(estep="best-of-n", best_of=3, c=c)
     docs = documents_of(model, tok, snips, cfg)[0]
     rows, unlike = rolled(model, tok, snips, cfg, 3).rows, 0
     for b, doc in enumerate(docs):

@@ -23,7 +23,7 @@ FROZEN = {
     warmup
     """.split(),
     "em": """
-    alpha c credit discount estep estep_lr estep_lr_decay estep_steps floor gain_floor group horizon
+    alpha best_of c credit discount estep estep_lr estep_lr_decay estep_steps floor gain_floor group horizon
     kl kl_prior name normalise own proposals rate reach resample rollout_bf16 selection snippets
     think_max tried
     """.split(),
@@ -35,7 +35,7 @@ FROZEN = {
     """.split(),
 }
 POSITIVE = """
-    block completions d_ff d_model elbo_samples epochs eval_samples eval_tasks group infuse
+    best_of block completions d_ff d_model elbo_samples epochs eval_samples eval_tasks group infuse
     iters max_len max_new max_tokens micro_tokens min_lines minibatches n_head n_heldout
     n_layer n_rl prompts proposals resample rounds rows samples save_every snippets think_max
     """.split()
