@@ -80,8 +80,7 @@ def generate(
     stop = [stop] if isinstance(stop, str) else list(stop or [])
     check_prompts(model, prompts, seeds)
     check_settings(max_new, temperature, top_p, n, batch)
-    if stop and (decode is None or "" in stop):
-        raise ValueError("stop strings must not be empty, and need decode: ids -> str")
+    check_stops(stop, decode)
     out = [[None] * n for _ in prompts]
     bar = tqdm(total=len(prompts) * n, desc=desc, unit="sample", disable=not progress)
 
@@ -292,6 +291,12 @@ def check_prompts(model, prompts, seeds):
             )
     if seeds is not None and len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one a prompt")
+
+
+def check_stops(stop, decode):
+    """Raise ValueError for an empty stop string, and for stop strings that cannot be looked for."""
+    if stop and (decode is None or "" in stop):
+        raise ValueError("stop strings must not be empty, and need decode: ids -> str")
 
 
 def check_settings(max_new, temperature, top_p, n, batch):
