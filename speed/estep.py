@@ -103,8 +103,10 @@ def snippets(B, n, vocab, seed=0):
 
 @torch.inference_mode()
 def token_by_token(model, tok, snips, G, think_max, seed, rate=None, horizon=0, steps=0):
-    """G rollouts of each snippet with `one_row`, all rows in lockstep on a cache; the same uniforms as `rollout`. steps: stop after so many; 0: at the end.
-    -> (what the rows returned, the largest number of steps that a row would take: known once all ended)."""
+    """G rollouts of each snippet with `one_row`, in lockstep on a cache -> what the rows returned.
+
+    The uniforms are those of `rollout`. steps: stop after so many; 0: at the end.
+    """
     rows = [
         one_row(
             tok, s, draw_uniforms(seed, b, g, len(s.first), think_max), think_max, rate, horizon
