@@ -172,13 +172,13 @@ def note_skill(run, model):
     seed = (run.cfg.seed, DIAGNOSE, 0)
     rolls = rollouts_of(model, run.tok, snippets, 4, run.cfg, seed, "skill")
     notes, nats = 0, []
-    for row in rolls.rows:
-        right = dict(tasks[row.group].notes)
+    for n, row in enumerate(rolls.rows):
+        right = dict(tasks[n // rolls.G].notes)
         for line in row.thoughts.keys() & right.keys():
             text = run.tok.decode(row.thoughts[line]).strip().removeprefix("#").strip()
             notes += ":" in text
             if text == right[line]:
-                nats.append(row.line_logp[line] - rolls.base_logp[row.group][line])
+                nats.append(row.line_logp[line] - rolls.base_logp[n // rolls.G][line])
     return {
         "notes": notes,
         "notes_right": len(nats) / max(1, notes),
