@@ -756,6 +756,7 @@ def make(preset="tiny", **values):
     check_corpus(cfg)
     check_model(cfg)
     check_thoughts(cfg)
+    check_engine(cfg)
     return cfg
 
 
@@ -800,6 +801,15 @@ def check_model(cfg):
         raise UserError(
             f"--model {cfg.model}: --preset tiny trains its own model; give another preset, "
             "such as smollm2"
+        )
+
+
+def check_engine(cfg):
+    """Raises UserError for settings that the plain code does not know."""
+    if not cfg.engine and "hindsight" in cfg.estep.split(","):
+        raise UserError(
+            "--engine false --estep hindsight: expected an E-step of the top folder, such as "
+            "reinforce; leave out --engine false"
         )
 
 

@@ -229,16 +229,16 @@ def line_logprobs(net, hidden, pieces, tok):
     part in a line.
 
     hidden  (M, D)
-    pieces  [(ids, first, lo, hi, at)]: hidden[at:at + hi - lo] are the states of the tokens lo to
-            hi - 1 of a row `ids`, whose lines begin at `first`. What they predict is code.
+    pieces  [(ids, first, lo, hi, offset)]: hidden[offset:offset + hi - lo] are the states of the
+            tokens lo to hi - 1 of a row `ids`, whose lines begin at `first`. They predict code.
     """
     targets, states, opens, cells = [], [], [], []
     longest = max(len(first) for _, first, *_ in pieces)
-    for n, (ids, first, lo, hi, at) in enumerate(pieces):
+    for n, (ids, first, lo, hi, offset) in enumerate(pieces):
         position = np.arange(lo + 1, hi + 1)  # of the predicted tokens
         line = np.searchsorted(first, position, side="right") - 1
         targets.append(ids[lo + 1 : hi + 1])
-        states.append(at + np.arange(hi - lo))
+        states.append(offset + np.arange(hi - lo))
         opens.append(np.asarray(first)[line] == position)
         cells.append(n * longest + line)
     targets, states, opens = (

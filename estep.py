@@ -1,36 +1,52 @@
-"""The E-step of RA3 (arXiv 2509.25810): learn *when* to think, and *what*, over expert lines that are forced.
+"""The E-step of RA3 (arXiv 2509.25810), by definition: learn *when* to think, and *what*.
 
-    q(z_t | s_t, z_<t):  the decision before line t is one token: `#` (<think>, then the comment's tokens, up to a newline) or not (<act>)
-    r_t  = log pi(a_t | s_t, z_t) - c 1[z_t != <act>]                       the expert's line is forced, pi is frozen       (reward)
-    J(q) = E_{z ~ q} sum_t r_t                                                                                           (objective)
-    dJ   = E sum_t A_t d log q(z_t | s_t, z_<t),     z_t: the decision token and the thought's tokens                     (gradient)
+The expert's lines are given. Only the latents between them are sampled.
 
-Two ways to credit a decision; both leave the expectation of the gradient as it is (at discount 1; tested by enumeration):
+    z_t ~ q(. | s_t, z_<t)     <act>, or <think> and the tokens of a comment            (latent)
+    r_t = log pi(a_t | s_t, z_t) - kl_t        pi is frozen; kl_t = c 1[z_t != <act>]   (reward)
+    J(q) = E_{z ~ q} sum_t r_t                                                       (objective)
+    dJ = E sum_t A_t d log q(z_t | s_t, z_<t)                                         (gradient)
 
-    group    A_t = R_t - mean of R_t over the other rollouts of the snippet,    R_t = sum_{s>=t} discount^{s-t} r_s      (the paper's)
-    prefix   delta_t = V(s_t, z_<=t) - V(s_t, z_<t) - c 1[z_t != <act>],        A_t = sum_{s>=t} discount^{s-t} delta_s
-             V(prefix) = sum_{s>=t} log pi(a_s | prefix, no thought from here on)
-             and again less the mean of the others. delta_t is what the thought at t did for *all* lines from t on, measured before
-             anything later is thought; it is 0 for <act>. The differences telescope: at discount 1, A_t = R_t - V(prefix before t), so V
-             is a baseline that knows which thoughts stand in the context already, where a mean over the group does not.
+Two ways to credit a decision leave the expected gradient as it is at discount 1 (tested):
 
-Latents are drawn from q exactly as line by line, in few forwards, and rewarded by pi, V included: engine/rollouts.py.
+    group     A_t = R_t - mean of R_t over the other rollouts of the snippet       (the paper's)
+              R_t = sum_{s>=t} discount^{s-t} r_s
+    prefix    A_t = D_t - mean of D_t over the other rollouts of the snippet              (ours)
+              D_t = sum_{s>=t} discount^{s-t} delta_s,     delta_t = gain_t - kl_t
+              gain_t = V(s_t, z_<=t) - V(s_t, z_<t), 0 for <act>                          (gain)
+              V(prefix) = sum_{s>=t} log pi(a_s | prefix, no thought from here on)
+
+gain_t is what the thought at t did for *all* lines from t on, before anything later is thought.
+The differences telescope: at discount 1, D_t = R_t - V(prefix before t). So V is a baseline that
+knows which thoughts stand in the context already; a mean over the group does not.
+
+The first half of this file is slow: one forward a sampled token, and one a score. With
+`--engine true` engine/rollouts.py and engine/gradients.py compute the same in a few large forwards
+(tests/test_estep.py holds them equal).
 
 Departures from the paper
-1. The comment stands at the indentation of its line, and before a line at most one. 2. log pi of a line is conditional on the decision
-(elbo.py, departure 1). 3. The group's mean leaves the rollout itself out, which keeps the gradient unbiased; a thought's tokens are compared
-with other thoughts only; advantages are divided by their deviation over the *batch* (a scale; never by the group's, which blows up groups that
-hardly differ). 4. The credit by prefix is ours. 5. `kl` adds KL(q || pi) on the tokens of thoughts, not on decisions: the decision is
-learned within ten steps, and without this the noise of its gradient unlearns meanwhile what thoughts should say (docs/log.md).
-It is the KL of the bound for a prior whose thoughts come from pi instead of U. 6. `estep=best-of-n` optimises the same bound without a gradient: of G
-rollouts of the frozen model keep the one with the best sum r_t. 7. `horizon=1`: one latent a snippet, before its first line: BRiTE.
-8. `gain_floor` bounds what one bad thought can cost. A wrong worked note costs five nats, a right one brings two: without the floor, thinking dies
-before lines where two notes in three are right. The M-step does not get such a note anyway, because one of several is chosen by reward.
+1. A comment stands at the indentation of its line, and before a line there is at most one.
+2. log pi of a line is conditional on the decision (elbo.py, departure 1).
+3. The baseline of a rollout is the mean of the *other* rollouts, which is unbiased.
+4. The tokens of a thought are compared with other thoughts only.
+5. Advantages are divided by their standard deviation over the batch, not over the group. Groups
+   that hardly differ would be blown up.
+6. The credit by prefix is ours.
+7. `kl` adds KL(q || pi) on the tokens of thoughts, not on decisions. A decision is learned within
+   ten steps; without this term the noise of its gradient unlearns what thoughts should say.
+   It is the bound's KL for a prior whose thoughts come from pi and not from U.
+8. The gradient of that term lacks the score term: thoughts are drawn from q too, and how q changes
+   which prefixes are visited is left out. It is the gradient at each sampled prefix alone.
+9. `estep=best-of-n` optimises the same bound without a gradient: it takes the best of G rollouts.
+10. `horizon=1`: one latent a snippet, before its first line. This is BRiTE.
+11. `gain_floor` bounds what one bad thought can cost. A wrong worked note costs five nats, a right
+    one brings two. Without the floor, thinking dies before lines where two of three are right.
 
-Shapes: B snippets, G rollouts each, N = B*G rows, L lines, T tokens, D width, M events (a decision, a thought's token, its end).
+Shapes: B snippets, G rollouts each, N = B*G rows, L lines, T tokens, V vocabulary, D width.
 """
 
 import collections
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -42,229 +58,372 @@ import torch
 from tqdm import tqdm
 
 from config import DIAGNOSE, ESTEP, estep_of, selection_of
-from elbo import Prior, never_thinks, prior_of, reward, summary
+from data import ends_itself, infuse, inserted
+from elbo import kl_sample, never_thinks, prior_of, summary
 from engine import parallel, training
+from engine.backend import FAST, Backend
+from engine.gradients import GradientStats
 from engine.machine import steps_bar
-from engine.packing import hidden_before, shared_parts
-from engine.rollouts import ACT, END, TOKEN, begin_of, rollout, rollouts
+from engine.rollouts import EVENT, Rollouts, Row, draw_uniforms
 from engine.training import inference_copy
 from evaluate import rollouts_of
 from hindsight.propose import choose
-from logprobs import none_logprobs, token_kl, token_logprobs
 from model import work_size
 
-# ---------------------------------------------------------------- advantages and the update
+# ---------------------------------------------------------------- latents: z ~ q
 
 
-def advantages(
-    line_logp,
-    gain,
-    think,
-    valid,
-    G,
-    c,
-    credit="prefix",
-    discount=1.0,
-    normalise=True,
-    floor=math.inf,
-):
-    """A_t of every decision and of every thought's content: (2, N, L) float64. line_logp, gain (N, L) nats; think, valid (N, L) bool; the
-    rows of a group are adjacent. floor: with credit by prefix, a thought's loss counts as so many nats at most (departure 8).
+def all_logits(model, ids):
+    """Logits of every next token, (T, V) in float32 or better: row j predicts ids[j + 1]."""
+    hidden = model(torch.tensor([ids], device=model.device))[0]  # (T, D)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    return hidden.to(wide) @ model.head_weight.to(wide).T  # (T, V)
 
-    Return Q_t: see the module's docstring for the two credits. A decision is compared with the mean Q_t of the *other* rollouts of its
-    snippet. The tokens after the `#` are chosen when the decision is made already, so they are compared with other
-    thoughts only: the other rollouts of the snippet that think before this line, or, if there is none, the thoughts of all
-    other rollouts of the batch. No baseline holds anything of the rollout itself, so none biases the gradient.
+
+def without(logits, ids):
+    """Logits of a distribution that these ids are left out of (..., V)."""
+    return logits.index_fill(-1, torch.tensor(ids, device=logits.device), -math.inf)
+
+
+def act_logprob(logits, thought_ids):
+    """log q(<act>): no comment begins. q(<think>) is the rest, the mass of thought_ids."""
+    return without(logits, thought_ids).logsumexp(-1) - logits.logsumexp(-1)
+
+
+def draw_token(logprobs, u):
+    """The index at which the cumulative distribution passes u. Example: log [.5, .5], .7 -> 1"""
+    cdf = logprobs.exp().cumsum(-1)
+    return min(int(torch.searchsorted(cdf, u * cdf[-1], right=True)), len(cdf) - 1)
+
+
+def draw_latents(q, tok, snip, uniforms, think_max, rate=None, horizon=0):
+    """Draw a latent before every line (latent) -> (thoughts, logq).
+
+    uniforms   (L,) for the decisions, (L, think_max + 1) for the thoughts' tokens
+    rate       probability of <think> in place of q's own; horizon: lines that may think, 0: all
+    thoughts   {line: token ids}; a line without an entry is <act>
+    logq       (L,) log q(z_t | s_t, z_<t); 0 for lines behind the horizon
     """
-    r = (
-        reward(line_logp, think, Prior(c))
-        if credit == "group"
-        else np.maximum(gain, -floor) - c * think
+    thoughts = {}
+    logq = np.zeros(len(snip.first))
+    ids = snip.ids[: snip.first[0]]
+    for t, (begin, end) in enumerate(line_spans(snip)):
+        if t < (horizon or len(snip.first)):
+            logits = all_logits(q, ids)[-1]  # (V,)
+            opening = logits.log_softmax(-1)[tok.thought_ids]  # (H,) tokens that begin a comment
+            p_think = float(opening.double().exp().sum()) if rate is None else rate  # q(<think>)
+            if uniforms[0][t] < p_think:
+                thoughts[t], logq[t] = draw_thought(q, tok, ids, opening, uniforms[1][t], think_max)
+                ids = ids + inserted(tok, thoughts[t], snip.sep[t])
+            else:
+                logq[t] = act_logprob(logits, tok.thought_ids)
+        ids = ids + snip.ids[begin:end]  # a_t, the expert's line
+    return thoughts, logq
+
+
+def draw_thought(q, tok, ids, opening, uniforms, think_max):
+    """Draw the tokens of a thought behind ids -> (token ids, log q of them and of the end).
+
+    It ends before a stop token, with a closing token, or at think_max tokens.
+    """
+    k = draw_token(opening, uniforms[0])
+    thought = [tok.thought_ids[k]]
+    logq = float(opening[k])
+    while not ends_itself(tok, thought, think_max):
+        logprobs = all_logits(q, ids + thought)[-1].log_softmax(-1)  # (V,)
+        token = draw_token(logprobs, uniforms[len(thought)])
+        if token in tok.stop_ids:
+            return thought, logq + float(logprobs[tok.stop_ids].logsumexp(-1))
+        logq += float(logprobs[token])
+        thought.append(token)
+    return thought, logq
+
+
+def line_spans(snip):
+    """(begin, end) of every line's tokens in the snippet."""
+    return list(zip(snip.first, snip.first[1:] + [len(snip.ids)], strict=True))
+
+
+def infused_spans(tok, snip, thoughts):
+    """(decision, begin, end) of every line in the ids with thoughts written in.
+
+    The decision falls at the index where a thought begins, or the line's code without one.
+    """
+    spans = []
+    shift = 0
+    for t, (begin, end) in enumerate(line_spans(snip)):
+        decision = begin + shift
+        shift += len(inserted(tok, thoughts[t], snip.sep[t])) if t in thoughts else 0
+        spans.append((decision, begin + shift, end + shift))
+    return spans
+
+
+# ---------------------------------------------------------------- likelihood and gains
+
+
+def score_lines(pi, tok, snip, thoughts):
+    """log pi(a_t | s_t, z_t) of every line, the thoughts written in: (L,).
+
+    A line's first token is scored given that no comment begins (elbo.py, departure 1).
+    """
+    ids, _ = infuse(tok, snip, thoughts)
+    logits = all_logits(pi, ids)  # (T, V)
+    lines = []
+    for _, begin, end in infused_spans(tok, snip, thoughts):
+        given_act = without(logits[begin - 1], tok.thought_ids).log_softmax(-1)  # (V,)
+        further = logits[begin : end - 1].log_softmax(-1)  # (n - 1, V)
+        tokens = torch.tensor(ids[begin + 1 : end], dtype=torch.int64, device=logits.device)
+        lines.append(given_act[ids[begin]] + further.gather(1, tokens[:, None]).sum())
+    return torch.stack(lines)
+
+
+def gains(pi, tok, snip, thoughts):
+    """gain_t of each thought: V(s_t, z_<=t) - V(s_t, z_<t), nats (gain): {line: float}."""
+    gain = {}
+    for t in thoughts:
+        earlier = {s: z for s, z in thoughts.items() if s < t}
+        with_it = score_lines(pi, tok, snip, earlier | {t: thoughts[t]})[t:].sum()
+        without_it = score_lines(pi, tok, snip, earlier)[t:].sum()
+        gain[t] = float(with_it - without_it)
+    return gain
+
+
+def roll_out(q, pi, tok, snip, uniforms, think_max, need, **options):
+    """One rollout over a snippet, with what `need` asks for -> Row. options: of draw_latents."""
+    L = len(snip.first)
+    thoughts, logq = draw_latents(q, tok, snip, uniforms, think_max, **options)
+    line_logp = np.full(L, math.nan)
+    gain = np.zeros(L)
+    gain[list(thoughts)] = math.nan
+    if need != "latents":
+        line_logp = score_lines(pi, tok, snip, thoughts).double().cpu().numpy()
+    if need == "gains":
+        gain[list(thoughts)] = list(gains(pi, tok, snip, thoughts).values())
+    return Row(
+        snip=snip,
+        group=0,
+        uniforms=uniforms,
+        ids=infuse(tok, snip, thoughts)[0],
+        first=[begin for _, begin, _ in infused_spans(tok, snip, thoughts)],
+        line_logp=line_logp,
+        thoughts=thoughts,
+        gain=gain,
+        logq=logq,
+        free=min(L, options.get("horizon") or L),
     )
-    Q, run = np.zeros_like(r), np.zeros(len(r))
-    for t in reversed(range(r.shape[1])):  # Q_t = sum_{s>=t} discount^{s-t} r_s
-        run = r[:, t] + discount * run
-        Q[:, t] = run
-    grouped, thinks = Q.reshape(-1, G, Q.shape[1]), think.reshape(-1, G, Q.shape[1])  # (B, G, L)
-    decision = grouped - (grouped.sum(1, keepdims=True) - grouped) / max(1, G - 1)
-    total = (Q * think).sum()  # over all thoughts of the batch
-    elsewhere = (total - (Q * think).sum(1)) / np.maximum(
-        1, think.sum() - think.sum(1)
-    )  # (N,): mean Q of other rollouts' thoughts
-    n = thinks.sum(1, keepdims=True) - thinks  # other thinking rollouts at this line
-    others = ((grouped * thinks).sum(1, keepdims=True) - grouped * thinks) / np.maximum(1, n)
-    content = grouped - np.where(n > 0, others, elsewhere.reshape(-1, G, 1))
+
+
+@torch.inference_mode()
+def plain_rollouts(
+    q, pi, tok, snippets, G, think_max, seed, *, numbers, need="gains", desc="", **options
+):
+    """G rollouts over each snippet, by definition -> Rollouts.
+
+    The twin of engine.rollouts.rollouts, with its arguments. need: latents, rewards or gains, each
+    with those before it. What makes the twin fast (at_once, states) is unused.
+    """
+    options = {key: options[key] for key in ("rate", "horizon") if key in options}
+    rows = []
+    base_logp = []
+    with count_tokens(q, pi) as counts:
+        for snip, number in zip(snippets, tqdm(numbers, desc, delay=2, leave=False), strict=True):
+            for g in range(G):
+                uniforms = draw_uniforms(seed, number, g, len(snip.first), think_max)
+                rows.append(roll_out(q, pi, tok, snip, uniforms, think_max, need, **options))
+                rows[-1].group = len(base_logp)
+            base = torch.full((len(snip.first),), math.nan)
+            if need != "latents":
+                base = score_lines(pi, tok, snip, {})  # when nothing is ever thought
+            base_logp.append(base.double().cpu().numpy())
+    return Rollouts(rows, G, base_logp, np.zeros(0, EVENT), np.zeros(0), counts["tokens"])
+
+
+@contextlib.contextmanager
+def count_tokens(*models):
+    """Count the tokens that some models forward in the meantime -> {"tokens": number}."""
+    counts = collections.Counter()
+
+    def add(module, arguments, output):
+        counts["tokens"] += arguments[0].numel()
+
+    hooks = [model.register_forward_hook(add) for model in dict.fromkeys(models)]
+    yield counts
+    for hook in hooks:
+        hook.remove()
+
+
+# ---------------------------------------------------------------- credit
+
+
+def line_credit(rolls, prior, credit="prefix", floor=math.inf):
+    """What the latent before each line is credited with: r_t by group, delta_t by prefix: (N, L).
+
+    floor: by prefix, a thought's loss counts as so many nats at most (departure 11).
+    """
+    if credit == "group":
+        return rolls.rewards(prior)  # r_t
+    gain = np.maximum(rolls.lines(lambda row: row.gain), -floor)  # gain_t, 0 for <act>
+    delta = gain - kl_sample(rolls.think, rolls.line_logq, prior)  # delta_t
+    return np.where(rolls.possible, delta, 0.0)
+
+
+def returns(r, discount=1.0):
+    """R_t = sum_{s>=t} discount^(s-t) r_s of each row. Example: [[1, 2, 3]] -> [[6, 5, 3]]"""
+    R = np.zeros(r.shape)
+    later = np.zeros(len(r))
+    for t in reversed(range(r.shape[1])):
+        later = r[:, t] + discount * later
+        R[:, t] = later
+    return R
+
+
+def credit(r, think, possible, G, discount=1.0, normalise=True):
+    """A_t of every decision and of every thought's tokens: (2, N, L) float64.
+
+    r          (N, L) as from `line_credit`; the G rows of a snippet are adjacent
+    think      (N, L) bool: the line has a thought
+    possible   (N, L) bool: the line could have one
+
+    A decision is compared with the mean return of the *other* rollouts of its snippet. The tokens
+    behind the first are chosen when the decision is made, so they are compared with other thoughts:
+    of the snippet's other rollouts that think before this line; if none does, of all other
+    rollouts of the batch. No baseline holds anything of the rollout itself: none biases the
+    gradient. normalise: divide by the standard deviation over the possible decisions.
+    """
+    R = returns(r, discount)  # (N, L)
+    groups = R.reshape(-1, G, R.shape[1])  # (B, G, L)
+    thinks = think.reshape(groups.shape)  # (B, G, L)
+    decision = groups - (groups.sum(1, keepdims=True) - groups) / max(1, G - 1)
+    n = thinks.sum(1, keepdims=True) - thinks  # the others that think before this line
+    thinking = groups * thinks
+    others = (thinking.sum(1, keepdims=True) - thinking) / np.maximum(1, n)
+    n_elsewhere = np.maximum(1, think.sum() - think.sum(1))  # (N,)
+    elsewhere = ((R * think).sum() - (R * think).sum(1)) / n_elsewhere  # (N,)
+    tokens = groups - np.where(n > 0, others, elsewhere.reshape(-1, G, 1))
     A = np.stack(
         [
-            np.where(valid, decision.reshape(Q.shape), 0.0),
-            np.where(think, content.reshape(Q.shape), 0.0),
+            np.where(possible, decision.reshape(R.shape), 0.0),  # A_t of decisions
+            np.where(think, tokens.reshape(R.shape), 0.0),  # A_t of thoughts' tokens
         ]
     )
-    return A / (A[0][valid].std() + 1e-6) if normalise else A
+    return A / (A[0][possible].std() + 1e-6) if normalise else A
 
 
-def event_logprobs(q, tok, hidden, events, amp=False):
-    """log q of each event from the states that predict it, with gradient: (M,). <act> is log(1 - P(a comment begins)), the end of a
-    thought the log of the mass of all stop tokens. hidden (M, D); events (M,), of dtype
-    EVENT."""
-    kind = torch.as_tensor(events["kind"], device=q.device)  # (M,)
-    token = torch.as_tensor(events["token"], device=q.device)  # (M,)
-    with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
-        act = none_logprobs(hidden, q.head_weight, tok.thought_ids)
-        logp, end = token_logprobs(hidden, q.head_weight, token, [tok.stop_ids])
-    return torch.where(kind == ACT, act, torch.where(kind == END, end, logp))
+# ---------------------------------------------------------------- gradient
 
 
-def policy_gradient(q, pi, tok, rolls, A, kl=0.0, amp=False, micro_tokens=6000):
-    """Accumulate in q's parameters the gradient of
+def thought_events(tok, snip, thoughts, think_max):
+    """The choices within thoughts, behind their first token -> [(line, state, outcomes)].
 
-        -1/N sum_n sum_t A_t log q(z_t | s_t, z_<t)  +  kl/N sum over the thoughts' tokens of KL( q(. | ...) || pi(. | ...) )
-
-    A (2, N, L) as from `advantages`. Returns (loss, mean KL a token, tokens read, largest |log q now - log q recorded|). Rows are read up to their last
-    event, and what they begin with alike once: up to micro_tokens tokens at a time. Where rows agree on an event and on all before it, their weights are
-    added. pi is not read: its states at the thoughts are those of the rollouts. With several ranks each takes its share of the rows, and all give them
-    all. Raises ValueError if kl > 0 and the rollouts were made without `states`.
+    Logits number `state` of the infused ids predict the choice; outcomes: the token ids that all
+    mean what was drawn. They are one token, or at the end of a thought all stop tokens.
     """
-    loss, total_kl, contents, read, gap = 0.0, 0.0, 0, 0, 0.0
-    if kl and any(row.thoughts.keys() != row.states.keys() for row in rolls.rows):
-        raise ValueError(
-            "kl needs rollouts made with states=True, and with another model than q as pi"
-        )
-    ends = np.zeros(len(rolls.rows), dtype=np.int64)  # tokens before the last event
-    np.maximum.at(ends, rolls.events["row"], rolls.events["position"])
-    mine = [n for n in parallel.shard_block(range(len(rolls.rows))) if ends[n]]
-    rows = [rolls.rows[n].ids[: ends[n]] for n in mine]
-    for part in parallel.synced_batches(q, shared_parts(rows, micro_tokens)):
-        chosen = np.array([mine[i] for i in part])
-        index = np.isin(rolls.events["row"], chosen)
-        events = rolls.events[index].copy()  # (m,)
-        content = events["kind"] >= TOKEN
-        weight = A[content.astype(int), events["row"], events["line"]]  # (m,)
-        order = np.argsort(chosen)
-        events["row"] = order[
-            np.searchsorted(chosen[order], events["row"])
-        ]  # rows by their place in `part`
-        hidden, node = hidden_before(
-            q, [rows[i] for i in part], events["row"], events["position"], amp
-        )  # (T, D), (m,)
-        read += len(hidden)
-        key = np.stack([node.cpu().numpy(), events["kind"], events["token"]], 1)
-        _, first, same = np.unique(
-            key, axis=0, return_index=True, return_inverse=True
-        )  # (u,), (m,): events that are one and the same
-        same = torch.as_tensor(same.reshape(-1), device=q.device)
-        states = hidden[node[torch.as_tensor(first, device=q.device)]]  # (u, D)
-        logp = event_logprobs(q, tok, states, events[first], amp)  # (u,)
-        weight = torch.as_tensor(
-            np.bincount(same.cpu(), weight), dtype=logp.dtype, device=q.device
-        )  # (u,)
-        part_loss = -(weight * logp).sum() / len(rolls.rows)  # gradient
-        if kl and content.any():
-            some = events[first]["kind"] >= TOKEN  # (u,)
-            times = same.bincount()[
-                torch.as_tensor(some, device=q.device)
-            ]  # how many rows each is of
-            at = [(rolls.rows[chosen[n]], t, j) for n, j, _, t, _ in events[first][some].tolist()]
-            other = torch.stack(
-                [row.states[t][j - 1 - begin_of(tok, row, t)] for row, t, j in at]
-            ).to(q.device)  # (contents, D)
+    events = []
+    spans = infused_spans(tok, snip, thoughts)
+    for t, thought in thoughts.items():
+        decision = spans[t][0]
+        events += [(t, decision + k - 1, [thought[k]]) for k in range(1, len(thought))]
+        if not ends_itself(tok, thought, think_max):
+            events.append((t, decision + len(thought) - 1, tok.stop_ids))
+    return events
+
+
+def log_q(logits, tok, snip, thoughts, think_max, free):
+    """log q of each decision, and of each thought's further tokens -> ((free,), {line: scalar}).
+
+    logits (T, V) of q for the infused ids; free: the number of first lines that may think.
+    """
+    decisions = []
+    for t, (decision, _, _) in enumerate(infused_spans(tok, snip, thoughts)[:free]):
+        state = logits[decision - 1]  # (V,)
+        if t in thoughts:
+            decisions.append(state.log_softmax(-1)[thoughts[t][0]])  # <think>, and its first token
+        else:
+            decisions.append(act_logprob(state, tok.thought_ids))  # <act>
+    tokens = {t: logits.new_zeros(()) for t in thoughts}
+    for t, state, outcomes in thought_events(tok, snip, thoughts, think_max):
+        tokens[t] = tokens[t] + logits[state].log_softmax(-1)[outcomes].logsumexp(-1)
+    return torch.stack(decisions), tokens
+
+
+def thought_kls(logits, pi_logits, tok, snip, thoughts, think_max):
+    """KL(q || pi) at every choice within a thought behind its first token: a list of scalars."""
+    kls = []
+    for _, state, _ in thought_events(tok, snip, thoughts, think_max):
+        logq = logits[state].log_softmax(-1)  # (V,)
+        logp = pi_logits[state].log_softmax(-1)  # (V,)
+        kls.append((logq.exp() * (logq - logp)).sum())
+    return kls
+
+
+def row_loss(q, pi, tok, row, A, think_max, kl=0.0):
+    """The loss of one rollout -> (loss, KLs of its thoughts' tokens, log q of its latents).
+
+    -sum_t A_t log q(z_t | s_t, z_<t) + kl sum over thoughts' tokens of KL(q || pi)      (gradient)
+    A (2, L): A_t of the decision, and of the thought's tokens.
+    """
+    ids, _ = infuse(tok, row.snip, row.thoughts)
+    logits = all_logits(q, ids)  # (T, V)
+    decisions, tokens = log_q(logits, tok, row.snip, row.thoughts, think_max, row.free)
+    weight = torch.as_tensor(A, dtype=decisions.dtype, device=decisions.device)
+    loss = -(weight[0, : row.free] * decisions).sum()  # gradient
+    logq = [x.detach().item() for x in decisions]
+    for t, logprob in tokens.items():
+        loss = loss - weight[1, t] * logprob  # gradient
+        logq[t] += logprob.detach().item()
+    kls = []
+    if kl:
+        with torch.no_grad():
+            pi_logits = all_logits(pi, ids)  # (T, V)
+        kls = thought_kls(logits, pi_logits, tok, row.snip, row.thoughts, think_max)
+        loss = loss + kl * sum(kls, logits.new_zeros(()))
+    return loss, [float(x.detach()) for x in kls], logq
+
+
+def plain_policy_gradient(q, pi, tok, rolls, A, think_max, *, kl=0.0, amp=False, micro_tokens=0):
+    """Accumulate in q's parameters the gradient of the mean of `row_loss` over the rows.
+
+    The twin of engine.gradients.policy_gradient, with its arguments -> GradientStats.
+    """
+    stats = GradientStats()
+    kls = []
+    with count_tokens(q) as counts:
+        for n, row in enumerate(rolls.rows):
             with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
-                away = token_kl(
-                    states[torch.as_tensor(some, device=q.device)],
-                    q.head_weight,
-                    other,
-                    pi.head_weight,
-                )
-            part_loss = part_loss + kl * (times * away).sum() / len(rolls.rows)
-            total_kl += float((times * away.detach()).sum())
-            contents += int(content.sum())
-        parallel.backward(part_loss)
-        loss += float(part_loss.detach())
-        gap = max(
-            gap,
-            float(
-                (logp.detach()[same].cpu().double() - torch.as_tensor(rolls.logq[index]))
-                .abs()
-                .max()
-            ),
-        )
-    *sums, gaps = zip(*parallel.all_gather((loss, total_kl, contents, read, gap)))
-    loss, total_kl, contents, read = map(sum, sums)
-    return loss, total_kl / max(1, contents), read, max(gaps)
+                loss, row_kls, logq = row_loss(q, pi, tok, row, A[:, n], think_max, kl)
+            loss = loss / len(rolls.rows)
+            loss.backward()
+            stats.loss += float(loss.detach())
+            gap = np.abs(np.array(logq) - row.logq[: row.free]).max()
+            stats.logq_gap = max(stats.logq_gap, float(gap))
+            kls += row_kls
+    stats.kl = sum(kls) / max(1, len(kls))
+    stats.tokens = counts["tokens"]
+    return stats
 
 
-def one_row(tok, snip, uniforms, think_max, rate=None, horizon=0):
-    """Line by line and token by token, as the definition has it: a generator that yields tokens to read, gets the log-probabilities (V,) of the next
-    one, and returns (ids, thoughts, log q of each event, log pi of each line)."""
-    ids, thoughts, logq, lines = [], {}, [], np.zeros(len(snip.first))
-
-    def read(tokens):
-        ids.extend(tokens)
-        return (yield tokens)
-
-    def pick(logp, u):
-        cdf = np.cumsum(np.exp(logp))
-        return min(int(np.searchsorted(cdf, u * cdf[-1], side="right")), len(cdf) - 1)
-
-    logp = yield from read(snip.ids[: snip.first[0]])
-    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
-        if not horizon or t < horizon:
-            begin = logp[tok.thought_ids]
-            thinks = uniforms[0][t] < (np.exp(begin).sum() if rate is None else rate)
-            logq.append(np.log1p(-np.exp(begin).sum()))
-            if thinks:
-                k = pick(begin, uniforms[1][t, 0])
-                logq[-1], thoughts[t] = begin[k], [tok.thought_ids[k]]
-                while len(thoughts[t]) < think_max:
-                    logp = yield from read(thoughts[t][-1:])
-                    token = pick(logp, uniforms[1][t, len(thoughts[t])])
-                    if token in tok.stop_ids:
-                        logq.append(np.log(np.exp(logp[tok.stop_ids]).sum()))
-                        break
-                    logq.append(logp[token])
-                    thoughts[t].append(token)
-                unread = thoughts[t][-1:] if len(thoughts[t]) == think_max else []
-                logp = yield from read(unread + snip.sep[t])
-        lines[t] = -np.log1p(-np.exp(logp[tok.thought_ids]).sum())
-        for token in snip.ids[a:b]:
-            lines[t] += logp[token]
-            if len(ids) + 1 < len(snip.ids) + sum(
-                len(z) + len(snip.sep[s]) for s, z in thoughts.items()
-            ):  # nothing follows the last
-                logp = yield from read([token])
-    return ids + snip.ids[-1:], thoughts, logq, lines
+# ---------------------------------------------------------------- the loop
 
 
-def diagnose(run, pi):
-    """What the model's own thoughts are worth before the E-step, printed: the rule of thumb is that a gain below c dies out."""
+def draw_snippets(run, iteration, step):
+    """Numbers of a step's expert snippets, a function of the seed and the step."""
     cfg = run.cfg
-    rolls = rollouts_of(pi, run.tok, run.expert[:32], 4, cfg, (cfg.seed, DIAGNOSE), "diagnose")
-    s = summary(rolls, prior_of(cfg, run.tok, pi.cfg.vocab_size))
-    words = {}
-    for row in rolls.rows:
-        for t, ids in row.thoughts.items():
-            word = run.tok.decode(ids[1:3]).strip().split(" ")[0] or "(empty)"
-            words.setdefault(word, []).append(row.gain[t])
-    top = sorted(words.items(), key=lambda kv: -len(kv[1]))[:6]
-    tqdm.write(
-        f"thoughts of the model as it is: before {s['think_share']:.1%} of lines, gain {s['gain']:+.2f} nats each, "
-        f"{s['gain_above_c']:.0%} of them above c = {cfg.c:g}; by first word: "
-        + ", ".join(f"{w!r} {np.mean(g):+.2f} ({len(g)})" for w, g in top)
-    )
-    if s["gain"] < cfg.c:
-        tqdm.write(
-            f"warning: the mean gain is below c = {cfg.c:g}: the bound is served best by thinking less, and thinking may die out"
-        )
-    return {k: s[k] for k in ("think_share", "gain", "gain_above_c", "elbo", "elbo_no_think")}
+    rng = np.random.default_rng([cfg.seed, ESTEP, iteration, step])
+    size = min(cfg.snippets, len(run.expert))
+    return rng.choice(len(run.expert), size, replace=False)
 
 
-def learn_q(run, name, pi, iteration, state, flops, seconds):
-    """The E-step by policy gradient, from a copy of pi. Returns q and the FLOPs so far."""
-    cfg, start = run.cfg, state["step"] if state else 0
+def estep(run, name, pi, iteration, state, flops, seconds):
+    """The E-step by policy gradient, from a copy of pi -> (q, FLOPs so far).
+
+    state: where to go on, or None. seconds(): the stage's time so far, for its checkpoints.
+    """
+    cfg = run.cfg
+    start = state["step"] if state else 0
     q, opt = training.prepare_training(
         copy.deepcopy(pi),
         cfg,
-        lambda m: training.adamw(m, cfg.estep_lr, 0.0),
+        lambda model: training.adamw(model, cfg.estep_lr, 0.0),
         state if start else None,
         "q",
     )
@@ -274,78 +433,10 @@ def learn_q(run, name, pi, iteration, state, flops, seconds):
     pi_fixed = inference_copy(pi, cfg)
     bar = steps_bar(f"{name}: E-step {iteration + 1}", start, cfg.estep_steps)
     for step in bar:
-        began = time.time()
-        for group in opt.param_groups:
-            group["lr"] = training.learning_rate(
-                step, cfg.estep_steps, cfg.estep_lr * cfg.estep_lr_decay**iteration, 1
-            )
-        mine = np.random.default_rng([cfg.seed, ESTEP, iteration, step]).choice(
-            len(run.expert), min(cfg.snippets, len(run.expert)), replace=False
-        )
-        rolls = rollouts(
-            inference_copy(q, cfg),
-            pi_fixed,
-            run.tok,
-            [run.expert[i] for i in mine],
-            cfg.group,
-            cfg.think_max,
-            (cfg.seed, ESTEP, iteration, step),
-            numbers=mine.tolist(),
-            at_once=cfg.snippets,
-            horizon=cfg.horizon,
-            need="gains" if cfg.credit == "prefix" else "rewards",
-            states=cfg.kl > 0,
-        )
-        sampled = time.time()
-        logp, gain = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain)
-        A = advantages(
-            logp,
-            gain,
-            rolls.think,
-            rolls.valid,
-            cfg.group,
-            cfg.c,
-            cfg.credit,
-            cfg.discount,
-            cfg.normalise,
-            cfg.gain_floor,
-        )
-        loss, away, trained, gap = policy_gradient(
-            q, pi, run.tok, rolls, A, cfg.kl, cfg.bf16, cfg.micro_tokens
-        )
-        norm = parallel.clip(q, cfg.grad_clip).item()
-        opt.step()
-        opt.zero_grad(set_to_none=True)
-        flops += work_size(q) * (2 * rolls.forward_tokens + 6 * trained)
-        s = summary(
-            rolls,
-            prior_of(cfg, run.tok, pi.cfg.vocab_size),
-            run.expert_hard and [run.expert_hard[i] for i in mine],
-        )
-        tokens = rolls.forward_tokens + trained
-        run.log(
-            name,
-            phase="estep",
-            iteration=iteration,
-            step=step,
-            flops=flops,
-            reward=s["elbo"],
-            loss=loss,
-            kl=away,
-            grad_norm=norm,
-            logq_gap=gap,
-            rollout_s=sampled - began,
-            update_s=time.time() - sampled,
-            tokens=tokens,
-            tokens_per_s=tokens / (time.time() - began),
-            **{k: s[k] for k in s if k not in ("elbo", "ce_code")},
-        )
-        bar.set_postfix(
-            reward=f"{s['elbo']:.2f}",
-            think=f"{s['think_share']:.2f}",
-            gain=f"{s.get('gain', math.nan):+.2f}",
-            tok_s=f"{tokens / (time.time() - began):.0f}",
-        )
+        m, work = estep_step(run, q, pi, pi_fixed, opt, iteration, step)
+        flops += work
+        run.log(name, phase="estep", iteration=iteration, step=step, flops=flops, **m)
+        show_progress(bar, m)
         if (step + 1) % cfg.save_every == 0:
             run.save_state(
                 name,
@@ -362,7 +453,107 @@ def learn_q(run, name, pi, iteration, state, flops, seconds):
     return parallel.unwrap(q), flops
 
 
-# ---------------------------------------------------------------- who proposes thoughts for the M-step
+def estep_step(run, q, pi, pi_fixed, opt, iteration, step):
+    """One step of policy gradient on q -> (metrics, FLOPs). pi_fixed: pi as it scores."""
+    cfg = run.cfg
+    began = time.time()
+    peak = cfg.estep_lr * cfg.estep_lr_decay**iteration
+    for group in opt.param_groups:
+        group["lr"] = training.learning_rate(step, cfg.estep_steps, peak, 1)
+    numbers = draw_snippets(run, iteration, step)
+    rolls = sample_rollouts(run, q, pi_fixed, numbers, (cfg.seed, ESTEP, iteration, step))
+    sampled = time.time()
+    prior = prior_of(cfg, run.tok, pi.cfg.vocab_size)
+    r = line_credit(rolls, prior, cfg.credit, cfg.gain_floor)  # r_t or delta_t
+    A = credit(r, rolls.think, rolls.possible, rolls.G, cfg.discount, cfg.normalise)  # A_t
+    options = dict(kl=cfg.kl, amp=cfg.bf16, micro_tokens=cfg.micro_tokens)
+    stats = run.backend.policy_gradient(
+        q, pi, run.tok, rolls, A, cfg.think_max, **options
+    )  # gradient
+    norm = parallel.clip(q, cfg.grad_clip).item()
+    opt.step()
+    opt.zero_grad(set_to_none=True)
+    hard = run.expert_hard and [run.expert_hard[i] for i in numbers]
+    m = step_metrics(summary(rolls, prior, hard), rolls, stats, norm, began, sampled)
+    return m, work_size(q) * (2 * rolls.forward_tokens + 6 * stats.tokens)
+
+
+def sample_rollouts(run, q, pi_fixed, numbers, seed):
+    """G rollouts of q over each of a step's snippets, with what the credit needs -> Rollouts."""
+    cfg = run.cfg
+    return run.backend.rollouts(
+        inference_copy(q, cfg),
+        pi_fixed,
+        run.tok,
+        [run.expert[i] for i in numbers],
+        cfg.group,
+        cfg.think_max,
+        seed,
+        numbers=numbers.tolist(),
+        at_once=cfg.snippets,
+        horizon=cfg.horizon,
+        need="gains" if cfg.credit == "prefix" else "rewards",
+        states=cfg.kl > 0,
+    )
+
+
+def step_metrics(said, rolls, stats, norm, began, sampled):
+    """The metrics of a step. said: `summary` of its rollouts; began, sampled: times in seconds."""
+    tokens = rolls.forward_tokens + stats.tokens
+    now = time.time()
+    return {
+        "reward": said["elbo"],
+        "loss": stats.loss,
+        "kl": stats.kl,
+        "grad_norm": norm,
+        "logq_gap": stats.logq_gap,
+        "rollout_s": sampled - began,
+        "update_s": now - sampled,
+        "tokens": tokens,
+        "tokens_per_s": tokens / (now - began),
+        **{key: said[key] for key in said if key not in ("elbo", "ce_code")},
+    }
+
+
+def show_progress(bar, metrics):
+    bar.set_postfix(
+        reward=f"{metrics['reward']:.2f}",
+        think=f"{metrics['think_share']:.2f}",
+        gain=f"{metrics.get('gain', math.nan):+.2f}",
+        tok_s=f"{metrics['tokens_per_s']:.0f}",
+    )
+
+
+def diagnose(run, pi):
+    """Print and return what the model's own thoughts are worth before the E-step.
+
+    The rule of thumb is that a gain below c dies out.
+    """
+    cfg = run.cfg
+    seed = (cfg.seed, DIAGNOSE)
+    rolls = rollouts_of(pi, run.tok, run.expert[:32], 4, cfg, seed, "diagnose", run.backend)
+    s = summary(rolls, prior_of(cfg, run.tok, pi.cfg.vocab_size))
+    by_word = collections.defaultdict(list)
+    for row in rolls.rows:
+        for t, ids in row.thoughts.items():
+            word = run.tok.decode(ids[1:3]).strip().split(" ")[0] or "(empty)"
+            by_word[word].append(row.gain[t])
+    frequent = sorted(by_word.items(), key=lambda item: -len(item[1]))[:6]
+    words = ", ".join(f"{word!r} {np.mean(x):+.2f} ({len(x)})" for word, x in frequent)
+    tqdm.write(
+        f"thoughts of the model as it is: before {s['think_share']:.1%} of lines, "
+        f"gain {s['gain']:+.2f} nats each, {s['gain_above_c']:.0%} of them above c = {cfg.c:g}; "
+        f"by first word: {words}"
+    )
+    if s["gain"] < cfg.c:
+        tqdm.write(
+            f"warning: the mean gain is below c = {cfg.c:g}: the bound is served best by thinking "
+            "less, and thinking may die out"
+        )
+    return {k: s[k] for k in ("think_share", "gain", "gain_above_c", "elbo", "elbo_no_think")}
+
+
+# ---------------------------------------------------------------- thoughts for the M-step
 
 
 @dataclasses.dataclass
@@ -377,12 +568,13 @@ class Proposer:
     stats: collections.Counter  # `forward_tokens` counts the tokens forwarded
     iteration: int = 0
     tasks: list = ()  # the built-in domain's tasks, by number of the snippet
+    backend: Backend = FAST
 
 
 def rolled_out(source, snippets, numbers, n, rate=None):
     """n rollouts of q over each snippet, with rewards if n > 1 -> Rollouts."""
     cfg = source.cfg
-    rolls = rollout(
+    rolls = source.backend.rollout(
         source.q,
         source.pi,
         source.tok,
@@ -390,24 +582,31 @@ def rolled_out(source, snippets, numbers, n, rate=None):
         n,
         cfg.think_max,
         source.seed,
+        numbers=numbers,
         horizon=cfg.horizon,
         need="rewards" if n > 1 else "latents",
         rate=rate,
-        numbers=numbers,
     )
     source.stats["forward_tokens"] += rolls.forward_tokens
     return rolls
 
 
+def total_rewards(source, rolls):
+    """sum_t r_t of the n rollouts of each snippet: (B, n)."""
+    prior = prior_of(source.cfg, source.tok, source.pi.cfg.vocab_size)
+    return rolls.rewards(prior).sum(1).reshape(-1, rolls.G)
+
+
 def resampled(source, snippets, numbers):
-    """One of cfg.resample rollouts of q, drawn in proportion to exp(sum_t r_t); of one: a plain sample of q."""
+    """One of cfg.resample rollouts of q, drawn in proportion to exp(sum_t r_t).
+
+    Of one rollout: a plain sample of q.
+    """
     n = source.cfg.resample
     rolls = rolled_out(source, snippets, numbers, n)
-    prior = prior_of(source.cfg, source.tok, source.pi.cfg.vocab_size)
-    total = rolls.rewards(prior).sum(1).reshape(-1, n)  # (B, n) sum_t r_t
     noise = [np.random.default_rng([*source.seed, i]).gumbel(size=n) for i in numbers]
     # Gumbel: argmax of reward + noise is a draw from softmax(reward)
-    best = (total + np.array(noise)).argmax(1)
+    best = (total_rewards(source, rolls) + np.array(noise)).argmax(1)  # (B,)
     return [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
 
 
@@ -415,17 +614,15 @@ def best_of_n(source, snippets, numbers):
     """Of cfg.best_of rollouts of the frozen model (q is pi) the one with the largest sum_t r_t."""
     n = source.cfg.best_of
     rolls = rolled_out(source, snippets, numbers, n)
-    prior = prior_of(source.cfg, source.tok, source.pi.cfg.vocab_size)
-    best = rolls.rewards(prior).sum(1).reshape(-1, n).argmax(1)  # (B,)
+    best = total_rewards(source, rolls).argmax(1)  # (B,)
     return [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
 
 
 def in_hindsight(source, snippets, numbers):
     """Thoughts proposed after seeing the line, weighed as cfg.selection says for this iteration."""
-    which = selection_of(source.cfg, source.iteration)
-    thoughts, tokens = choose(
-        source.pi, source.tok, snippets, source.cfg, which, source.seed, numbers
-    )
+    cfg = source.cfg
+    which = selection_of(cfg, source.iteration)
+    thoughts, tokens = choose(source.pi, source.tok, snippets, cfg, which, source.seed, numbers)
     source.stats["forward_tokens"] += tokens
     return thoughts
 
@@ -452,6 +649,7 @@ def never(source, snippets, numbers):
     return [{} for _ in snippets]
 
 
+# cfg.estep -> a function (source, snippets, numbers) -> [{line: ids}]
 PROPOSALS = {
     "reinforce": resampled,
     "best-of-n": best_of_n,
@@ -459,11 +657,11 @@ PROPOSALS = {
     "none": sampled,
     "random": sampled_at_rate,
     "oracle": oracle,
-}  # cfg.estep -> a function (source, snippets, numbers) -> [{line: ids}]
+}
 
 
 def proposals(source):
-    """-> (a function (snippets, numbers) -> [{line: ids}], as cfg.estep says; how many snippets to give it at once)."""
+    """-> (function (snippets, numbers) -> [{line: ids}], how many snippets to give it at once)."""
     cfg = source.cfg
     way = estep_of(cfg, source.iteration)
     rows = {"best-of-n": cfg.best_of, "reinforce": cfg.resample, "hindsight": cfg.proposals}

@@ -33,9 +33,9 @@ from config import UserError, parse
 from domain import domain_tasks
 from elbo import never_thinks, prior_of, summary
 from engine import parallel
+from engine.backend import FAST
 from engine.machine import device_of, set_threads
-from engine.rollouts import rollouts
-from engine.sample import Completion, generate
+from engine.sample import Completion
 from engine.training import inference_copy
 from formats import huggingface
 from formats.checkpoints import load_model
@@ -55,7 +55,9 @@ class Program(typing.NamedTuple):
     text: str  # what is graded, after the prompt
 
 
-def sample_programs(model, tok, tasks, *, max_new, seeds, on_program=None, **sampling):
+def sample_programs(
+    model, tok, tasks, *, max_new, seeds, on_program=None, backend=FAST, **sampling
+):
     """Sample programs for tasks, each up to the stop sequences of its own task -> [[Program]].
 
     seeds        one int a task, which with sampling["seed"] fixes its samples
@@ -81,7 +83,7 @@ def sample_programs(model, tok, tasks, *, max_new, seeds, on_program=None, **sam
         def on_done(k, j, completion, indices=indices):
             on_program(indices[k], j, program(indices[k], completion))
 
-        completions = generate(
+        completions = backend.generate(
             model,
             [prompts[i][0] for i in indices],
             max_new,
@@ -167,13 +169,13 @@ def count_verdicts(rows):
 # ---------------------------------------------------------------- the bound
 
 
-def rollouts_of(model, tok, snippets, G, cfg, seed, desc):
+def rollouts_of(model, tok, snippets, G, cfg, seed, desc, backend=FAST):
     """G rollouts of a model over each snippet, with itself as q, in float32 -> Rollouts.
 
     At c = inf it never thinks.
     """
     model = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
-    return rollouts(
+    return backend.rollouts(
         model,
         model,
         tok,
@@ -189,12 +191,14 @@ def rollouts_of(model, tok, snippets, G, cfg, seed, desc):
     )
 
 
-def heldout_elbo(model, tok, snippets, cfg, hard=None):
+def heldout_elbo(model, tok, snippets, cfg, hard=None, backend=FAST):
     """The bound of a model on held-out snippets, with itself as q -> dict of floats.
 
     hard: for each snippet the indices of its hard lines, if known.
     """
-    rolls = rollouts_of(model, tok, snippets, cfg.elbo_samples, cfg, (cfg.seed, 77), "bound")
+    rolls = rollouts_of(
+        model, tok, snippets, cfg.elbo_samples, cfg, (cfg.seed, 77), "bound", backend
+    )
     return summary(rolls, prior_of(cfg, tok, model.cfg.vocab_size), hard)
 
 
@@ -439,7 +443,7 @@ def evaluate(run, names):
         if problems:
             rates, programs = solve_problems(run, name, model, problems)
             results[name].update(rates)
-        elbo = heldout_elbo(model, run.tok, run.heldout, run.cfg, run.hard)
+        elbo = heldout_elbo(model, run.tok, run.heldout, run.cfg, run.hard, run.backend)
         results[name].update(elbo, flops=extra["flops"], measured=measured(run.cfg))
     earlier = write_results(run, results)
     print_table(results)
@@ -458,7 +462,7 @@ def solve_problems(run, name, model, problems):
     """
     cfg = run.cfg
     model = inference_copy(model, cfg)
-    limits = dict(max_new=cfg.max_new, seed=cfg.seed)
+    limits = dict(max_new=cfg.max_new, seed=cfg.seed, backend=run.backend)
     rows = sample_and_grade(
         model,
         run.tok,
@@ -576,6 +580,6 @@ def print_thoughts(run, name):
     """Print two held-out snippets with thoughts that a model samples."""
     model = run.load(name)[0]
     seed = (run.cfg.seed, 78)
-    rolls = rollouts_of(model, run.tok, run.heldout[:2], 1, run.cfg, seed, "samples")
+    rolls = rollouts_of(model, run.tok, run.heldout[:2], 1, run.cfg, seed, "samples", run.backend)
     for row in rolls.rows:
         print(f"\n--- {row.snip.name}\n{run.tok.decode(row.ids)}")

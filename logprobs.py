@@ -110,7 +110,7 @@ class Softmax(torch.autograd.Function):
         lse = hidden.new_full(
             hidden.shape[:1], -math.inf, dtype=torch.promote_types(ctx.dtype, torch.float32)
         )
-        other = lse.clone()
+        lse_q = lse.clone()  # of p'
         S = torch.zeros_like(lse)
         picked = lse.new_full((len(lse), 1 + len(ids)), math.nan)
         for cols in cuts(len(weight), ctx.block[1]):
@@ -127,10 +127,10 @@ class Softmax(torch.autograd.Function):
                 picked[rows, place] = x[:, column].to(lse.dtype)
                 x, y = select_columns(allowed, x, y)  # (n, C less those without)
                 if x.shape[1]:
-                    lse[rows], other[rows], S[rows] = fused(add_block, device)(
-                        lse[rows], other[rows], S[rows], x, y, against is not None
+                    lse[rows], lse_q[rows], S[rows] = fused(add_block, device)(
+                        lse[rows], lse_q[rows], S[rows], x, y, against is not None
                     )
-        ctx.save_for_backward(hidden, weight, targets, lse, other, S)
+        ctx.save_for_backward(hidden, weight, targets, lse, lse_q, S)
         ctx.set_materialize_grads(False)
         return lse, picked, S
 
@@ -159,13 +159,13 @@ class Softmax(torch.autograd.Function):
     @staticmethod
     def logit_gradient(ctx, rows, cols, d_lse, d_picked, d_S):
         """The gradient with respect to a block of logits, in the type of the products: (n, C)."""
-        hidden, weight, targets, lse, other, S = ctx.saved_tensors
+        hidden, weight, targets, lse, lse_q, S = ctx.saved_tensors
         full, y = Softmax.logits(ctx, hidden, weight, rows, cols)  # (n, C)
         allowed = allowed_columns(ctx.without, cols, hidden.device)
         x, y = select_columns(allowed, full, y)  # (n, C less those without)
         d_S_rows = None if d_S is None else d_S[rows]
         d = fused(block_gradient, hidden.device)(
-            lse[rows], other[rows], S[rows], d_lse[rows], d_S_rows, x, y
+            lse[rows], lse_q[rows], S[rows], d_lse[rows], d_S_rows, x, y
         )
         if allowed is not None:
             d = d.new_zeros(full.shape).index_copy_(1, allowed, d)  # (n, C)
@@ -243,17 +243,17 @@ def select_columns(allowed, x, y):
     return x[:, allowed], None if y is None else y[:, allowed]
 
 
-def add_block(lse, other, S, x, y, want_S):
+def add_block(lse, lse_q, S, x, y, want_S):
     """lse, that of p', and S (n,) of the columns so far -> the same with further columns.
 
     x, y (n, C): logits of p and p' in those columns.
     """
     logp, lse, seen, block = join(lse, x)
     if want_S:  # S = sum over both parts of P (S given the part + log P - log P')
-        logq, other, seen_q, block_q = (0, other, 0, 0) if y is None else join(other, y)
-        before = torch.where(seen == -math.inf, 0, seen.exp() * (S + seen - seen_q))
-        S = before + block.exp() * ((logp.exp() * (logp - logq)).sum(-1) + block - block_q)
-    return lse, other, S
+        logq, lse_q, seen_q, block_q = (0, lse_q, 0, 0) if y is None else join(lse_q, y)
+        so_far = torch.where(seen == -math.inf, 0, seen.exp() * (S + seen - seen_q))
+        S = so_far + block.exp() * ((logp.exp() * (logp - logq)).sum(-1) + block - block_q)
+    return lse, lse_q, S
 
 
 def join(lse, x):
@@ -268,12 +268,12 @@ def join(lse, x):
     return logp, both, lse - both, block - both
 
 
-def block_gradient(lse, other, S, d_lse, d_S, x, y):
+def block_gradient(lse, lse_q, S, d_lse, d_S, x, y):
     """The gradient with respect to a block of logits, without those of `picked`: (n, C)."""
     logp = x.to(lse.dtype).sub_(lse[:, None])  # (n, C); x is not needed again
     if d_S is None:  # exp2 takes half the time of exp on the CPU
         return logp.mul_(1 / math.log(2)).exp2_().mul_(d_lse[:, None])
-    against = 0 if y is None else y.to(lse.dtype) - other[:, None]  # log p'
+    against = 0 if y is None else y.to(lse.dtype) - lse_q[:, None]  # log p'
     return logp.exp() * (d_lse[:, None] + d_S[:, None] * (logp - against - S[:, None]))
 
 

@@ -1,22 +1,24 @@
-"""The M-step of RA3 (arXiv 2509.25810): write thoughts into the expert's code, and fine-tune on the result by next-token prediction.
+"""The M-step of RA3 (arXiv 2509.25810): next-token prediction on code with thoughts written in.
 
-    z_t ~ q(. | s_t, z_<t)  for the expert data,   J(pi) = sum_t  log pi(z_t | ...) + log pi(a_t | s_t, z_t)     comments and code both predicted
+    z_t ~ q(. | s_t, z_<t) for the expert data                                          (infusion)
+    J(pi) = sum_t log pi(z_t | s_t, z_<t) + log pi(a_t | s_t, z_<=t)                        (J)
 
-What is given (s_0) is context and not predicted. Without thoughts this is J_NTP, plain next-token mid-training: the baseline runs the very
-same code with an empty set of thoughts, so c = inf gives the baseline bit for bit (tested).
+Comments and code are both predicted; what is given (s_0) is context and is not. Without thoughts
+this is J_NTP, plain next-token mid-training. The baseline runs this code with no thoughts, so
+c = inf gives the baseline bit for bit (tested).
 
 Departures from the paper
-1. A thought that would make the text encode differently (one that ends in a blank, say) is left out, so that infused ids are
-   always what the tokenizer makes of their text. How many is logged (`not_canonical`).
-2. Of several samples of q one is kept, drawn with probability proportional to exp(sum_t r_t) (`resample`): selection on top of the gradient.
-   What is written in then comes from q(z) exp(sum_t r_t) rather than from q(z); `resample=1` is the paper's.
+1. A thought that would make the text encode differently is left out (one that ends in a blank,
+   say). Infused ids are always what the tokenizer makes of their text. `not_canonical` counts them.
+2. Of K samples of q one is written in, drawn with probability proportional to exp(sum_t r_t). As K
+   grows this becomes a draw from q(z) exp(sum_t r_t), normalised; K = 1 (`resample=1`) is a draw
+   from q, the paper's. It is selection on top of the gradient.
 3. A snippet that outgrows `block` tokens loses its last thoughts until it fits.
 
-A step takes documents of about `rows` x `block` real tokens, and works on them without padding, up to `micro_tokens` tokens at a time; the sum of the
-micro-batches' gradients is the gradient of the whole (tested). Documents stay on disk, mapped into memory: the expert's own in the corpus, infused ones in a
-file of the run's folder. A step reads its own and no other; of all, 36 bytes a document are in memory.
+A step takes documents of about `rows` x `block` tokens, `micro_tokens` at a time. The gradients of
+its parts add up to the gradient of the whole (tested). Documents stay on disk, mapped into memory.
 
-Shapes: T tokens of a packed row, M predicted tokens.
+Shapes: T tokens of a document, V vocabulary, M predicted tokens.
 """
 
 import collections
@@ -29,31 +31,33 @@ from tqdm import tqdm
 from config import MSTEP
 from data import PROMPT, THOUGHT, canonical, infuse
 from engine import documents, parallel, training
+from engine.backend import FAST
 from engine.machine import graphs, steps_bar
-from engine.packing import micro_batches, pack
-from logprobs import token_logprobs
 from model import work_size
 
 # ---------------------------------------------------------------- infusion
 
 
 def infuse_corpus(tok, snippets, numbers, propose, at_once, block, stats):
-    """Write proposed thoughts into expert snippets -> yields (ids, kinds) of each, in order. stats: a Counter of thoughts, lines, tokens, ...
+    """Write proposed thoughts into expert snippets -> yields (ids, kinds) of each, in order.
 
-    propose: (snippets, numbers) -> [{line: ids}], the thoughts of each (estep.proposals); numbers: one int a snippet, which seeds its draws.
-    at_once: snippets of a call on each rank. block: tokens of a document, at most. Ranks share the snippets out, and all get all documents.
+    propose    (snippets, numbers) -> [{line: ids}], the thoughts of each (estep.proposals)
+    numbers    one int a snippet, which seeds its draws
+    at_once    snippets of a call, on each rank
+    block      tokens of a document, at most
+    stats      a Counter of thoughts, lines, tokens, ...
+
+    Under torchrun, pass all snippets on every rank; each works on its share and gets all documents.
     """
     at_once *= parallel.world()
     for start in tqdm(
         range(0, len(snippets), at_once), desc="infuse", unit="batch", delay=2, leave=False
     ):
-        part, of_part = (
-            list(parallel.shard(x[start : start + at_once])) for x in (snippets, numbers)
-        )
-        proposed = propose(part, of_part) if part else []
-        yield from parallel.unshard(
-            [write(tok, snip, thoughts, block, stats) for snip, thoughts in zip(part, proposed)]
-        )
+        share = list(parallel.shard(snippets[start : start + at_once]))
+        seeds = list(parallel.shard(numbers[start : start + at_once]))
+        proposed = propose(share, seeds) if share else []
+        pairs = zip(share, proposed, strict=True)
+        yield from parallel.unshard([write(tok, *pair, block, stats) for pair in pairs])
     total = sum(parallel.all_gather(stats), collections.Counter())
     stats.clear()
     stats.update(total)
@@ -61,77 +65,82 @@ def infuse_corpus(tok, snippets, numbers, propose, at_once, block, stats):
 
 def write(tok, snip, thoughts, block, stats):
     """One snippet with its thoughts -> (ids, kinds); counts in stats what had to be left out."""
-
-    def fine(some):
-        return not some or canonical(tok, infuse(tok, snip, some)[0])
-
-    kept = dict(thoughts)
-    if not fine(kept):
-        kept = {t: z for t, z in kept.items() if fine({t: z})}
-        kept = (
-            kept if fine(kept) else {}
-        )  # thoughts that are fine alone and not together: does not happen by construction
-    stats["not_canonical"] += len(thoughts) - len(kept)
-    while len(infuse(tok, snip, kept)[0]) > block:
-        kept.popitem()
+    written = canonical_thoughts(tok, snip, thoughts)
+    stats["not_canonical"] += len(thoughts) - len(written)
+    while len(infuse(tok, snip, written)[0]) > block:
+        written.popitem()
         stats["cut"] += 1
-    stats["think"] += len(kept)
+    stats["think"] += len(written)
     stats["lines"] += len(snip.first)
-    stats["thought_tokens"] += sum(map(len, kept.values()))
-    return infuse(tok, snip, kept)
+    stats["thought_tokens"] += sum(map(len, written.values()))
+    return infuse(tok, snip, written)
 
 
-# ---------------------------------------------------------------- next-token training
+def canonical_thoughts(tok, snip, thoughts):
+    """The thoughts whose infused ids are what the tokenizer makes of their text (departure 1)."""
+
+    def is_canonical(subset):
+        return not subset or canonical(tok, infuse(tok, snip, subset)[0])
+
+    if is_canonical(thoughts):
+        return dict(thoughts)
+    alone = {t: z for t, z in thoughts.items() if is_canonical({t: z})}
+    return alone if is_canonical(alone) else {}  # together they are, by construction
 
 
-def ntp_loss(model, ids, pos, doc, kind):
-    """-log p of each predicted token of packed rows -> (loss (M,) with gradient, kind (M,)). ids, pos, doc, kind (1, T), as from `pack`.
+# ---------------------------------------------------------------- next-token loss
 
-    A token is predicted from the earlier tokens of its own document; the first of a document is not, nor is padding, nor what is given. The end-of-text token is.
+
+def next_token_loss(model, ids, kinds):
+    """-log p of each predicted token of one document (J) -> (loss (M,), kinds of the tokens (M,)).
+
+    Every token is predicted from those before it, but for the prompt and the first.
     """
-    inside = predicted(doc, kind)  # (1, T-1)
-    hidden = model(ids, pos, doc)[:, :-1][inside]  # (M, D)
-    return -token_logprobs(hidden, model.head_weight, ids[:, 1:][inside])[0], kind[:, 1:][
-        inside
-    ]  # (M,): J
+    hidden = model(torch.tensor([ids], device=model.device))[0]  # (T, D)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    logits = (hidden @ model.head_weight.T).to(wide)  # (T, V): row j predicts ids[j + 1]
+    targets = torch.tensor(ids[1:], device=model.device)  # (T-1,)
+    loss = -logits[:-1].log_softmax(-1).gather(1, targets[:, None])[:, 0]  # (T-1,)
+    kind = torch.tensor(kinds[1:], device=model.device)  # (T-1,)
+    return loss[kind > PROMPT], kind[kind > PROMPT]  # J
 
 
-def predicted(doc, kind):
-    """Which tokens from the second on are predicted. doc, kind (1, T) -> (1, T-1) bool."""
-    return (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] > PROMPT)
+def plain_ntp_gradient(model, docs, kinds, count, cfg):
+    """Accumulate the gradient of 1/count sum of -log p over the documents' predicted tokens.
+
+    The twin of engine.gradients.ntp_gradient, one document at a time -> (3,) sums of -log p in
+    nats: of all tokens, of code, of thoughts.
+    """
+    sums = torch.zeros(3)
+    for document in zip(docs, kinds, strict=True):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
+            loss, kind = next_token_loss(model, *document)
+        (loss.sum() / count).backward()
+        loss = loss.detach()
+        thought = kind == THOUGHT
+        sums += torch.stack([loss.sum(), loss[~thought].sum(), loss[thought].sum()]).cpu()
+    return sums
 
 
-def ntp_step(model, opt, docs, kinds, lr, cfg):
-    """One optimizer step on documents, the loss a mean over all their predicted tokens. Returns metrics; ce_* are nats a token. Memory is that of
-    cfg.micro_tokens tokens. With several ranks each takes its share of the documents, which all give whole."""
+def ntp_step(model, opt, docs, kinds, lr, cfg, backend=FAST):
+    """One optimizer step on documents, the loss a mean over all their predicted tokens -> metrics.
+
+    ce_* are nats a token. Under torchrun, pass all documents on every rank.
+    """
     for group in opt.param_groups:
         group["lr"] = lr
-    predict = torch.tensor([k for kind in kinds for k in kind[1:] if k > PROMPT])  # (M,)
-    n = [
-        len(predict),
-        int((predict != THOUGHT).sum()),
-        int((predict == THOUGHT).sum()),
-    ]  # predicted tokens; of code; of thoughts
-    order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))  # so that shares are alike
-    share = [parallel.shard([xs[i] for i in order]) for xs in (docs, kinds)]
-    sums, cuda = torch.zeros(3, device=model.device), model.device.type == "cuda"
-    for some in parallel.synced_batches(model, micro_batches(*share, cfg.micro_tokens)):
-        row = [
-            x.to(model.device, non_blocking=True) for x in pack(*some, multiple=256 if cuda else 1)
-        ]
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
-            loss, kind = ntp_loss(model, *row)
-        parallel.backward(loss.sum() / n[0])
-        loss, thought = loss.detach(), kind == THOUGHT
-        sums += torch.stack([loss.sum(), loss[~thought].sum(), loss[thought].sum()])  # (3,)
+    predicted = [k for kind in kinds for k in kind[1:] if k > PROMPT]
+    thoughts = sum(k == THOUGHT for k in predicted)
+    sums = backend.ntp_gradient(model, docs, kinds, len(predicted), cfg)  # (3,)
     norm = parallel.clip(model, cfg.grad_clip)
     opt.step()
     opt.zero_grad(set_to_none=True)
-    said = (torch.stack(parallel.all_gather(sums.cpu())).sum(0) / torch.tensor(n)).tolist()
+    counts = torch.tensor([len(predicted), len(predicted) - thoughts, thoughts])
+    loss, ce_code, ce_thought = (sums / counts).tolist()
     return {
-        "loss": said[0],
-        "ce_code": said[1],
-        "ce_thought": said[2] if n[2] else None,
+        "loss": loss,
+        "ce_code": ce_code,
+        "ce_thought": ce_thought if thoughts else None,
         "grad_norm": norm.item(),
         "lr": lr,
         "tokens": sum(map(len, docs)),
@@ -139,33 +148,43 @@ def ntp_step(model, opt, docs, kinds, lr, cfg):
     }
 
 
+# ---------------------------------------------------------------- the loop
+
+
 def expert_part(run, iteration):
-    """Indices of the expert snippets of one M-step, cfg.infuse of them; the M-step goes over them as often as its steps need."""
-    return np.random.default_rng([run.cfg.seed, MSTEP, iteration]).permutation(len(run.expert))[
-        : run.cfg.infuse
-    ]
+    """Indices of the expert snippets of one M-step, cfg.infuse of them.
+
+    The M-step goes over them as often as its steps need.
+    """
+    rng = np.random.default_rng([run.cfg.seed, MSTEP, iteration])
+    return rng.permutation(len(run.expert))[: run.cfg.infuse]
 
 
-def fine_tune(run, name, model, docs, iteration, steps, state, flops, keep=lambda: {}):
-    """The M-step: `steps` of next-token training on docs, documents.Code or documents.Written. state: where to go on (it is emptied), or None; keep(): what else
-    its checkpoints hold. Returns the model and the FLOPs so far."""
-    cfg, start = run.cfg, 0
+def mstep(run, name, model, docs, iteration, steps, state, flops, more_state=dict):
+    """The M-step: `steps` of next-token training on docs -> (model, FLOPs so far).
+
+    docs         documents.Code or documents.Written
+    state        where to go on (it is emptied), or None
+    more_state   a function: what else its checkpoints hold
+    """
+    cfg = run.cfg
+    start = 0
     model, opt = training.prepare_training(
         model, cfg, lambda m: training.adamw(m, cfg.lr, cfg.weight_decay), state
     )
     if state:
-        start, flops = state["step"], state["flops"]
+        start = state["step"]
+        flops = state["flops"]
         state.clear()  # or its weights would take memory until the end
-    of_step = documents.step_documents(
+    documents_of = documents.step_documents(
         docs.lengths, cfg.rows * cfg.block, (cfg.seed, MSTEP, iteration, 1)
     )
     bar = steps_bar(f"{name}: M-step {iteration + 1}", start, steps)
     for step in bar:
         began = time.time()
-        some, kinds = zip(*(docs[i] for i in of_step(step)))
-        m = ntp_step(
-            model, opt, some, kinds, training.learning_rate(step, steps, cfg.lr, cfg.warmup), cfg
-        )
+        batch = zip(*(docs[i] for i in documents_of(step)), strict=True)  # ids, kinds
+        lr = training.learning_rate(step, steps, cfg.lr, cfg.warmup)
+        m = ntp_step(model, opt, *batch, lr, cfg, run.backend)
         flops += 6 * work_size(model) * m["tokens"]
         m["tokens_per_s"] = m["tokens"] / (time.time() - began)
         run.log(name, phase="mstep", iteration=iteration, step=step, flops=flops, **m)
@@ -179,6 +198,6 @@ def fine_tune(run, name, model, docs, iteration, steps, state, flops, keep=lambd
                 flops=flops,
                 weights=parallel.state(model),
                 opt=parallel.state(opt),
-                **keep(),
+                **more_state(),
             )
     return parallel.unwrap(model), flops

@@ -24,6 +24,7 @@ from corpus.prepare import arguments_of, prepare_corpus, tokenizer_of
 from corpus.problems import problems
 from corpus.store import snippet_sizes, split_heldout, take
 from engine import parallel
+from engine.backend import FAST
 from engine.machine import device_of
 from formats.checkpoints import load_model, save_model, write_whole
 from formats.tokenizers import check_checkpoint, digest
@@ -32,6 +33,8 @@ from model import ModelConfig
 
 class Run:
     """A run's folder, its corpora and its models."""
+
+    backend = FAST  # the functions that it computes with; train.py sets it
 
     def __init__(self, cfg, stage="em"):
         self.cfg = cfg

@@ -34,20 +34,20 @@ from tqdm import tqdm
 
 import data
 import domain
+import estep
 import logprobs
 import mstep
+import rlvr
 from config import DIAGNOSE, INFUSE, PRETRAIN, UserError, deciding, estep_of, parse
 from elbo import never_thinks
 from engine import documents, parallel, plan, training
+from engine.backend import FAST, Backend
 from engine.machine import set_threads, steps_bar
 from engine.training import inference_copy
-from estep import Proposer, learn_q, proposals
 from evaluate import evaluate, heldout_elbo, rollouts_of
 from formats import huggingface, tokenizers
 from grader.messages import HarnessError
 from model import Transformer, work_size
-from mstep import expert_part, fine_tune
-from rlvr import rlvr
 from run import (
     Run,
     base_shape,
@@ -59,6 +59,27 @@ from run import (
     rlvr_name,
     stage_settings,
 )
+from sample import plain_generate
+
+# What --engine false runs on: the twins of engine.backend.FAST, with the same results.
+PLAIN = Backend(
+    rollout=estep.plain_rollouts,
+    rollouts=estep.plain_rollouts,
+    policy_gradient=estep.plain_policy_gradient,
+    ntp_gradient=mstep.plain_ntp_gradient,
+    generate=plain_generate,
+    score_completions=rlvr.plain_scores,
+)
+
+
+def backend_of(cfg):
+    """The functions that a run computes with. Raises UserError."""
+    if not cfg.engine and parallel.world() > 1:
+        raise UserError(
+            "--engine false: the plain code runs in one process; leave out torchrun or the setting"
+        )
+    return FAST if cfg.engine else PLAIN
+
 
 LATER_EXERCISES = 0.15  # share of worked exercises in the base corpus in the end
 # What a base must be able to do before thoughts can be worth anything to it.
@@ -125,7 +146,12 @@ def pretrain_lap(run, model, optimizer, progress):
         batch = base_batch(run, progress["lap"], step)
         peak = cfg.pretrain_lr * (1.0 if first else 0.5)
         m = mstep.ntp_step(
-            model, optimizer, *batch, training.learning_rate(step, steps, peak, 50), cfg
+            model,
+            optimizer,
+            *batch,
+            training.learning_rate(step, steps, peak, 50),
+            cfg,
+            run.backend,
         )
         progress.update(step=step + 1, flops=progress["flops"] + 6 * work_size(model) * m["tokens"])
         m["tokens_per_s"] = m["tokens"] / (time.time() - began)
@@ -170,7 +196,7 @@ def note_skill(run, model):
     tasks = [domain.expert_task(run.cfg.seed, i, "val") for i in range(48)]
     snippets = [data.snippet(run.tok, t.prompt + t.solution, len(t.prompt), t.name) for t in tasks]
     seed = (run.cfg.seed, DIAGNOSE, 0)
-    rolls = rollouts_of(model, run.tok, snippets, 4, run.cfg, seed, "skill")
+    rolls = rollouts_of(model, run.tok, snippets, 4, run.cfg, seed, "skill", run.backend)
     notes, nats = 0, []
     for n, row in enumerate(rolls.rows):
         right = dict(tasks[n // rolls.G].notes)
@@ -205,14 +231,14 @@ def ntp(run, name, match=""):
     """
     cfg, iters, steps = run.cfg, run.cfg.iters, run.cfg.mstep_steps
     model, _ = run.load("base")
-    parts = [expert_part(run, iteration) for iteration in range(iters)]
+    parts = [mstep.expert_part(run, iteration) for iteration in range(iters)]
     if match:
         iters, parts = 1, [np.arange(len(run.expert))]
         steps = round(run.about(match)[1]["flops"] / (6 * work_size(model) * cfg.rows * cfg.block))
     state, flops = run.restore(name), 0.0
     for iteration in range(state["iteration"] if state else 0, iters):
         docs = documents.Code(run.tok, *run.expert_snippets(parts[iteration]))
-        model, flops = fine_tune(run, name, model, docs, iteration, steps, state, flops)
+        model, flops = mstep.mstep(run, name, model, docs, iteration, steps, state, flops)
         state = None
         if iteration + 1 < iters:
             start = mstep_start(model, cfg, flops)
@@ -238,13 +264,13 @@ def em(run):
         if not (state and state["phase"] == "mstep"):
             q = pi
             if estep_of(cfg, iteration) == "reinforce" and not never_thinks(cfg):
-                q, flops = learn_q(run, name, pi, iteration, state, flops, seconds)
+                q, flops = estep.estep(run, name, pi, iteration, state, flops, seconds)
             flops += infused(run, name, q, pi, iteration, flops)
             q = None  # its weights would take memory during the M-step
             state = mstep_start(pi, cfg, flops)
             run.save_state(name, phase="mstep", iteration=iteration, seconds=seconds(), **state)
         docs = documents.Written(run.path(f"{name}.docs"))
-        pi, flops = fine_tune(
+        pi, flops = mstep.mstep(
             run,
             name,
             pi,
@@ -272,13 +298,17 @@ def mstep_start(model, cfg, flops):
 
 def infused(run, name, q, pi, iteration, flops):
     """Write the M-step's documents, expert code with thoughts written in, to NAME.docs -> FLOPs."""
-    cfg, counts, numbers = run.cfg, collections.Counter(), expert_part(run, iteration)
+    cfg, counts, numbers = run.cfg, collections.Counter(), mstep.expert_part(run, iteration)
     scorer = inference_copy(pi, cfg)
     thinker = scorer if q is pi else inference_copy(q, cfg)
     seed = (cfg.seed, INFUSE, iteration)
-    source = Proposer(thinker, scorer, run.tok, cfg, seed, counts, iteration, run.expert_tasks)
+    source = estep.Proposer(
+        thinker, scorer, run.tok, cfg, seed, counts, iteration, run.expert_tasks, run.backend
+    )
     snippets, _ = run.expert_snippets(numbers)
-    docs = mstep.infuse_corpus(run.tok, snippets, numbers, *proposals(source), cfg.block, counts)
+    docs = mstep.infuse_corpus(
+        run.tok, snippets, numbers, *estep.proposals(source), cfg.block, counts
+    )
     documents.write_documents(run.path(f"{name}.docs"), docs)
     work = 2 * work_size(pi) * counts["forward_tokens"]
     run.log(
@@ -296,7 +326,7 @@ def infused(run, name, q, pi, iteration, flops):
 
 def tell_heldout(run, name, model, iteration, flops):
     """Log and print the bound on held-out code after an EM iteration."""
-    metrics = heldout_elbo(model, run.tok, run.heldout, run.cfg, run.hard)
+    metrics = heldout_elbo(model, run.tok, run.heldout, run.cfg, run.hard, run.backend)
     run.log(name, phase="heldout", iteration=iteration, flops=flops, **metrics)
     tqdm.write(
         f"after EM iteration {iteration + 1}: held-out ELBO {metrics['elbo']:.2f} "
@@ -376,6 +406,7 @@ def main(argv):
         plan.show(cfg, stage, args.dry_run, Run(cfg, stage) if plan.shape(cfg)[1] else None)
         return
     run = Run(cfg, stage)
+    run.backend = backend_of(cfg)
     check(run, stage)
     if stage != "eval":
         run.begin()
@@ -386,7 +417,7 @@ def main(argv):
     if stage in ("em", "all"):
         mid_train(run)
     if stage == "rlvr" and not done(run, rlvr_name(cfg), run.settings):
-        rlvr(run, rlvr_name(cfg))
+        rlvr.rlvr(run, rlvr_name(cfg))
     if stage in ("eval", "em", "all"):
         results = evaluate(run, names_to_evaluate(cfg, stage))
     print(f"\n{time.time() - run.started:.0f} s; everything is in {run.out}/")

@@ -63,11 +63,13 @@ import torch
 import data
 import mstep
 from config import make
-from elbo import line_logprobs
+from elbo import Prior, line_logprobs
 from engine import documents, training
+from engine.gradients import policy_gradient
 from engine.reader import Reader
 from engine.rollouts import draw_uniforms, read_trunk, rollout
-from estep import advantages, one_row, policy_gradient
+from estep import credit as credit_of
+from estep import line_credit
 from formats import tokenizers
 from model import ModelConfig, Transformer, work_size
 from speed.measure import absent, installed, interleaved
@@ -99,6 +101,48 @@ def snippets(B, n, vocab, seed=0):
 
 
 # ---------------------------------------------------------------- the slow ways
+
+
+def one_row(tok, snip, uniforms, think_max, rate=None, horizon=0):
+    """Line by line and token by token, as the definition has it: a generator that yields tokens to read, gets the log-probabilities (V,) of the next
+    one, and returns (ids, thoughts, log q of each event, log pi of each line)."""
+    ids, thoughts, logq, lines = [], {}, [], np.zeros(len(snip.first))
+
+    def read(tokens):
+        ids.extend(tokens)
+        return (yield tokens)
+
+    def pick(logp, u):
+        cdf = np.cumsum(np.exp(logp))
+        return min(int(np.searchsorted(cdf, u * cdf[-1], side="right")), len(cdf) - 1)
+
+    logp = yield from read(snip.ids[: snip.first[0]])
+    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
+        if not horizon or t < horizon:
+            begin = logp[tok.thought_ids]
+            thinks = uniforms[0][t] < (np.exp(begin).sum() if rate is None else rate)
+            logq.append(np.log1p(-np.exp(begin).sum()))
+            if thinks:
+                k = pick(begin, uniforms[1][t, 0])
+                logq[-1], thoughts[t] = begin[k], [tok.thought_ids[k]]
+                while len(thoughts[t]) < think_max:
+                    logp = yield from read(thoughts[t][-1:])
+                    token = pick(logp, uniforms[1][t, len(thoughts[t])])
+                    if token in tok.stop_ids:
+                        logq.append(np.log(np.exp(logp[tok.stop_ids]).sum()))
+                        break
+                    logq.append(logp[token])
+                    thoughts[t].append(token)
+                unread = thoughts[t][-1:] if len(thoughts[t]) == think_max else []
+                logp = yield from read(unread + snip.sep[t])
+        lines[t] = -np.log1p(-np.exp(logp[tok.thought_ids]).sum())
+        for token in snip.ids[a:b]:
+            lines[t] += logp[token]
+            if len(ids) + 1 < len(snip.ids) + sum(
+                len(z) + len(snip.sep[s]) for s, z in thoughts.items()
+            ):  # nothing follows the last
+                logp = yield from read([token])
+    return ids + snip.ids[-1:], thoughts, logq, lines
 
 
 @torch.inference_mode()
@@ -337,16 +381,9 @@ def estep(q, pi, opt, tok, snips, G, rate, credit="prefix", kl=0.3, cast=True):
         need="gains" if credit == "prefix" else "rewards",
         states=kl > 0,
     )
-    A = advantages(
-        rolls.lines(lambda r: r.line_logp),
-        rolls.lines(lambda r: r.gain),
-        rolls.think,
-        rolls.valid,
-        G,
-        0.05,
-        credit,
-    )
-    policy_gradient(q, pi, tok, rolls, A, kl, cast)
+    r = line_credit(rolls, Prior(0.05), credit)
+    A = credit_of(r, rolls.think, rolls.possible, G)
+    policy_gradient(q, pi, tok, rolls, A, kl=kl, amp=cast)
     opt.step()
     opt.zero_grad(set_to_none=True)
     return rolls

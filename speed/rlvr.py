@@ -22,6 +22,7 @@ import rlvr
 from benchmarks.files import read_rows
 from config import UserError, make
 from engine import training
+from engine.gradients import score_completions
 from engine.machine import cpu_seconds, timed
 from engine.sample import generate
 from engine.training import inference_copy
@@ -61,7 +62,7 @@ def rewarded(model, prompts, seed, cfg):
         for i, group in enumerate(completions)
         for c in group
     ]
-    A = rlvr.advantages(torch.tensor([s.reward for s in samples]).view(-1, G).numpy())
+    A = rlvr.group_advantages(torch.tensor([s.reward for s in samples]).view(-1, G).numpy())
     for sample, a in zip(samples, A.flatten(), strict=True):
         sample.advantage = float(a)
     return samples
@@ -150,8 +151,7 @@ def ratio_off(model, prompts, cfg):
     for i, group in enumerate(groups):
         samples = [sample_of(prompts, i, completion) for completion in group]
         with torch.inference_mode():
-            hidden = rlvr.hidden_of(model, samples, cfg.bf16)[0]
-            now = rlvr.scored(model, hidden, samples, ())[0]
+            now = score_completions(model, samples, (), cfg.bf16).logp
         recorded = torch.tensor([x for s in samples for x in s.logprobs], device=now.device)
         gap = (now - recorded).expm1().abs()
         off += int((gap > 0.1).sum())

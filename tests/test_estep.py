@@ -13,10 +13,11 @@ import torch
 import data
 import domain
 from corpus import functions
-from elbo import Prior, durations, summary
+from elbo import Prior, durations, reward, summary
+from engine.gradients import event_logprobs, policy_gradient
 from engine.packing import hidden_before
 from engine.rollouts import ACT, END, EVENT, FIRST, TOKEN, Rollouts, Row, draw_uniforms, rollout
-from estep import advantages, event_logprobs, policy_gradient
+from estep import credit, draw_latents, line_credit, log_q, plain_policy_gradient, plain_rollouts
 from formats import tokenizers
 from speed.estep import token_by_token
 from worlds import (
@@ -59,13 +60,18 @@ def enumerated():
     return line_logp, gain, think
 
 
+def line_rewards(kind, line_logp, gain, think):
+    """r_t or delta_t, as the credit `kind` has it."""
+    return reward(line_logp if kind == "group" else gain, think, Prior(C))
+
+
 def gradient(objective, parameters):
     return torch.autograd.grad(objective, parameters, retain_graph=True)
 
 
-@pytest.mark.parametrize("credit", ["group", "prefix"])
+@pytest.mark.parametrize("kind", ["group", "prefix"])
 @pytest.mark.parametrize("rows, size", [(1, 1), (2, 2), (2, 1)])
-def test_expected_gradient(enumerated, credit, rows, size):
+def test_expected_gradient(enumerated, kind, rows, size):
     """The score-function estimator, averaged over all batches of one rollout, one group of two, or two groups of one, equals autograd's
     gradient of J(q) = sum_z q(z) sum_t r_t. A decision and the content of a thought have their own advantages."""
     line_logp, gain, think = enumerated
@@ -84,14 +90,11 @@ def test_expected_gradient(enumerated, credit, rows, size):
     batches = np.array(list(itertools.product(range(len(PAIRS)), repeat=rows)))  # (121^rows, rows)
     A = np.stack(
         [
-            advantages(
-                line_logp[n],
-                gain[n],
+            credit(
+                line_rewards(kind, line_logp[n], gain[n], think[n]),
                 think[n],
                 np.ones_like(think[n]),
                 size,
-                C,
-                credit,
                 normalise=False,
             )
             for n in batches
@@ -107,8 +110,8 @@ def test_expected_gradient(enumerated, credit, rows, size):
         assert want.abs().max() > 1e-3 and (got - want).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("credit", ["group", "prefix"])
-def test_expected_policy_gradient(enumerated, credit):
+@pytest.mark.parametrize("kind", ["group", "prefix"])
+def test_expected_policy_gradient(enumerated, kind):
     """policy_gradient over every latent sequence of the token model q, weighted by q(z), equals autograd's gradient of the enumerated
     J, in which log q is summed token by token from a plain softmax. And q's probabilities of all latents sum to one."""
     line_logp, gain, think = enumerated
@@ -142,14 +145,11 @@ def test_expected_policy_gradient(enumerated, credit):
     rolls = Rollouts(rows, 1, [], np.array(events, EVENT), np.zeros(len(events)), 0)
     A = np.concatenate(
         [
-            advantages(
-                line_logp[n : n + 1],
-                gain[n : n + 1],
+            credit(
+                line_rewards(kind, *(x[n : n + 1] for x in (line_logp, gain, think))),
                 think[n : n + 1],
                 np.ones((1, 2), bool),
                 1,
-                C,
-                credit,
                 normalise=False,
             )
             for n in range(len(rows))
@@ -369,13 +369,14 @@ def test_sampled_is_scored(tok, models, rolls):
         assert np.abs(alone - scored[mine]).max() < 1e-5
     q.zero_grad()
     A = np.stack([rolls.valid * 1.0] * 2)
-    loss, _, read, gap = policy_gradient(q, q, tok, rolls, A, micro_tokens=10**6)
+    stats = policy_gradient(q, q, tok, rolls, A, micro_tokens=10**6)
+    loss, read, gap = stats.loss, stats.tokens, stats.logq_gap
     to = [rolls.events[rolls.events["row"] == n]["position"].max() for n in range(len(rolls.rows))]
     assert gap < 1e-4
     assert read == len(
         {tuple(r.ids[:k]) for r, j in zip(rolls.rows, to) for k in range(1, j + 1)}
     )  # to the last event, beginnings once
-    assert policy_gradient(q, q, tok, rolls, A, micro_tokens=600)[0] == pytest.approx(
+    assert policy_gradient(q, q, tok, rolls, A, micro_tokens=600).loss == pytest.approx(
         loss, rel=1e-5
     )
     assert loss == pytest.approx(-rolls.logq.sum() / len(rolls.rows), rel=1e-5)
@@ -447,8 +448,8 @@ def test_too_long_a_snippet(tok, snips, models):
         rollout(*models, tok, snips[:1], 1, 50, (0,))
 
 
-@pytest.mark.parametrize("credit", ["group", "prefix"])
-def test_horizon_one_is_brite(tok, snips, models, credit):
+@pytest.mark.parametrize("kind", ["group", "prefix"])
+def test_horizon_one_is_brite(tok, snips, models, kind):
     """horizon = 1 against the single-step estimator: one latent z a snippet, its reward the likelihood of the whole code less c. The
     baseline of the decision is the mean of the group's others, that of what is thought the mean of the others that think (of the
     group, or else of the batch); the loss is -advantage * log q, averaged over the rollouts."""
@@ -464,7 +465,7 @@ def test_horizon_one_is_brite(tok, snips, models, credit):
         ]
     )
     if (
-        credit == "prefix"
+        kind == "prefix"
     ):  # the same for all rollouts of a snippet, so no other estimator in the mean
         reward -= [rolls.base_logp[row.group].sum() for row in rolls.rows]
     loss = 0.0
@@ -486,17 +487,9 @@ def test_horizon_one_is_brite(tok, snips, models, credit):
     want = gradient(loss, list(q.parameters()))
 
     q.zero_grad()
-    A = advantages(
-        rolls.lines(lambda r: r.line_logp),
-        rolls.lines(lambda r: r.gain),
-        rolls.think,
-        rolls.valid,
-        G,
-        C,
-        credit,
-        normalise=False,
-    )
-    got_loss, *_ = policy_gradient(q, q, tok, rolls, A)
+    r = line_credit(rolls, Prior(C), kind)
+    A = credit(r, rolls.think, rolls.possible, G, normalise=False)
+    got_loss = policy_gradient(q, q, tok, rolls, A).loss
     assert got_loss == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-4)
     scale = max(float(g.abs().max()) for g in want)
     for p, g in zip(q.parameters(), want):
@@ -552,28 +545,129 @@ def test_summary():
 def test_advantages():
     """Both credits, with a discount, on the same two rollouts; padding gets none, and the scale is the deviation over the batch."""
     rolls = hand_made()
-    args = rolls.lines(lambda r: r.line_logp), rolls.lines(lambda r: r.gain), rolls.think
-    full = rolls.valid
-    # returns of the rollouts: group, discount 1/2: [-2.75, -3.5, -3], [-2.6875, -1.875, -1.75]; prefix: zeros, [1.6875, -0.125, -0.25].
+    think = rolls.think
+    full = rolls.possible
+    group, prefix = (line_credit(rolls, Prior(0.75), kind) for kind in ("group", "prefix"))
+    # Returns: group, discount 1/2: [-2.75, -3.5, -3], [-2.6875, -1.875, -1.75].
+    # prefix: zeros, [1.6875, -0.125, -0.25].
     # Only the second thinks, so its thoughts have no others to be compared with.
-    A = advantages(*args, full, 2, 0.75, "group", 0.5, normalise=False)
+    A = credit(group, think, full, 2, 0.5, normalise=False)
     assert A.tolist() == [
         [[-0.0625, -1.625, -1.25], [0.0625, 1.625, 1.25]],
         [[0, 0, 0], [-2.6875, 0, -1.75]],
     ]
-    A = advantages(*args, full, 2, 0.75, "prefix", 0.5, normalise=False)
+    A = credit(prefix, think, full, 2, 0.5, normalise=False)
     assert A.tolist() == [
         [[-1.6875, 0.125, 0.25], [1.6875, -0.125, -0.25]],
         [[0, 0, 0], [1.6875, 0, -0.25]],
     ]
-    scaled = advantages(*args, full, 2, 0.75, "prefix", 0.5)
-    assert np.allclose(scaled, A / A[0].std(), rtol=1e-5)
-    part = advantages(*args, full & [True, True, False], 2, 0.75, "prefix", 0.5, normalise=False)
-    assert part[0].tolist() == [[-1.6875, 0.125, 0], [1.6875, -0.125, 0]]
-    # two groups of two: thoughts at line 0 by rows 1 (Q = 1), 2 (Q = 3) and 3 (Q = 2); row 1 is compared with the other group's
-    gain = np.array([[0.0], [1.0], [3.0], [2.0]])
-    A = advantages(np.zeros((4, 1)), gain, gain > 0, gain >= 0, 2, 0.0, normalise=False)
+    assert np.allclose(credit(prefix, think, full, 2, 0.5), A / A[0].std(), rtol=1e-5)
+    # two groups of two: thoughts at line 0 by rows 1 (R = 1), 2 (R = 3) and 3 (R = 2); row 1 is
+    # compared with the other group's
+    r = np.array([[0.0], [1.0], [3.0], [2.0]])
+    A = credit(r, r > 0, r >= 0, 2, normalise=False)
     assert A[:, :, 0].tolist() == [[-1, 1, 1, -1], [0, 1 - 2.5, 1, -1]]
+
+
+def test_impossible_decisions_do_not_count():
+    """With a horizon of one, the scale is the deviation over first lines, and no other line counts."""
+    rolls = hand_made()
+    for row in rolls.rows:
+        row.free = 1
+    r = line_credit(rolls, Prior(0.75), "group")
+    assert r.tolist() == [[-1, -2, -3], [-1.75, -1, -1]]  # the second thought pays nothing here
+    A = credit(r, rolls.think & rolls.possible, rolls.possible, 2, normalise=False)
+    assert A[0].tolist() == [[-2.25, 0, 0], [2.25, 0, 0]]
+    scaled = credit(r, rolls.think & rolls.possible, rolls.possible, 2)
+    assert np.allclose(scaled[0], [[-1, 0, 0], [1, 0, 0]], atol=1e-5)
+
+
+def test_gain_floor():
+    """By prefix a thought that loses 2.5 nats costs the floor; by group it costs all."""
+    rolls = hand_made()
+    rolls.rows[1].gain = np.array([-2.5, 0.0, 0.5])
+    assert line_credit(rolls, Prior(0.75), "prefix", 1.0).tolist() == [[0, 0, 0], [-1.75, 0, -0.25]]
+    assert line_credit(rolls, Prior(0.75), "prefix").tolist()[1] == [-3.25, 0, -0.25]
+
+
+def test_line_credit_with_the_exact_kl():
+    """A latent pays log q - log p, <act> too; by prefix and by group."""
+    rolls = hand_made()
+    prior = Prior(0.0, True, 0.5, 2.0)
+    half = float(np.log(0.5))
+    act = -0.5 - half
+    paid = np.array([[act] * 3, [-2 - half + 2, act, -3 - half + 2]])
+    logp = np.array([[-1, -2, -3], [-1, -1, -1]])
+    assert np.allclose(line_credit(rolls, prior, "group"), logp - paid)
+    gain = np.array([[0, 0, 0], [2.5, 0, 0.5]])
+    assert np.allclose(line_credit(rolls, prior, "prefix"), gain - paid)
+
+
+# ---------------------------------------------------------------- the definition and the fast code
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"rate": 0.5}, {"horizon": 2}, {"think_max": 1}, {"need": "rewards"}],
+    ids=str,
+)
+def test_rollouts_by_definition(tok, snips, models, settings):
+    """Latents, log q, likelihoods and gains of the definition and of the fast code."""
+    settings = {"think_max": THINK_MAX, "seed": (3, 2), "numbers": [5, 6, 7], **settings}
+    chosen = [snips[i] for i in (0, 4, 7)]
+    fast = rollout(*models, tok, chosen, 3, **settings)
+    plain = plain_rollouts(*models, tok, chosen, 3, **settings)
+    assert plain.think.sum() > 2 or settings["think_max"] == 1
+    for a, b in zip(plain.rows, fast.rows, strict=True):
+        assert (a.thoughts, a.ids, a.first, a.free) == (b.thoughts, b.ids, b.first, b.free)
+        assert a.group == b.group and a.snip is b.snip
+        for name in ("logq", "line_logp", "gain"):
+            pair = getattr(a, name), getattr(b, name)
+            assert np.allclose(*pair, rtol=0, atol=1e-4, equal_nan=True), name
+    for a, b in zip(plain.base_logp, fast.base_logp, strict=True):
+        assert np.allclose(a, b, rtol=0, atol=1e-4)
+    for prior in (Prior(C), Prior(0.0, True, 0.9, 20.0)):
+        assert np.allclose(plain.rewards(prior), fast.rewards(prior), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"horizon": 2}], ids=str)
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_gradient_by_definition(tok, snips, models, kl, settings):
+    """Loss, KL and gradient of the definition and of the fast code, on the same rollouts."""
+    q, pi = models
+    chosen = [snips[i] for i in (0, 4, 7)]
+    rolls = rollout(q, pi, tok, chosen, 3, THINK_MAX, (4,), states=True, **settings)
+    r = line_credit(rolls, Prior(C), "prefix", 1.0)
+    A = credit(r, rolls.think, rolls.possible, 3)
+    results = []
+    for function in (plain_policy_gradient, policy_gradient):
+        q.zero_grad()
+        stats = function(q, pi, tok, rolls, A, THINK_MAX, kl=kl)
+        results.append((stats, [p.grad.clone() for p in q.parameters()]))
+    q.zero_grad()
+    (plain, wanted), (fast, got) = results
+    assert plain.loss == pytest.approx(fast.loss, rel=1e-4, abs=1e-5)
+    assert plain.kl == pytest.approx(fast.kl, rel=1e-4) and (plain.kl > 0.01) == (kl > 0)
+    assert max(plain.logq_gap, fast.logq_gap) < 1e-4
+    scale = max(float(g.abs().max()) for g in wanted)
+    for a, b in zip(wanted, got, strict=True):
+        assert (a - b).abs().max() < 1e-4 * scale
+
+
+def test_log_q_sums_to_one():
+    """By definition: the probabilities of all 11 latents of a line, and of what may be drawn."""
+    q = tiny_model(1)
+    total = 0.0
+    for z in LATENTS:
+        thoughts = {0: list(z)} if z else {}
+        ids = data.infuse(TOK, SNIP, thoughts)[0]
+        logits = q(torch.tensor([ids]))[0] @ q.head_weight.T
+        decisions, tokens = log_q(logits, TOK, SNIP, thoughts, TINY_MAX, 1)
+        total += float((decisions.sum() + sum(tokens.values())).exp())
+    assert total == pytest.approx(1, abs=1e-9)
+    uniforms = draw_uniforms((0,), 0, 0, 2, TINY_MAX)
+    thoughts, logq = draw_latents(q, TOK, SNIP, uniforms, TINY_MAX, horizon=1)
+    assert set(thoughts) <= {0} and logq[1] == 0 > logq[0]
 
 
 def test_kl_of_thoughts(tok, snips, models, rolls):
@@ -590,7 +684,8 @@ def test_kl_of_thoughts(tok, snips, models, rolls):
     grads = gradient(want / len(rolls.rows), list(q.parameters()))
     q.zero_grad()
     nothing = np.zeros((2, *rolls.valid.shape))
-    loss, mean, *_ = policy_gradient(q, pi, tok, rolls, nothing, kl=1.0)
+    stats = policy_gradient(q, pi, tok, rolls, nothing, kl=1.0)
+    loss, mean = stats.loss, stats.kl
     assert mean == pytest.approx(
         float(want.detach()) / len(content), rel=1e-4
     ) and loss == pytest.approx(float(want.detach()) / len(rolls.rows), rel=1e-4)
@@ -600,7 +695,7 @@ def test_kl_of_thoughts(tok, snips, models, rolls):
     q.zero_grad()
     same = rollout(q, copy.deepcopy(q), tok, snips[:2], G, THINK_MAX, (7,), states=True)
     assert (
-        policy_gradient(q, q, tok, same, nothing[:, : 2 * G], kl=1.0)[1]
+        policy_gradient(q, q, tok, same, nothing[:, : 2 * G], kl=1.0).kl
         == pytest.approx(0, abs=1e-6)
         and same.think.any()
     )

@@ -20,7 +20,7 @@ from elbo import prior_of, summary
 from engine.rollouts import rollout
 from engine.sample import Completion
 from formats import checkpoints, huggingface, tokenizers
-from worlds import thinker
+from worlds import thinker, write_with
 
 torch.set_num_threads(1)
 
@@ -153,7 +153,7 @@ def test_stop_sequences(monkeypatch):
         texts = iter(written)
         return [[completion(next(texts)) for _ in range(n)] for _ in prompts]
 
-    monkeypatch.setattr(evaluate, "generate", generate)
+    write_with(monkeypatch, generate)
     problems = [adder("f"), adder("h")]
     rows = evaluate.sample_and_grade(SMALL, BYTES, problems, n=2, max_new=50)
     assert [row["completion"] for row in rows] == wanted
@@ -186,7 +186,7 @@ def test_each_problem_has_its_own_stop_sequences(monkeypatch):
                     on_done(k, j, one)
         return found
 
-    monkeypatch.setattr(evaluate, "generate", generate)
+    write_with(monkeypatch, generate)
     rows = evaluate.sample_and_grade(SMALL, BYTES, problems, n=2, max_new=9, numbers=[7, 8, 9])
     assert asked == [(list(STOPS), [7, 9]), ([], [8])]
     assert [row["task_id"] for row in rows] == ["f", "f", "script", "script", "h", "h"]
@@ -220,7 +220,7 @@ def test_a_program_ends_before_the_end_token(monkeypatch, end):
 
     tok = types.SimpleNamespace(**vars(BYTES))
     tok.decode = lambda ids: "".join("<end>" if i > 255 else chr(i) for i in ids)
-    monkeypatch.setattr(evaluate, "generate", generate)
+    write_with(monkeypatch, generate)
     rows = evaluate.sample_and_grade(SMALL, tok, [adder("f")], n=1, max_new=9)
     assert rows[0]["completion"] == "\n    return 1" and rows[0]["verdict"] == "passed"
     assert asked == [[256, 257]]
@@ -260,7 +260,7 @@ def numbered(monkeypatch):
         asked.append(list(seeds))
         return [[completion(f"\n    return {seed % 3}")] * n for seed in seeds]
 
-    monkeypatch.setattr(evaluate, "generate", generate)
+    write_with(monkeypatch, generate)
     return asked
 
 
@@ -405,7 +405,7 @@ def returns_zero_and_one(monkeypatch):
     monkeypatch.setattr(evaluate.suites, "load", lambda name, data_dir: suite)
     monkeypatch.setattr(evaluate, "open_checkpoint", lambda cfg, checkpoint: (SMALL, BYTES))
     monkeypatch.setattr(evaluate, "inference_copy", lambda model, cfg: model)
-    monkeypatch.setattr(evaluate, "generate", generate)
+    write_with(monkeypatch, generate)
 
 
 def test_where_samples_go(returns_zero_and_one, monkeypatch, tmp_path, capsys):

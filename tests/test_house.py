@@ -25,7 +25,7 @@ ARROWS = {
     "domain": "tasks",
     "benchmarks": "tasks grader data config",
     "corpus": "benchmarks domain formats data config",
-    "sample": f"{BASE} formats engine",
+    "sample": f"{BASE} formats engine evaluate",
     "mstep": f"{BASE} engine",
     "run": f"{BASE} corpus formats domain engine",
     "evaluate": f"{BASE} engine elbo benchmarks tasks domain formats",
@@ -33,7 +33,7 @@ ARROWS = {
     "hindsight/__main__": "engine elbo data logprobs config run",
     "estep": f"{BASE} engine elbo evaluate hindsight",
     "rlvr": f"{BASE} engine evaluate tasks",
-    "train": f"{BASE} elbo estep mstep rlvr evaluate run engine domain formats",
+    "train": f"{BASE} elbo estep mstep rlvr sample evaluate run engine domain formats",
 }
 ANYTHING = ("speed", "report", "tests")  # may import anything; nothing imports them
 

@@ -19,6 +19,7 @@ from config import UserError
 from corpus import prepare, store
 from data import CODE, PROMPT, THOUGHT, canonical, infuse, snippet
 from engine import documents, packing, training
+from engine.gradients import ntp_loss
 from engine.machine import graphs
 from engine.packing import pack
 from engine.rollouts import rollout
@@ -203,7 +204,7 @@ def test_loss_of_packed_rows(tok, snips, model):
     docs, kinds = infused_docs(tok, snips[:4])
     want = torch.cat([by_hand(model, d, k) for d, k in zip(docs, kinds)])
     for multiple in (1, 100):
-        loss, kind = mstep.ntp_loss(model, *pack(docs, kinds, multiple))
+        loss, kind = ntp_loss(model, *pack(docs, kinds, multiple))
         assert loss.shape == want.shape and (loss - want).abs().max() < 1e-4
     assert kind.tolist() == [k for kind in kinds for k in kind if k != PROMPT]
     assert (
@@ -246,7 +247,7 @@ def test_a_step_reports_its_loss(tok, snips, model):
     """The metrics of a step against the loss computed beforehand, split by kind; the weights move."""
     m = thinker(tok, 4)
     docs, kinds = infused_docs(tok, snips[:2])
-    loss, kind = mstep.ntp_loss(m, *pack(docs, kinds))
+    loss, kind = ntp_loss(m, *pack(docs, kinds))
     before = m.embed.weight.clone()
     said = mstep.ntp_step(m, training.adamw(m, 1e-3, 0.1), docs, kinds, 1e-3, settings(bf16=False))
     assert said["loss"] == pytest.approx(loss.mean().item(), abs=1e-5)

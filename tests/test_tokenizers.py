@@ -21,9 +21,11 @@ import tasks
 import train
 from config import UserError
 from corpus import functions
+from elbo import Prior
+from engine.gradients import policy_gradient
 from engine.rollouts import TOKEN, draw_uniforms, rollout
 from engine.sample import Ends
-from estep import advantages, policy_gradient
+from estep import credit, line_credit
 from formats import __main__ as formats_command
 from formats import huggingface
 from formats.checkpoints import load_model, save_model
@@ -33,7 +35,7 @@ from hindsight import propose
 from model import ModelConfig, Transformer
 from rlvr import thought_share
 from tokenizers_like import LLAMA, QWEN, SPECIAL, publish
-from worlds import ODD, TEXT, distributions, infused, sequential, some_thoughts, thinker
+from worlds import ODD, TEXT, distributions, infused, sequential, some_thoughts, thinker, write_with
 from worlds import score as scored
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -381,15 +383,9 @@ def test_closing_tokens_in_rollouts(kind, published):
             }
             assert data.canonical(tok, data.infuse(tok, snip, words)[0])
         assert closed > short > 5
-        A = advantages(
-            rolls.lines(lambda r: r.line_logp),
-            rolls.lines(lambda r: r.gain),
-            rolls.think,
-            rolls.valid,
-            G,
-            0.0,
-        )
-        _, away, _, gap = policy_gradient(q, scorer, tok, rolls, A, kl=float(scorer is pi))
+        A = credit(line_credit(rolls, Prior(0.0)), rolls.think, rolls.possible, G)
+        stats = policy_gradient(q, scorer, tok, rolls, A, kl=float(scorer is pi))
+        away, gap = stats.kl, stats.logq_gap
         p, other = ([distributions(net, row.ids) for row in rolls.rows] for net in (q, scorer))
         kl = [
             (p[n][j - 1] * np.log(p[n][j - 1] / other[n][j - 1])).sum()
@@ -467,7 +463,7 @@ def test_a_program_ends_at_its_stop_sequence(style, monkeypatch):
         text = ("" if tok.joins_before else "\n") + body + "print(f(1))\n"
         return [[types.SimpleNamespace(ids=tok.encode(text))]]
 
-    monkeypatch.setattr(evaluate, "generate", generate)
+    write_with(monkeypatch, generate)
     net = types.SimpleNamespace(cfg=types.SimpleNamespace(max_len=100))
     rows = evaluate.sample_and_grade(net, tok, [task], n=1, max_new=50, progress=False)
     assert (

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 import estep
+import evaluate
 import mstep
 from data import Snippet
+from engine.backend import FAST
 from model import ModelConfig, Transformer
 
 # ---------------------------------------------------------------- the enumerated world: five tokens, two lines, 11 latents a line
@@ -270,3 +272,12 @@ def infused(model, tok, snippets, cfg, seed, numbers, stats, iteration=0):
     """The documents that estep.PROPOSALS[cfg.estep] makes, with the model as q and as pi."""
     source = estep.Proposer(model, model, tok, cfg, seed, stats, iteration)
     return mstep.infuse_corpus(tok, snippets, numbers, *estep.proposals(source), cfg.block, stats)
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def write_with(monkeypatch, generate):
+    """Let evaluate.py's programs be written by a function in place of engine.sample.generate."""
+    backend = FAST._replace(generate=generate)
+    monkeypatch.setitem(evaluate.sample_programs.__kwdefaults__, "backend", backend)

@@ -1,0 +1,248 @@
+"""The gradients of the three losses, fast: the twins of the plain ones in estep, mstep and rlvr.
+
+Rows share the tokens that they begin with, documents are packed without padding, and no logits are
+held (logprobs.py). Under torchrun each rank works on its share, and every call needs all ranks.
+
+Shapes: N rows, L lines, T tokens of a packed row, M events or tokens of completions, D width.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from data import PROMPT, THOUGHT
+from engine import parallel
+from engine.packing import hidden_before, micro_batches, pack, shared_parts
+from engine.rollouts import ACT, END, TOKEN, begin_of
+from logprobs import none_logprobs, token_kl, token_logprobs
+
+# ---------------------------------------------------------------- the E-step (estep.row_loss)
+
+
+@dataclasses.dataclass
+class GradientStats:
+    """What a policy gradient was computed from."""
+
+    loss: float = 0.0
+    kl: float = 0.0  # mean KL(q || pi) over the tokens of thoughts, nats
+    tokens: int = 0  # that q read
+    logq_gap: float = 0.0  # largest |log q now - log q recorded| of an event, nats
+
+
+def policy_gradient(q, pi, tok, rolls, A, think_max=0, *, kl=0.0, amp=False, micro_tokens=6000):
+    """Accumulate in q's parameters the gradient of
+
+        -1/N sum_n sum_t A_t log q(z_t | s_t, z_<t) + kl/N sum over thoughts' tokens of KL(q || pi)
+
+    and return its GradientStats. A (2, N, L) as from `estep.credit`; think_max is not needed here.
+
+    Each row is run up to its last event; shared prefixes are run once, micro_tokens tokens at a
+    time. Equal events after equal prefixes are scored once, with their weights summed. pi is not
+    run: its hidden states were kept by the rollouts. Under torchrun, pass all rows on every rank.
+    Raises ValueError if kl > 0 and the rollouts were made without `states`.
+    """
+    if kl and any(row.thoughts.keys() != row.states.keys() for row in rolls.rows):
+        raise ValueError(
+            "kl needs rollouts made with states=True, and with another model than q as pi"
+        )
+    N = len(rolls.rows)
+    stats = GradientStats()
+    total_kl = 0.0
+    contents = 0
+    last = np.zeros(N, dtype=np.int64)  # tokens before a row's last event
+    np.maximum.at(last, rolls.events["row"], rolls.events["position"])
+    share = [n for n in parallel.shard_block(range(N)) if last[n]]
+    ids = [rolls.rows[n].ids[: last[n]] for n in share]
+    for batch in parallel.synced_batches(q, shared_parts(ids, micro_tokens)):
+        rows = np.array([share[i] for i in batch])
+        index = np.isin(rolls.events["row"], rows)
+        events, weight = select_events(rolls.events[index], rows, A)  # (m,), (m,)
+        states, node = hidden_before(
+            q, [ids[i] for i in batch], events["row"], events["position"], amp
+        )  # (T, D), (m,)
+        first, same = merge_equal(node, events)  # (u,), (m,)
+        hidden = states[node[torch.as_tensor(first, device=q.device)]]  # (u, D)
+        logp = event_logprobs(q, tok, hidden, events[first], amp)  # (u,)
+        summed = torch.as_tensor(np.bincount(same, weight), dtype=logp.dtype, device=q.device)
+        loss = -(summed * logp).sum() / N  # gradient
+        if kl and (events["kind"] >= TOKEN).any():
+            away = kl_to_pi(
+                q, pi, tok, [rolls.rows[n] for n in rows], hidden, events, first, same, amp
+            )
+            loss = loss + kl * away / N
+            total_kl += float(away.detach())
+            contents += int((events["kind"] >= TOKEN).sum())
+        parallel.backward(loss)
+        stats.tokens += len(states)
+        stats.loss += float(loss.detach())
+        gap = logp.detach().cpu().double().numpy()[same] - rolls.logq[index]
+        stats.logq_gap = max(stats.logq_gap, float(np.abs(gap).max()))
+    return over_ranks(stats, total_kl, contents)
+
+
+def select_events(events, rows, A):
+    """The events of some rows, their rows numbered by the place in `rows`, and each one's A_t."""
+    events = events.copy()  # (m,)
+    content = events["kind"] >= TOKEN
+    weight = A[content.astype(int), events["row"], events["line"]]  # (m,)
+    order = np.argsort(rows)
+    events["row"] = order[np.searchsorted(rows[order], events["row"])]
+    return events, weight
+
+
+def merge_equal(node, events):
+    """Events that are one and the same -> (one of each (u,), and for every event which one (m,)).
+
+    They are equal after equal prefixes: the same node of the tree, kind and token.
+    """
+    key = np.stack([node.cpu().numpy(), events["kind"], events["token"]], 1)  # (m, 3)
+    _, first, same = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    return first, same.reshape(-1)
+
+
+def event_logprobs(q, tok, hidden, events, amp=False):
+    """log q of each event from the states that predict it, with gradient: (M,).
+
+    <act>: no comment begins. The end of a thought: any of the stop tokens.
+    hidden (M, D); events (M,), of dtype EVENT.
+    """
+    kind = torch.as_tensor(events["kind"], device=q.device)  # (M,)
+    token = torch.as_tensor(events["token"], device=q.device)  # (M,)
+    with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
+        act = none_logprobs(hidden, q.head_weight, tok.thought_ids)
+        logp, end = token_logprobs(hidden, q.head_weight, token, [tok.stop_ids])
+    return torch.where(kind == ACT, act, torch.where(kind == END, end, logp))
+
+
+def kl_to_pi(q, pi, tok, rows, hidden, events, first, same, amp):
+    """sum over the tokens of thoughts of KL(q || pi), from pi's states that the rows kept.
+
+    hidden (u, D): q's states of the distinct events; events, first, same: see `merge_equal`.
+    """
+    distinct = events[first]
+    content = torch.as_tensor(distinct["kind"] >= TOKEN, device=q.device)  # (u,)
+    times = torch.as_tensor(np.bincount(same), device=q.device)[content]  # rows of each
+    others = []
+    for event in distinct[distinct["kind"] >= TOKEN]:
+        row = rows[event["row"]]
+        line = int(event["line"])
+        others.append(row.states[line][event["position"] - 1 - begin_of(tok, row, line)])
+    other = torch.stack(others).to(q.device)  # (contents, D)
+    with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
+        kl = token_kl(hidden[content], q.head_weight, other, pi.head_weight)  # (contents,)
+    return (times * kl).sum()
+
+
+def over_ranks(stats, total_kl, contents):
+    """The GradientStats of all ranks together."""
+    parts = parallel.all_gather((stats, total_kl, contents))
+    return GradientStats(
+        loss=sum(part.loss for part, _, _ in parts),
+        kl=sum(kl for _, kl, _ in parts) / max(1, sum(n for _, _, n in parts)),
+        tokens=sum(part.tokens for part, _, _ in parts),
+        logq_gap=max(part.logq_gap for part, _, _ in parts),
+    )
+
+
+# ---------------------------------------------------------------- M-step (mstep.next_token_loss)
+
+
+def ntp_loss(model, ids, pos, doc, kind):
+    """-log p of each predicted token of packed rows -> (loss (M,) with gradient, kind (M,)).
+
+    ids, pos, doc, kind (1, T), as from `pack`. A token is predicted from the earlier tokens of its
+    own document. The first of a document is not predicted, nor is padding, nor the prompt.
+    """
+    inside = predicted(doc, kind)  # (1, T-1)
+    hidden = model(ids, pos, doc)[:, :-1][inside]  # (M, D)
+    loss = -token_logprobs(hidden, model.head_weight, ids[:, 1:][inside])[0]  # (M,): J
+    return loss, kind[:, 1:][inside]
+
+
+def predicted(doc, kind):
+    """Which tokens from the second on are predicted. doc, kind (1, T) -> (1, T-1) bool."""
+    return (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] > PROMPT)
+
+
+def ntp_gradient(model, docs, kinds, count, cfg):
+    """Accumulate the gradient of 1/count sum of -log p over the documents' predicted tokens.
+
+    -> (3,) sums of -log p in nats: of all tokens, of code, of thoughts. cfg.micro_tokens tokens at
+    a time. Under torchrun, pass all documents on every rank; the sums are of all of them.
+    """
+    order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))  # so that shares are alike
+    share = [parallel.shard([xs[i] for i in order]) for xs in (docs, kinds)]
+    sums = torch.zeros(3, device=model.device)
+    multiple = 256 if model.device.type == "cuda" else 1
+    for batch in parallel.synced_batches(model, micro_batches(*share, cfg.micro_tokens)):
+        row = [x.to(model.device, non_blocking=True) for x in pack(*batch, multiple=multiple)]
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
+            loss, kind = ntp_loss(model, *row)
+        parallel.backward(loss.sum() / count)
+        loss = loss.detach()
+        thought = kind == THOUGHT
+        sums += torch.stack([loss.sum(), loss[~thought].sum(), loss[thought].sum()])
+    return torch.stack(parallel.all_gather(sums.cpu())).sum(0)
+
+
+# ---------------------------------------------------------------- RLVR (rlvr.plain_scores)
+
+
+@dataclasses.dataclass
+class CompletionScores:
+    """What a model says of the tokens of completions, one completion after the other."""
+
+    logp: torch.Tensor  # (M,) log pi of each token, with gradient
+    entropy: torch.Tensor  # (M,) of pi there, nats
+    kl: torch.Tensor  # (m,) KL(pi || start) at the tokens of the measured completions
+    measured: torch.Tensor  # (M,) bool: the tokens of the measured completions
+    tokens: int  # that pi read
+    start_tokens: int = 0  # that start read
+
+
+def score_completions(model, samples, forbid=(), amp=False, start=None, measured=(), kl_grad=False):
+    """Score the tokens of completions -> CompletionScores.
+
+    samples    each with a `prompt` and `ids`, lists of token ids; shared prefixes are run once
+    forbid     token ids that are left out of all distributions
+    start      the model that the KL is taken to, at the completions that `measured` marks (bools)
+    kl_grad    whether a gradient goes through the KL
+    """
+    device = model.device
+    lengths = torch.tensor([len(s.ids) for s in samples], device=device)
+    hidden, read = hidden_of(model, samples, amp)  # (M, D)
+    targets = torch.tensor([i for s in samples for i in s.ids], device=device)
+    with torch.autocast(device.type, enabled=False):  # logits in float32, as the sampler's are
+        logp, entropy = token_logprobs(
+            hidden.float(), model.head_weight.float(), targets, entropy=True, without=forbid
+        )
+    marks = torch.tensor(list(measured) or [False] * len(samples), device=device)
+    scores = CompletionScores(
+        logp, entropy.detach(), logp.new_zeros(0), marks.repeat_interleave(lengths), read
+    )
+    if any(measured):
+        marked = [s for s, mark in zip(samples, measured, strict=True) if mark]
+        with torch.no_grad():
+            other, scores.start_tokens = hidden_of(start, marked, amp)  # (m, D)
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=amp),
+            torch.set_grad_enabled(kl_grad),
+        ):
+            scores.kl = token_kl(
+                hidden[scores.measured],
+                model.head_weight,
+                other,
+                start.head_weight,
+                without=forbid,
+            )
+    return scores
+
+
+def hidden_of(model, samples, amp):
+    """The states that predict the tokens of completions -> ((M, D), number of tokens read)."""
+    row = np.repeat(np.arange(len(samples)), [len(s.ids) for s in samples])  # (M,)
+    position = np.concatenate([len(s.prompt) + np.arange(len(s.ids)) for s in samples])  # (M,)
+    ids = [s.prompt + s.ids for s in samples]
+    states, node = hidden_before(model, ids, row, position, amp)  # (T, D), (M,)
+    return states[node], len(states)
