@@ -24,7 +24,7 @@ import torch
 from config import UserError, command, parse
 from engine.machine import set_threads
 from engine.sample import Completion
-from evaluate import open_model
+from evaluate import open_checkpoint
 
 # ---------------------------------------------------------------- the loop
 
@@ -250,7 +250,7 @@ def main(argv):
     cfg.temperature = 0.0 if args.greedy else cfg.temperature
     set_threads(cfg)
     prompts = interactive_prompts(sys.stdin) if args.interactive else [read_prompt(args.prompt)]
-    model, tok = open_model(with_preset_of(cfg, args.checkpoint), args.checkpoint)
+    model, tok = open_checkpoint(with_preset_of(cfg, args.checkpoint), args.checkpoint)
     for number, text in enumerate(prompts):
         try:
             print_samples(model, tok, text, cfg, number)
