@@ -220,7 +220,7 @@ def open_checkpoint(cfg, checkpoint=""):
     else:
         path = huggingface.find(cfg)
         tok = huggingface.open_tokenizer(path)
-        model = model or huggingface.open_model(path)
+        model = model or huggingface.open_pretrained(path)
     if checkpoint:
         check_checkpoint(checkpoint, extra, tok, cfg.preset)
     if model.cfg.vocab_size < tok.vocab_size:

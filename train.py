@@ -105,7 +105,7 @@ def pretrain(run):
     if os.path.exists(run.path("base.pt")):
         return
     if cfg.preset != "tiny":
-        model = huggingface.open_model(huggingface.find(cfg), getattr(torch, cfg.weights))
+        model = huggingface.open_pretrained(huggingface.find(cfg), getattr(torch, cfg.weights))
         run.save("base", model, flops=0.0, settings=run.settings_of(("model",)))
         return
     parallel.rank0_only(tokenizers.save_tokenizer)(run.tok, run.path("tokenizer.txt"))

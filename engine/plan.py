@@ -68,7 +68,7 @@ def shape(cfg):
     except UserError:
         return SHAPES[cfg.preset], False
     return (
-        huggingface.read_config(path) if os.path.isdir(path) else huggingface.open_model(path).cfg
+        huggingface.read_config(path) if os.path.isdir(path) else huggingface.open_pretrained(path).cfg
     ), True
 
 

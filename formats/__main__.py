@@ -1,7 +1,8 @@
-"""Models in Hugging Face's format, read and written: a folder with config.json, *.safetensors and tokenizer.json.
+"""Models in Hugging Face's format, read and written: config.json, *.safetensors, tokenizer.json.
 
-    python -m formats export runs/qwen2.5-1.5b-0/ra3.pt FOLDER             writes a trained one, for transformers, vLLM, llama.cpp's converter, ...
+    python -m formats export runs/qwen2.5-1.5b-0/ra3.pt FOLDER
 
+writes a trained one, for transformers, vLLM, llama.cpp's converter, ...
 What is read and written is in huggingface.py.
 """
 
@@ -13,23 +14,25 @@ from formats.huggingface import export
 
 def main(argv):
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    command = parser.add_subparsers(dest="command", required=True).add_parser(
+    commands = parser.add_subparsers(dest="command", required=True)
+    options = commands.add_parser(
         "export", help="write a checkpoint as a folder that other programs read"
     )
-    command.add_argument("checkpoint", help="a .pt file of a run's folder")
-    command.add_argument("folder", help="a new folder")
-    command.add_argument(
+    options.add_argument("checkpoint", help="a .pt file of a run's folder")
+    options.add_argument("folder", help="a new folder")
+    options.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="of the weights (default: as in the checkpoint)",
     )
-    command.add_argument(
+    options.add_argument(
         "--model",
         default=None,
         metavar="SOURCE",
-        help="folder or .gguf file that the run's base model came from (default: what its settings say)",
+        help="folder or .gguf file that the run's base model came from "
+        "(default: as its settings say)",
     )
-    command.add_argument(
+    options.add_argument(
         "--shard-gb",
         type=float,
         default=5.0,

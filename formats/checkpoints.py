@@ -1,4 +1,7 @@
-"""Checkpoints of our own: config, weights, and plain values beside them. GGUF files: gguf.py; Hugging Face's format: huggingface.py."""
+"""Checkpoints of our own: config, weights, and plain values beside them.
+
+GGUF files: gguf.py; Hugging Face's format: huggingface.py.
+"""
 
 import dataclasses
 import os
@@ -9,65 +12,82 @@ import torch
 from config import UserError
 from model import ModelConfig, hollow
 
-# ---------------------------------------------------------------------------------------------------------------- checkpoints
+DAMAGED = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)  # what reading a file that is no checkpoint may raise
 
 
 def save_model(model, path, **extra):
-    """Write config, weights and `extra` (plain values, tensors, lists and dicts of them) to path, whole or not at all."""
-    write_whole(
-        {"config": dataclasses.asdict(model.cfg), "weights": model.state_dict(), "extra": extra},
-        path,
-    )
+    """Write config, weights and `extra` to path, whole or not at all.
+
+    extra: plain values, tensors, lists and dicts of them.
+    """
+    record = {
+        "config": dataclasses.asdict(model.cfg),
+        "weights": model.state_dict(),
+        "extra": extra,
+    }
+    write_whole(record, path)
 
 
 def write_whole(record, path):
-    """torch.save to path, whole or not at all: a temporary file in the same folder, flushed to the disk, then renamed."""
-    part = f"{path}.{os.getpid()}.part"
+    """torch.save to path, whole or not at all.
+
+    A temporary file in the same folder is flushed to the disk, then renamed.
+    """
+    partial = f"{path}.{os.getpid()}.part"
     try:
-        with open(part, "wb") as f:
+        with open(partial, "wb") as f:
             torch.save(record, f)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(part, path)
+        os.replace(partial, path)
     finally:
-        if os.path.exists(part):
-            os.remove(part)
+        if os.path.exists(partial):
+            os.remove(partial)
 
 
 def load_model(path, cfg=None, mmap=False):
-    """Read what `save_model` wrote -> (Transformer on the CPU, in the dtype it was saved in; extra).
+    """Read what `save_model` wrote -> (Transformer on the CPU, in its saved dtype; extra).
 
-    cfg: the ModelConfig that the caller needs, if any. mmap: leave the weights in the file until they are used. Raises UserError if there is no such file, if it is no checkpoint, or of another shape.
+    cfg: the ModelConfig that the caller needs, if any. mmap: leave the weights in the file until
+    they are used. Raises UserError if there is no such file, if it is no checkpoint, or of another
+    shape.
     """
-
-    def refuse(found, do="give a file that save_model wrote"):
-        return UserError(f"{path}: expected a checkpoint, found {found}; {do}")
-
     try:
         record = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        have, weights, extra = record["config"], record["weights"], record["extra"]
-        model = hollow(ModelConfig(**have), weights["embed.weight"].dtype)
+        stored = record["config"]
+        weights = record["weights"]
+        extra = record["extra"]
+        model = hollow(ModelConfig(**stored), weights["embed.weight"].dtype)
     except FileNotFoundError:
-        raise refuse("no such file") from None
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        pickle.UnpicklingError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as e:
-        raise refuse(f"something else ({type(e).__name__})") from None
-    want = have if cfg is None else dataclasses.asdict(cfg)
-    other = [f"{k}={have[k]!r} and not {want[k]!r}" for k in have if have[k] != want[k]]
-    if other:
-        raise refuse(
-            f"one of another shape: {', '.join(other)}", "use the settings it was made with"
+        raise no_checkpoint(path, "no such file") from None
+    except DAMAGED as e:
+        raise no_checkpoint(path, f"something else ({type(e).__name__})") from None
+    wanted = stored if cfg is None else dataclasses.asdict(cfg)
+    different = [
+        f"{k}={stored[k]!r} and not {wanted[k]!r}" for k in stored if stored[k] != wanted[k]
+    ]
+    if different:
+        raise no_checkpoint(
+            path,
+            f"one of another shape: {', '.join(different)}",
+            "use the settings it was made with",
         )
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError:
-        raise refuse("weights that do not fit the config beside them") from None
+        raise no_checkpoint(path, "weights that do not fit the config beside them") from None
     return model, extra
+
+
+def no_checkpoint(path, found, advice="give a file that save_model wrote"):
+    """The UserError for a file that is no checkpoint of the model wanted."""
+    return UserError(f"{path}: expected a checkpoint, found {found}; {advice}")

