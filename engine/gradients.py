@@ -109,10 +109,12 @@ def event_logprobs(q, tok, hidden, events, amp=False):
     """
     kind = torch.as_tensor(events["kind"], device=q.device)  # (M,)
     token = torch.as_tensor(events["token"], device=q.device)  # (M,)
+    acts, others = (where.nonzero()[:, 0] for where in (kind == ACT, kind != ACT))
     with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
-        act = none_logprobs(hidden, q.head_weight, tok.thought_ids)
-        logp, end = token_logprobs(hidden, q.head_weight, token, [tok.stop_ids])
-    return torch.where(kind == ACT, act, torch.where(kind == END, end, logp))
+        act = none_logprobs(hidden[acts], q.head_weight, tok.thought_ids)
+        logp, end = token_logprobs(hidden[others], q.head_weight, token[others], [tok.stop_ids])
+    logp = torch.where(kind[others] == END, end, logp)
+    return logp.new_empty(len(kind)).index_copy(0, others, logp).index_copy(0, acts, act)
 
 
 def kl_to_pi(q, pi, tok, rows, hidden, events, first, same, amp):

@@ -25,7 +25,7 @@ from elbo import Prior
 from engine.gradients import policy_gradient
 from engine.rollouts import TOKEN, draw_uniforms, rollout
 from engine.sample import Ends
-from estep import credit, line_credit
+from estep import credit, line_credit, plain_policy_gradient, plain_rollouts
 from formats import __main__ as formats_command
 from formats import huggingface
 from formats.checkpoints import load_model, save_model
@@ -392,6 +392,18 @@ def test_closing_tokens_in_rollouts(kind, published):
         A = credit(line_credit(rolls, Prior(0.0)), rolls.think, rolls.possible, G)
         stats = policy_gradient(q, scorer, tok, rolls, A, kl=float(scorer is pi))
         away, gap = stats.kl, stats.logq_gap
+        plain = plain_rollouts(
+            q, scorer, tok, snips, G, think_max, (3, 1), numbers=[0, 1, 2], rate=0.5
+        )
+        for a, b in zip(plain.rows, rolls.rows, strict=True):
+            assert (a.thoughts, a.ids, a.first) == (b.thoughts, b.ids, b.first)
+            for name in ("logq", "line_logp", "gain"):
+                assert np.allclose(getattr(a, name), getattr(b, name), rtol=0, atol=1e-3)
+        by_definition = plain_policy_gradient(
+            q, scorer, tok, rolls, A, think_max, kl=float(scorer is pi)
+        )
+        assert by_definition.loss == pytest.approx(stats.loss, rel=1e-4, abs=1e-4)
+        assert by_definition.kl == pytest.approx(stats.kl, rel=1e-3, abs=1e-6)
         p, other = ([distributions(net, row.ids) for row in rolls.rows] for net in (q, scorer))
         kl = [
             (p[n][j - 1] * np.log(p[n][j - 1] / other[n][j - 1])).sum()
