@@ -31,8 +31,8 @@ Departures from the paper
 1. pi(a_t | s_t, z_t) is the probability of the line *given that the decision has been made*.
    The tokens that begin a comment are left out of the softmax at the first token of a line.
    Otherwise a model that likes to think would be paid for thinking by its own prior for `#`.
-2. The K-sample bound (arXiv 1509.00519) is ours; it says how loose the bound is. With the penalty
-   exp sum_t r_t is w_k of the prior p(z_t) = q(z_t) exp(-c 1[z_t != <act>]), which is not normalised.
+2. The K-sample bound (arXiv 1509.00519) is ours; it says how loose the bound is. With the penalty,
+   exp sum_t r_t is w_k of the prior q(z_t) exp(-c 1[z_t != <act>]), which is not normalised.
 3. With a horizon, lines behind it have no latent, and pay nothing.
 
 Shapes: M states, D width, B snippets, L lines, G rollouts, N = B*G rows, K samples, H first tokens.

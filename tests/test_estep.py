@@ -663,7 +663,7 @@ def test_log_q_sums_to_one():
         ids = data.infuse(TOK, SNIP, thoughts)[0]
         logits = q(torch.tensor([ids]))[0] @ q.head_weight.T
         decisions, tokens = log_q(logits, TOK, SNIP, thoughts, TINY_MAX, 1)
-        total += float((decisions.sum() + sum(tokens.values())).exp())
+        total += (decisions.sum() + sum(tokens.values())).exp().item()
     assert total == pytest.approx(1, abs=1e-9)
     uniforms = draw_uniforms((0,), 0, 0, 2, TINY_MAX)
     thoughts, logq = draw_latents(q, TOK, SNIP, uniforms, TINY_MAX, horizon=1)
