@@ -1,62 +1,20 @@
-"""What CONTRIBUTING.md promises: a suite, a source, a setting, a reward is added in one place."""
+"""What CONTRIBUTING.md promises: a source, a setting, a reward is added in one place.
 
+A suite: tests/test_benchmarks.py, test_a_new_suite_is_one_record.
+"""
+
+import concurrent.futures
 import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 import config
+import rlvr
 from corpus import sources
 from corpus.prepare import prepare_corpus
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent  # the project's folder
-
-SUITE = """
-import contextlib, io, json
-from benchmarks import suites
-from tasks import Task
-TESTS = "assert twice(2) == 4"
-TASK = Task("own/0", "def twice(x):", "\\n    return 2 * x", TESTS, "twice")
-suites.SUITES["own"] = suites.Suite(
-    lambda data_dir: [TASK, TASK.__class__(**{**vars(TASK), "name": "own/1"})],
-    (),
-    references=True,
-    trained_as="own",
-    checked=True,
-    slow={"own/0": 5.0},
-    not_gradable={"own/1": "two right answers"},
-)
-from benchmarks import __main__ as command
-from corpus import decontaminate
-out = io.StringIO()
-with contextlib.redirect_stdout(out):
-    command.main(["--list", "--data-dir", "nowhere"])
-    command.main(["--references", "own"])
-print(json.dumps({
-    "names": [task.name for task in suites.load("own")],
-    "limits": [task.time_limit for task in suites.load("own")],
-    "checked": "own" in decontaminate.CHECKED,
-    "printed": out.getvalue(),
-}))
-"""
-
-
-def run(code):
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_a_suite_is_one_record():
-    """Loading, the listed table, reference grading and decontamination follow from it."""
-    seen = run(SUITE)
-    assert seen["names"] == ["own/0"] and seen["limits"] == [20.0] and seen["checked"]
-    row = next(line for line in seen["printed"].splitlines() if line.startswith("| own "))
-    assert [cell.strip() for cell in row.split("|")[2:7]] == ["2", "1", "yes", "yes", "yes"]
-    assert "two right answers" in row and "own" in seen["printed"].replace(row, "")
+from grader.grade import Result
 
 
 def test_a_source_is_one_function(tok, tmp_path, monkeypatch):
@@ -97,3 +55,31 @@ def test_a_setting_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         config.parse(["--help"], {}, "")
     assert "a number of one's own" in capsys.readouterr().out
+
+
+def finished(verdict):
+    """The Future of a program that was graded."""
+    future = concurrent.futures.Future()
+    future.set_result(Result(verdict, 0.1, "process", "separate"))
+    return future
+
+
+def test_a_reward_is_one_function(monkeypatch):
+    """A function in the table of rewards; the choices of --reward are that table's names."""
+    field = next(f for f in dataclasses.fields(config.Config) if f.name == "reward")
+    assert set(field.metadata["choices"]) == set(rlvr.REWARDS)
+
+    def short_and_right(samples, cfg, grader):
+        return [(s.verdict == "passed") / len(s.ids) for s in samples]
+
+    monkeypatch.setitem(rlvr.REWARDS, "short", short_and_right)
+    cfg = dataclasses.replace(config.Config(), reward="short", completions=2)
+    verdicts = ["passed", "wrong_answer", "passed", "timeout"]
+    samples = [
+        rlvr.Sample(None, [1], [2] * (i + 1), [-1.0] * (i + 1), True, i // 2, "", finished(verdict))
+        for i, verdict in enumerate(verdicts)
+    ]
+    graded, _ = rlvr.grade_samples(samples, cfg, None)
+    assert [s.reward for s in graded] == [1.0, 0.0, 1 / 3, 0.0]
+    assert list(rlvr.credit_samples(graded, cfg)) == [True] * 4
+    assert graded[0].advantage > 0 > graded[1].advantage
