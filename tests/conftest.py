@@ -35,3 +35,10 @@ def smollm2():
         folder, gguf_file=file, dtype=torch.float32
     ).eval()
     return gguf.load_gguf(path)[0], tokenizers.gguf_tokenizer(path), theirs
+
+
+def pytest_collection_modifyitems(items):
+    """Tests on SmolLM2's weights are slow: loading them twice takes 20 seconds."""
+    for item in items:
+        if "smollm2" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
