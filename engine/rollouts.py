@@ -60,7 +60,7 @@ class Row:
     """One rollout, in the making or finished."""
 
     snip: object
-    group: int  # index of the snippet in the call
+    group: int  # index of its snippet in the Rollouts
     uniforms: tuple  # (L,) for the decisions, (L, think_max + 1) for the tokens of thoughts
     ids: list  # as known so far: thoughts, and the remaining code without thoughts
     first: list  # (L,) index in ids of each line's content, where its decision falls
@@ -131,8 +131,11 @@ def merge(parts):
     before = np.cumsum([0] + [len(p.rows) for p in parts])  # rows before those of each part
     events = np.concatenate([p.events for p in parts])
     events["row"] += np.repeat(before[:-1], [len(p.events) for p in parts])
+    rows = [row for p in parts for row in p.rows]
+    for n, row in enumerate(rows):
+        row.group = n // parts[0].G
     return Rollouts(
-        rows=[row for p in parts for row in p.rows],
+        rows=rows,
         G=parts[0].G,
         base_logp=[base for p in parts for base in p.base_logp],
         events=events,
