@@ -403,7 +403,7 @@ def main(argv):
     set_threads(cfg)
     logprobs.COMPILE = {"auto": None, "true": True, "false": False}[cfg.compile]
     if args.dry_run is not None:
-        plan.show(cfg, stage, args.dry_run, Run(cfg, stage) if plan.shape(cfg)[1] else None)
+        plan.print_plan(cfg, stage, args.dry_run, Run(cfg, stage) if plan.shape(cfg)[1] else None)
         return
     run = Run(cfg, stage)
     run.backend = backend_of(cfg)

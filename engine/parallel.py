@@ -12,9 +12,9 @@ advantages and normalisers from the whole batch. The loss of a rank is its part 
 process would compute. The sum of the gradients is then the gradient, and one process and several
 differ by rounding only.
 
-1. Ranks may have different numbers of micro-batches, or none: `synced_batches` gives each as many as
-   the one with the most, the missing ones with a loss of 0. DDP sums gradients in the last backward
-   pass only; FSDP2 in each, because it stores no full gradient.
+1. Ranks may have different numbers of micro-batches, or none: `synced_batches` gives each as many
+   as the one with the most, the missing ones with a loss of 0. DDP sums gradients in the last
+   backward pass only; FSDP2 in each, because it stores no full gradient.
 2. The head's weight is used outside of the model's forward pass. DDP allows that as long as every
    parameter gets a gradient. Under FSDP2 the head belongs to the outermost group, which stays
    gathered between forward and backward pass.

@@ -81,7 +81,7 @@ def test_weights_gradients_and_moments(weights):
     docs = [[1, 2, 3, 4]] * 2
     mstep.ntp_step(model, opt, docs, [[1] * 4] * 2, 1e-3, cfg)
     moments = sum(x.nbytes for s in opt.state.values() for key, x in s.items() if key != "step")
-    said = plan.memory(cfg, net)["next-token training"]
+    said = plan.memory_plan(cfg, net)["next-token training"]
     assert (
         said["weights"] == said["gradients"] == sum(p.nbytes for p in model.parameters())
         and said["Adam's moments"] == moments
@@ -92,7 +92,7 @@ def test_weights_gradients_and_moments(weights):
 def largest(preset, stage="em", **given):
     return max(
         sum(phase.values())
-        for phase in plan.memory(config.make(preset, **given), plan.SHAPES[preset], stage).values()
+        for phase in plan.memory_plan(config.make(preset, **given), plan.SHAPES[preset], stage).values()
     )
 
 
@@ -106,7 +106,7 @@ def test_what_fits_where():
         block=512,
         max_tokens=384,
     )
-    fits = lambda gib, *args, **given: plan.verdict(
+    fits = lambda gib, *args, **given: plan.fit_message(
         config.make(args[0]), largest(*args, **given), gib * plan.GIB, "it"
     ).startswith("fits")
     assert all(
