@@ -518,7 +518,7 @@ def held_out(model, tok, tasks, cfg, backend=FAST):
     }
 
 
-def show(s):
+def show_completion(s):
     """A completion with its verdict, reward and advantage, its thoughts marked."""
     lines = (s.task.prompt + s.text).split("\n")
     marked = [("> " if line.lstrip().startswith("#") else "  ") + line for line in lines]
@@ -662,7 +662,7 @@ def log_step(run, name, bar, position, samples, m, clock):
 def show_two(samples):
     """Print the best and the worst completion of a step."""
     ranked = sorted(samples, key=lambda s: (-s.reward, -s.advantage))
-    tqdm.write(show(ranked[0]) + "\n" + show(ranked[-1]))
+    tqdm.write(show_completion(ranked[0]) + "\n" + show_completion(ranked[-1]))
 
 
 def log_curve(run, name, model, held, position):

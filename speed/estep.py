@@ -104,8 +104,10 @@ def snippets(B, n, vocab, seed=0):
 
 
 def one_row(tok, snip, uniforms, think_max, rate=None, horizon=0):
-    """Line by line and token by token, as the definition has it: a generator that yields tokens to read, gets the log-probabilities (V,) of the next
-    one, and returns (ids, thoughts, log q of each event, log pi of each line)."""
+    """Line by line and token by token, as the definition has it: a generator that yields tokens to
+    read, gets the log-probabilities (V,) of the next one, and returns (ids, thoughts, log q of each
+    event, log pi of each line).
+    """
     ids, thoughts, logq, lines = [], {}, [], np.zeros(len(snip.first))
 
     def read(tokens):
@@ -117,7 +119,7 @@ def one_row(tok, snip, uniforms, think_max, rate=None, horizon=0):
         return min(int(np.searchsorted(cdf, u * cdf[-1], side="right")), len(cdf) - 1)
 
     logp = yield from read(snip.ids[: snip.first[0]])
-    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
+    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)], strict=False)):
         if not horizon or t < horizon:
             begin = logp[tok.thought_ids]
             thinks = uniforms[0][t] < (np.exp(begin).sum() if rate is None else rate)
@@ -367,7 +369,7 @@ def rollout_row(name, rolls, seconds, model, rates, gains):
     return row if gains else {**row, "note": absent("transformers")}
 
 
-def estep(q, pi, opt, tok, snips, G, rate, credit="prefix", kl=0.3, cast=True):
+def whole_estep(q, pi, opt, tok, snips, G, rate, credit="prefix", kl=0.3, cast=True):
     """One E-step as train.py takes it -> Rollouts."""
     rolls = rollout(
         copy.deepcopy(q).bfloat16() if cast else q,
@@ -408,7 +410,7 @@ def step_rows(quick, rates):
         rollout(sampler, pi, tok, snips, G, THOUGHT, (0,), rate=rate, need=need)
 
     peers = {
-        "ours": lambda: estep(q, pi, opt, tok, snips, G, rate),
+        "ours": lambda: whole_estep(q, pi, opt, tok, snips, G, rate),
         "rollouts": lambda: rollouts("gains"),
         "rewards": lambda: rollouts("rewards"),
         "NTP step": lambda: mstep.ntp_step(q, opt, docs, kinds, 1e-6, settings),
@@ -464,7 +466,7 @@ def scaling_row(name, shapes, credit, models, rates):
     rolls = {}
 
     def step(size, snips, tok, G):
-        rolls[size] = estep(*models, tok, snips, G, 0.2, credit, cast=False)
+        rolls[size] = whole_estep(*models, tok, snips, G, 0.2, credit, cast=False)
 
     calls = {}
     for k, (n, G) in zip(SIZES, shapes, strict=True):

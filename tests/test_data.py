@@ -1,4 +1,7 @@
-"""Tokenizers, lines, infusion, packing and corpora. The code is the standard library's: 1,000 functions, with a trained tokenizer and SmolLM2's."""
+"""Tokenizers, lines, infusion, packing and corpora.
+
+The code is the standard library's: 1,000 functions, with a trained tokenizer and SmolLM2's.
+"""
 
 import ast
 import inspect
@@ -132,7 +135,9 @@ def test_lines_of_a_function(pattern):
     tok = train_tokenizer([inspect.getsource(ast), TEXT], 1000, pattern)
     snip = data.snippet(tok, TEXT, TEXT.index('squares."""') + 11)
     assert snip.ids == tok.encode(TEXT) + [tok.eos]
-    lines = [tok.decode(snip.ids[a:b]) for a, b in zip(snip.first, snip.first[1:] + [None])]
+    lines = [
+        tok.decode(snip.ids[a:b]) for a, b in zip(snip.first, snip.first[1:] + [None], strict=False)
+    ]
     assert [line.split()[0].strip(":") for line in lines] == [
         "sizes",
         "if",
@@ -179,7 +184,7 @@ def test_infused_text_minus_thoughts_is_the_experts(stdlib):
         ends = snip.first + [len(snip.ids)]
         assert (
             len(snip.sep) == len(snip.first)
-            and all(a < b for a, b in zip(ends, ends[1:]))
+            and all(a < b for a, b in zip(ends, ends[1:], strict=False))
             and snip.prompt < snip.first[0]
         )
         assert (
@@ -190,7 +195,7 @@ def test_infused_text_minus_thoughts_is_the_experts(stdlib):
         ids, kinds = data.infuse(tok, snip, thoughts)
         assert (
             len(ids) == len(kinds)
-            and [i for i, k in zip(ids, kinds) if k != data.THOUGHT] == snip.ids
+            and [i for i, k in zip(ids, kinds, strict=False) if k != data.THOUGHT] == snip.ids
         )
         assert data.infuse(tok, snip, dict(enumerate(thoughts))) == (ids, kinds)
         full = tok.decode(ids)
@@ -207,7 +212,9 @@ def test_infused_text_minus_thoughts_is_the_experts(stdlib):
 
 
 def test_one_row():
-    """Documents, kinds and positions cut out of the row again, with padding to several multiples and without; a row worked by hand; no documents."""
+    """Documents, kinds and positions cut out of the row again, with padding to several multiples
+    and without; a row worked by hand; no documents.
+    """
     rng = random.Random(0)
     docs = [[rng.randint(1, 50) for _ in range(rng.randint(1, 30))] for _ in range(40)]
     kinds = [[rng.randint(0, 2) for _ in d] for d in docs]

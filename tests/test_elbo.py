@@ -1,7 +1,8 @@
-"""The bound against the sum over every latent, and token log-probabilities against the full softmax.
+"""The bound against the sum over every latent, and token log-probabilities against the full
+softmax.
 
-The world of the enumeration: five tokens, two of which begin a comment; two lines; thoughts of at most two tokens. That makes 11
-latents a line and 121 latent sequences, all of which are visited.
+The world of the enumeration: five tokens, two of which begin a comment; two lines; thoughts of at
+most two tokens. That makes 11 latents a line and 121 latent sequences, all of which are visited.
 """
 
 import itertools
@@ -36,7 +37,9 @@ LOG_Z = math.log(len(LATENTS) - 1)
 
 
 def exact_elbo(logpi, logq0, logq1, alpha):
-    """sum_z q(z) [ sum_t log pi(a_t | s_t, z_t) - KL_t ], the KL of each step in closed form (Prop. 5.1)."""
+    """sum_z q(z) [ sum_t log pi(a_t | s_t, z_t) - KL_t ], the KL of each step in closed form (Prop.
+    5.1).
+    """
 
     def kl(logq):
         thought = logq[..., 1:] - logq[..., 1:].logsumexp(-1, keepdim=True)  # q(. | <think>)
@@ -53,7 +56,9 @@ def logpi():
 @pytest.mark.parametrize("alpha", [0.1, 0.6, 0.95])
 @pytest.mark.parametrize("seed", range(3))
 def test_bound(logpi, alpha, seed):
-    """ELBO <= log p(x) = log sum_z p(z) pi(x | z); the gap is KL(q || posterior); it closes at the posterior."""
+    """ELBO <= log p(x) = log sum_z p(z) pi(x | z); the gap is KL(q || posterior); it closes at the
+    posterior.
+    """
     prior = torch.from_numpy(log_prior(THINKS, alpha, LOG_Z))  # (Z,)
     joint = prior[:, None] + prior + logpi.sum(-1)  # (Z, Z) log p(x, z)
     log_px, posterior = joint.logsumexp((0, 1)), joint - joint.logsumexp((0, 1))
@@ -70,7 +75,9 @@ def test_bound(logpi, alpha, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_k_sample_bound(logpi, seed):
-    """E log 1/K sum w over all K-tuples of latent sequences: the ELBO at K = 1, grows with K, stays below log p(x)."""
+    """E log 1/K sum w over all K-tuples of latent sequences: the ELBO at K = 1, grows with K, stays
+    below log p(x).
+    """
     alpha = 0.6
     prior = torch.from_numpy(log_prior(THINKS, alpha, LOG_Z))
     logq0, logq1 = (x.detach().log_softmax(-1) for x in random_q(seed))
@@ -105,7 +112,9 @@ def test_prior_sums_to_one(alpha):
 
 
 def test_kl_exact():
-    """Prop. 5.1 against sum_z q log(q / p); its limits: q = p, and alpha = 1 (never thinking is free, thinking costs infinitely much)."""
+    """Prop. 5.1 against sum_z q log(q / p); its limits: q = p, and alpha = 1 (never thinking is
+    free, thinking costs infinitely much).
+    """
     gen = torch.Generator().manual_seed(0)
     logq = (3 * torch.randn(50, len(LATENTS), generator=gen, dtype=torch.float64)).log_softmax(-1)
     thought = logq[:, 1:] - logq[:, 1:].logsumexp(-1, keepdim=True)
@@ -154,7 +163,7 @@ def test_one_sample_of_the_kl(alpha):
 
 @pytest.mark.parametrize("alpha", [0.3, 0.9])
 def test_gradient_of_the_exact_bound(logpi, alpha):
-    """The score function with r_t as it is, no gradient through kl_t, is the gradient of the bound."""
+    """The score function with r_t, and no gradient through kl_t, is the gradient of the bound."""
     tables = random_q(2)
     logq0, logq1 = (x.log_softmax(-1) for x in tables)
     want = torch.autograd.grad(exact_elbo(logpi, logq0, logq1, alpha), tables, retain_graph=True)
@@ -179,7 +188,9 @@ def test_reward():
 
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_token_logprobs(chunk):
-    """Values and gradients equal those of one log_softmax over all logits, in float64, for targets and for sets of tokens."""
+    """Values and gradients equal those of one log_softmax over all logits, in float64, for targets
+    and for sets of tokens.
+    """
     gen = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 8, generator=gen, dtype=torch.float64) for n in (10, 30))
     targets, sets = torch.randint(30, (10,), generator=gen), ([4], [0, 7, 29], list(range(30)))
@@ -200,7 +211,7 @@ def test_token_logprobs(chunk):
         out = f(h, w)
         (out * mix.to(dtype)).sum().backward()
         results.append((out.detach(), h.grad, w.grad))
-    for want, got in zip(*results):
+    for want, got in zip(*results, strict=False):
         assert got.dtype == torch.float32 and torch.allclose(
             got.double(), want, rtol=1e-5, atol=1e-5
         )
@@ -215,8 +226,10 @@ def test_token_logprobs(chunk):
 
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_entropy_of_the_distributions(chunk):
-    """The last row equals -sum p log p of the full softmax in float64, from nearly even to nearly certain distributions; the other rows and their gradients
-    are those without it, and it has none of its own."""
+    """The last row equals -sum p log p of the full softmax in float64, from nearly even to nearly
+    certain distributions; the other rows and their gradients are those without it, and it has none
+    of its own.
+    """
     gen = torch.Generator().manual_seed(1)
     hidden, weight = (
         torch.randn(12, 8, generator=gen) * torch.logspace(-2, 1.7, 12)[:, None],
@@ -245,7 +258,7 @@ def test_entropy_of_the_distributions(chunk):
 
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_columns_left_out(chunk):
-    """Values and gradients with columns left out equal those of a softmax over the other columns."""
+    """Values and gradients with columns left out are those of a softmax over the others."""
     gen = torch.Generator().manual_seed(2)
     hidden, weight, other, other_weight = (
         torch.randn(n, 8, generator=gen, dtype=torch.float64) for n in (10, 30, 10, 30)

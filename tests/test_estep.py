@@ -1,4 +1,6 @@
-"""The E-step: gradients against enumeration, rollouts against token-by-token sampling, and its limits."""
+"""The E-step: gradients against enumeration, rollouts against token-by-token sampling, and its
+limits.
+"""
 
 import copy
 import heapq
@@ -43,14 +45,18 @@ torch.set_num_threads(1)
 G, THINK_MAX, C = 4, 6, 0.3
 
 
-# ---------------------------------------------------------------- the gradient, by enumeration (the world of test_elbo.py)
+# ---------------------------------------------------------------- the gradient, by enumeration (the
+# world of test_elbo.py)
 
 PAIRS = list(itertools.product(range(len(LATENTS)), repeat=2))  # every (z_0, z_1): 121
 
 
 @pytest.fixture(scope="module")
 def enumerated():
-    """log pi of the lines, whether they think, and by definition what each thought gains: (121, 2) each."""
+    """log pi of the lines, whether they think, and by definition what each thought gains:
+
+    (121, 2) each.
+    """
     logpi = log_pi(tiny_model(0)).numpy()  # (Z, Z, 2)
     line_logp = logpi.reshape(-1, 2)
     think = np.array(PAIRS) > 0
@@ -72,8 +78,10 @@ def gradient(objective, parameters):
 @pytest.mark.parametrize("kind", ["group", "prefix"])
 @pytest.mark.parametrize("rows, size", [(1, 1), (2, 2), (2, 1)])
 def test_expected_gradient(enumerated, kind, rows, size):
-    """The score-function estimator, averaged over all batches of one rollout, one group of two, or two groups of one, equals autograd's
-    gradient of J(q) = sum_z q(z) sum_t r_t. A decision and the content of a thought have their own advantages."""
+    """The score-function estimator, averaged over all batches of one rollout, one group of two, or
+    two groups of one, equals autograd's gradient of J(q) = sum_z q(z) sum_t r_t. A decision and the
+    content of a thought have their own advantages.
+    """
     line_logp, gain, think = enumerated
     tables = random_q(5)
     logq = [x.log_softmax(-1) for x in tables]
@@ -106,14 +114,18 @@ def test_expected_gradient(enumerated, kind, rows, size):
         (A[0] * decision[batches] + A[1] * content[batches]).sum(2).mean(1)
     )  # 1/N sum_n sum_t A_t log q
     weight = steps.sum(1).detach()[batches].sum(1).exp()  # probability of the batch
-    for got, want in zip(gradient((weight * per_batch).sum(), tables), gradient(J, tables)):
+    for got, want in zip(
+        gradient((weight * per_batch).sum(), tables), gradient(J, tables), strict=False
+    ):
         assert want.abs().max() > 1e-3 and (got - want).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("kind", ["group", "prefix"])
 def test_expected_policy_gradient(enumerated, kind):
-    """policy_gradient over every latent sequence of the token model q, weighted by q(z), equals autograd's gradient of the enumerated
-    J, in which log q is summed token by token from a plain softmax. And q's probabilities of all latents sum to one."""
+    """policy_gradient over every latent sequence of the token model q, weighted by q(z), equals
+    autograd's gradient of the enumerated J, in which log q is summed token by token from a plain
+    softmax. And q's probabilities of all latents sum to one.
+    """
     line_logp, gain, think = enumerated
     q = tiny_model(1)
     rows, events, logq = [], [], []
@@ -160,17 +172,19 @@ def test_expected_policy_gradient(enumerated, kind):
         q, q, TOK, rolls, A * logq.detach().exp().numpy()[:, None] * len(rows), micro_tokens=500
     )
     scale = max(float(g.abs().max()) for g in want)
-    for p, g in zip(q.parameters(), want):
+    for p, g in zip(q.parameters(), want, strict=False):
         assert (p.grad + g).abs().max() < 1e-5 * scale
 
 
 def test_rollouts_in_the_enumerated_world(enumerated):
-    """A rollout's log q, line likelihoods and gains are the entries of the enumerated tables for the latents that it drew."""
+    """A rollout's log q, line likelihoods and gains are the entries of the enumerated tables for
+    the latents that it drew.
+    """
     line_logp, gain, _ = enumerated
     q, pi = tiny_model(1), tiny_model(0)
     rolls = rollout(q, pi, TOK, [SNIP], 64, TINY_MAX, (0,))
     seen = set()
-    for n, row in enumerate(rolls.rows):
+    for row in rolls.rows:
         z = tuple(tuple(row.thoughts.get(t, ())) for t in range(2))
         at = PAIRS.index((LATENTS.index(z[0]), LATENTS.index(z[1])))
         seen.add(at)
@@ -181,7 +195,8 @@ def test_rollouts_in_the_enumerated_world(enumerated):
     assert len(seen) > 15
 
 
-# ---------------------------------------------------------------- token-by-token sampling, written a second time
+# ---------------------------------------------------------------- token-by-token sampling, written
+# a second time
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +209,9 @@ def tok():
 
 @pytest.fixture(scope="module")
 def snips(tok):
-    """Four functions of the built-in domain, three of the standard library, and code in column 0; 2 to 11 lines."""
+    """Four functions of the built-in domain, three of the standard library, and code in column 0; 2
+    to 11 lines.
+    """
     found = [
         data.snippet(tok, t.prompt + t.solution, len(t.prompt))
         for t in (domain.expert_task(0, i, "train") for i in (0, 1, 4, 7))
@@ -217,7 +234,9 @@ def models(tok):
     "settings", [{}, {"rate": 0.5}, {"rate": 1.0}, {"horizon": 2}, {"think_max": 1}], ids=str
 )
 def test_rollouts_are_sequential_sampling(tok, snips, models, same, settings):
-    """Thoughts, ids, log q, the lines' likelihoods and the gains of `rollout` against the slow sampler with the same uniforms."""
+    """Thoughts, ids, log q, the lines' likelihoods and the gains of `rollout` against the slow
+    sampler with the same uniforms.
+    """
     q, pi = models[0], models[0] if same else models[1]
     settings = {"think_max": THINK_MAX, **settings}
     rolls = rollout(q, pi, tok, snips, 5, seed=(3, 1), **settings)
@@ -252,7 +271,9 @@ def alike(rolls, slow, logq, reward):
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize("rate", [None, 0.1, 0.4, 1.0])
 def test_windows_change_nothing(tok, snips, models, same, rate):
-    """Any look-ahead gives the thoughts, log q, likelihoods and gains of one token at a time; shorter ones read fewer tokens that are discarded."""
+    """Any look-ahead gives the thoughts, log q, likelihoods and gains of one token at a time;
+    shorter ones read fewer tokens that are discarded.
+    """
     q, pi = models[0], models[0] if same else models[1]
     slow = token_by_token(q, tok, snips, 3, THINK_MAX, (5,), rate)
     if not same:  # the same latents, scored by the other
@@ -263,7 +284,7 @@ def test_windows_change_nothing(tok, snips, models, same, rate):
     }
     for rolls in runs.values():
         alike(rolls, slow, 1e-4, 1e-3)
-        for a, b in zip(rolls.rows, runs[0].rows):
+        for a, b in zip(rolls.rows, runs[0].rows, strict=False):
             assert np.allclose(a.gain, b.gain, rtol=0, atol=1e-3)
     read = {w: rolls.forward_tokens for w, rolls in runs.items()}
     assert (
@@ -274,13 +295,15 @@ def test_windows_change_nothing(tok, snips, models, same, rate):
 
 
 def test_only_what_is_needed(tok, snips, models):
-    """need: the latents are the same ones, nothing is measured that was not asked for, and less is read; rewards cost no more than the finished rows."""
+    """need: the latents are the same ones, nothing is measured that was not asked for, and less is
+    read; rewards cost no more than the finished rows.
+    """
     for pi in models:
         whole, some, few = (
             rollout(models[0], pi, tok, snips, 3, THINK_MAX, (5,), need=need)
             for need in ("gains", "rewards", "latents")
         )
-        for a, b, c in zip(whole.rows, some.rows, few.rows):
+        for a, b, c in zip(whole.rows, some.rows, few.rows, strict=False):
             assert (
                 a.ids == b.ids == c.ids
                 and np.allclose(a.line_logp, b.line_logp, rtol=0, atol=1e-4)
@@ -306,7 +329,9 @@ def test_only_what_is_needed(tok, snips, models):
 
 
 def test_rollouts_of_a_real_model(smollm2):
-    """SmolLM2 in float32, two functions of the standard library of different lengths: rollouts are what one token at a time gives."""
+    """SmolLM2 in float32, two functions of the standard library of different lengths: rollouts are
+    what one token at a time gives.
+    """
     model, tok, _ = smollm2
     some = [
         data.snippet(tok, text, chars, name)
@@ -330,7 +355,9 @@ def rolls(tok, snips, models):
 
 
 def test_events(tok, rolls):
-    """The record of events: the token that stands at its index, in the order of the row, and one decision a line."""
+    """The record of events: the token that stands at its index, in the order of the row, and one
+    decision a line.
+    """
     lengths = [len(z) for r in rolls.rows for z in r.thoughts.values()]
     assert (
         len(set(lengths)) > 3 and max(lengths) == THINK_MAX
@@ -350,7 +377,9 @@ def test_events(tok, rolls):
 
 
 def test_sampled_is_scored(tok, models, rolls):
-    """log q recomputed from the finished rows equals what the sampler recorded, so the first importance ratio is 1; padding changes nothing."""
+    """log q recomputed from the finished rows equals what the sampler recorded, so the first
+    importance ratio is 1; padding changes nothing.
+    """
     q = models[0]
     with torch.no_grad():
         states, node = hidden_before(
@@ -374,7 +403,7 @@ def test_sampled_is_scored(tok, models, rolls):
     to = [rolls.events[rolls.events["row"] == n]["position"].max() for n in range(len(rolls.rows))]
     assert gap < 1e-4
     assert read == len(
-        {tuple(r.ids[:k]) for r, j in zip(rolls.rows, to) for k in range(1, j + 1)}
+        {tuple(r.ids[:k]) for r, j in zip(rolls.rows, to, strict=False) for k in range(1, j + 1)}
     )  # to the last event, beginnings once
     assert policy_gradient(q, q, tok, rolls, A, micro_tokens=600).loss == pytest.approx(
         loss, rel=1e-5
@@ -389,7 +418,7 @@ def test_rollouts_do_not_depend_on_the_batch(tok, snips, models, rolls):
         alone = rollout(*models, tok, [snips[i]], G, THINK_MAX, (7,), numbers=[i])
         batch = rolls.rows[G * i : G * i + G]
         assert [(r.ids, r.thoughts) for r in alone.rows] == [(r.ids, r.thoughts) for r in batch]
-        for a, b in zip(alone.rows, batch):
+        for a, b in zip(alone.rows, batch, strict=False):
             assert np.allclose(a.line_logp, b.line_logp, atol=1e-3) and np.allclose(
                 a.gain, b.gain, atol=1e-3
             )
@@ -406,11 +435,15 @@ def test_rollouts_do_not_depend_on_the_batch(tok, snips, models, rolls):
 
 
 def test_thoughts_are_inserted(tok, rolls):
-    """A row's ids are data.infuse of its thoughts; without the tokens of kind THOUGHT they are the snippet's."""
+    """A row's ids are data.infuse of its thoughts; without the tokens of kind THOUGHT they are the
+    snippet's.
+    """
     for row in rolls.rows:
         ids, kinds = data.infuse(tok, row.snip, row.thoughts)
         assert ids == row.ids
-        assert [i for i, kind in zip(row.ids, kinds) if kind != data.THOUGHT] == row.snip.ids
+        assert [
+            i for i, kind in zip(row.ids, kinds, strict=False) if kind != data.THOUGHT
+        ] == row.snip.ids
         assert [row.ids[f] for f in row.first] == [row.snip.ids[f] for f in row.snip.first]
 
 
@@ -418,7 +451,9 @@ def test_thoughts_are_inserted(tok, rolls):
 
 
 def test_never_thinking(tok, snips, models):
-    """rate = 0: the expert's code, its plain likelihood, no gain, and one forward of q and of pi a snippet."""
+    """rate = 0: the expert's code, its plain likelihood, no gain, and one forward of q and of pi a
+    snippet.
+    """
     q, pi = models
     rolls = rollout(q, pi, tok, snips, 2, THINK_MAX, (0,), rate=0)
     assert rolls.forward_tokens == 2 * sum(len(s.ids) - 1 for s in snips)
@@ -435,7 +470,9 @@ def test_never_thinking(tok, snips, models):
 
 @pytest.mark.parametrize("same", [False, True])
 def test_always_thinking(tok, snips, models, same):
-    """rate = 1: a thought before every line, also where all rows have their last line behind a thought."""
+    """rate = 1: a thought before every line, also where all rows have their last line behind a
+    thought.
+    """
     rolls = rollout(
         models[0], models[not same], tok, snips[:1] + snips[-1:], 2, THINK_MAX, (0,), rate=1
     )
@@ -450,9 +487,11 @@ def test_too_long_a_snippet(tok, snips, models):
 
 @pytest.mark.parametrize("kind", ["group", "prefix"])
 def test_horizon_one_is_brite(tok, snips, models, kind):
-    """horizon = 1 against the single-step estimator: one latent z a snippet, its reward the likelihood of the whole code less c. The
-    baseline of the decision is the mean of the group's others, that of what is thought the mean of the others that think (of the
-    group, or else of the batch); the loss is -advantage * log q, averaged over the rollouts."""
+    """horizon = 1 against the single-step estimator: one latent z a snippet, its reward the
+    likelihood of the whole code less c. The baseline of the decision is the mean of the group's
+    others, that of what is thought the mean of the others that think (of the group, or else of the
+    batch); the loss is -advantage * log q, averaged over the rollouts.
+    """
     q, pi = models
     rolls = rollout(q, pi, tok, snips, G, THINK_MAX, (1,), horizon=1)
     z = [row.thoughts.get(0, []) for row in rolls.rows]
@@ -461,7 +500,7 @@ def test_horizon_one_is_brite(tok, snips, models, kind):
     reward = np.array(
         [
             score(pi, tok, row.snip, row.thoughts).sum() - C * bool(x)
-            for row, x in zip(rolls.rows, z)
+            for row, x in zip(rolls.rows, z, strict=False)
         ]
     )
     if (
@@ -469,7 +508,7 @@ def test_horizon_one_is_brite(tok, snips, models, kind):
     ):  # the same for all rollouts of a snippet, so no other estimator in the mean
         reward -= [rolls.base_logp[row.group].sum() for row in rolls.rows]
     loss = 0.0
-    for n, (row, x) in enumerate(zip(rolls.rows, z)):
+    for n, (row, x) in enumerate(zip(rolls.rows, z, strict=False)):
         others = [m for m in range(len(z)) if m // G == n // G and m != n]
         thinkers = [m for m in others if z[m]] or [m for m in range(len(z)) if z[m] and m != n]
         at = row.snip.first[0]
@@ -492,7 +531,7 @@ def test_horizon_one_is_brite(tok, snips, models, kind):
     got_loss = policy_gradient(q, q, tok, rolls, A).loss
     assert got_loss == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-4)
     scale = max(float(g.abs().max()) for g in want)
-    for p, g in zip(q.parameters(), want):
+    for p, g in zip(q.parameters(), want, strict=False):
         assert (p.grad - g).abs().max() < 1e-5 * max(scale, 1)
     q.zero_grad()
 
@@ -501,7 +540,9 @@ def test_horizon_one_is_brite(tok, snips, models, kind):
 
 
 def hand_made():
-    """Two rollouts of a snippet of three lines, 6 tokens of code; the second thinks before lines 0 and 2."""
+    """Two rollouts of a snippet of three lines, 6 tokens of code; the second thinks before lines 0
+    and 2.
+    """
     snip = data.Snippet(list(range(8)), 1, [2, 4, 6], [[9]] * 3)
     plain = Row(snip, 0, None, snip.ids, snip.first, np.array([-1.0, -2.0, -3.0]), {}, np.zeros(3))
     plain.logq = np.array([-0.5, -0.5, -0.5])
@@ -543,7 +584,9 @@ def test_summary():
 
 
 def test_advantages():
-    """Both credits, with a discount, on the same two rollouts; padding gets none, and the scale is the deviation over the batch."""
+    """Both credits, with a discount, on the same two rollouts; padding gets none, and the scale is
+    the deviation over the batch.
+    """
     rolls = hand_made()
     think = rolls.think
     full = rolls.possible
@@ -570,7 +613,7 @@ def test_advantages():
 
 
 def test_impossible_decisions_do_not_count():
-    """With a horizon of one, the scale is the deviation over first lines, and no other line counts."""
+    """With a horizon of one, the scale is the deviation over first lines alone."""
     rolls = hand_made()
     for row in rolls.rows:
         row.free = 1
@@ -671,7 +714,9 @@ def test_log_q_sums_to_one():
 
 
 def test_kl_of_thoughts(tok, snips, models, rolls):
-    """The KL term: its value against the distributions, its gradient against a weighted sum of its own, and none for q = pi; pi's states are needed."""
+    """The KL term: its value against the distributions, its gradient against a weighted sum of its
+    own, and none for q = pi; pi's states are needed.
+    """
     q, pi = models
     content = rolls.events[rolls.events["kind"] >= TOKEN]
     want = 0.0
@@ -690,7 +735,7 @@ def test_kl_of_thoughts(tok, snips, models, rolls):
         float(want.detach()) / len(content), rel=1e-4
     ) and loss == pytest.approx(float(want.detach()) / len(rolls.rows), rel=1e-4)
     scale = max(float(g.abs().max()) for g in grads)
-    for p, g in zip(q.parameters(), grads):
+    for p, g in zip(q.parameters(), grads, strict=False):
         assert (p.grad - g).abs().max() < 1e-4 * scale
     q.zero_grad()
     same = rollout(q, copy.deepcopy(q), tok, snips[:2], G, THINK_MAX, (7,), states=True)

@@ -1,4 +1,7 @@
-"""Log-probabilities and KL without the logits: types, gradients, memory and compiled code. Plain values: tests/test_elbo.py."""
+"""Log-probabilities and KL without the logits: types, gradients, memory and compiled code.
+
+Plain values: tests/test_elbo.py.
+"""
 
 import shutil
 
@@ -30,7 +33,9 @@ def leaves(*tensors):
 @pytest.mark.parametrize("keep", [0, 300, 2**29])
 @pytest.mark.parametrize("chunk", [3, 4, 1024])
 def test_gradients(monkeypatch, chunk, keep):
-    """Finite differences in float64 agree with the gradients of target, sets and KL, whatever part of the logits is kept."""
+    """Finite differences in float64 agree with the gradients of target, sets and KL, whatever part
+    of the logits is kept.
+    """
     monkeypatch.setattr(logprobs, "KEEP", keep)
     hidden, weight, targets = draw(7, 30, 3)
     other, other_weight, _ = draw(7, 30, 3, seed=1)
@@ -41,7 +46,9 @@ def test_gradients(monkeypatch, chunk, keep):
 
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_kl(chunk):
-    """KL and its gradients equal those of two log_softmaxes in float64; nothing flows to p; of a distribution to itself it is 0, exactly."""
+    """KL and its gradients equal those of two log_softmaxes in float64; nothing flows to p; of a
+    distribution to itself it is 0, exactly.
+    """
     hidden, weight, _ = draw(10, 30, 8)
     other, other_weight, _ = draw(10, 30, 8, seed=1)
     h, w, o, ow = leaves(hidden, weight, other, other_weight)
@@ -60,8 +67,10 @@ def test_kl(chunk):
 
 
 def test_bfloat16():
-    """With bfloat16 factors: within 2e-5 of float64 on the very logits that bfloat16 gives, so that only the product is rounded; log_softmax in bfloat16
-    misses that by a hundredth and more. Entropy likewise."""
+    """With bfloat16 factors: within 2e-5 of float64 on the very logits that bfloat16 gives, so that
+    only the product is rounded; log_softmax in bfloat16 misses that by a hundredth and more.
+    Entropy likewise.
+    """
     hidden, weight, targets = draw(200, 3000, 16, torch.bfloat16)
     logp = (hidden @ weight.T).double().log_softmax(-1)  # (N, V)
     got = token_logprobs(hidden, weight, targets, [[1, 2, 3]], chunk=64, entropy=True).double()
@@ -74,7 +83,9 @@ def test_bfloat16():
 
 
 def test_sums_over_blocks_are_float32():
-    """The gradient of a bfloat16 weight over 256 blocks of states is within 1% of float64; added up in bfloat16 it is off by more than 5%."""
+    """The gradient of a bfloat16 weight over 256 blocks of states is within 1% of float64; added up
+    in bfloat16 it is off by more than 5%.
+    """
     hidden, weight, targets = draw(2048, 16, 8, torch.bfloat16)
     hidden = 0.3 * hidden.abs()  # so that the sum grows
     h, w = leaves(hidden, weight)
@@ -90,7 +101,9 @@ def test_sums_over_blocks_are_float32():
 
 
 class Watch(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gives out, and the types of matrix products."""
+    """Elements of the largest tensor that any operation gives out, and the types of matrix
+    products.
+    """
 
     def __enter__(self):
         self.elements, self.products = 0, set()
@@ -108,7 +121,9 @@ class Watch(TorchDispatchMode):
 
 @pytest.mark.parametrize("blocks", [0, 5])
 def test_memory(monkeypatch, blocks):
-    """No operation, forward or back, gives out more elements than the gradients have; nothing larger is saved; and of logits no more than KEEP is kept."""
+    """No operation, forward or back, gives out more elements than the gradients have; nothing
+    larger is saved; and of logits no more than KEEP is kept.
+    """
     monkeypatch.setattr(logprobs, "KEEP", blocks * 16 * 16 * 4 + 3)
     hidden, weight, targets = draw(
         160, 320, 4, torch.float32
@@ -153,8 +168,10 @@ def graph(x):
 
 
 def test_autocast_and_a_tied_head():
-    """float32 weights under autocast, the head being the embedding: values are those of bfloat16 factors to the bit, gradients are float32 and within 4%
-    of float64; outside of autocast within 1e-4."""
+    """float32 weights under autocast, the head being the embedding: values are those of bfloat16
+    factors to the bit, gradients are float32 and within 4% of float64; outside of autocast within
+    1e-4.
+    """
     _, weight, targets = draw(12, 30, 8, torch.float32)
 
     def loss(weight, f):
@@ -186,7 +203,9 @@ def test_autocast_and_a_tied_head():
 
 
 def test_one_gradient_or_none():
-    """If only the states or only the weight take a gradient, it is the same as with both; without positions it is 0; strange ids give nan."""
+    """If only the states or only the weight take a gradient, it is the same as with both; without
+    positions it is 0; strange ids give nan.
+    """
     hidden, weight, targets = draw(10, 30, 8)
     both = leaves(hidden, weight)
     token_logprobs(*both, targets, SETS, chunk=4).sum().backward()
@@ -211,7 +230,9 @@ def test_one_gradient_or_none():
     reason="torch.compile needs a C++ compiler on the CPU",
 )
 def test_compiled(monkeypatch):
-    """Compiled and eager agree on values and gradients; after the first calls no number of states compiles anything again."""
+    """Compiled and eager agree on values and gradients; after the first calls no number of states
+    compiles anything again.
+    """
 
     def both(n):
         hidden, weight, targets = draw(n, 50, 8, torch.float32, seed=n)
@@ -222,7 +243,7 @@ def test_compiled(monkeypatch):
             out = token_logprobs(h, w, targets, SETS, chunk=16)
             out.sum().backward()
             results.append((out.detach(), h.grad, w.grad))
-        for want, got in zip(*results):
+        for want, got in zip(*results, strict=False):
             assert torch.allclose(want, got, rtol=1e-5, atol=1e-5)
 
     torch._dynamo.reset()

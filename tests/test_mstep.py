@@ -55,8 +55,10 @@ def empty():
 
 @pytest.mark.parametrize("size", [9, 16, 40, 1000])
 def test_an_epoch_is_every_document_once(size):
-    """The documents of consecutive steps, cut into epochs: each is every document once, in an order of its own, and no step is empty. A step has `size`
-    tokens give or take a document, and on average exactly; more than an epoch if need be."""
+    """The documents of consecutive steps, cut into epochs: each is every document once, in an order
+    of its own, and no step is empty. A step has `size` tokens give or take a document, and on
+    average exactly; more than an epoch if need be.
+    """
     for n in range(1, 12):
         docs = [[0] * (1 + i * n % 9) for i in range(20)]
         lengths, total = [len(d) for d in docs], sum(map(len, docs))
@@ -76,7 +78,9 @@ def test_an_epoch_is_every_document_once(size):
 
 
 def test_steps_are_a_function_of_seed_and_step():
-    """A step asked for alone, or in any order, against the same step after all before it, and against the definition; another seed gives another."""
+    """A step asked for alone, or in any order, against the same step after all before it, and
+    against the definition; another seed gives another.
+    """
     lengths = [3 + i % 5 for i in range(30)]
     for size in (32, 400):  # 4.7 steps an epoch; 2.7 epochs a step
         there = [*map(documents.step_documents(lengths, size, SEED), range(20))]
@@ -100,7 +104,9 @@ def test_steps_are_a_function_of_seed_and_step():
 
 
 def test_micro_batches():
-    """Every document with its kinds once; no part beyond the limit but a single document; parts alike; one part where all fits; the docstring's example."""
+    """Every document with its kinds once; no part beyond the limit but a single document; parts
+    alike; one part where all fits; the docstring's example.
+    """
     rng = random.Random(0)
     for most in (1, 20, 64, 300, 10**6):
         for n in (0, 1, 7, 50):
@@ -111,7 +117,8 @@ def test_micro_batches():
             )
             sizes = [sum(map(len, some)) for some, _ in parts]
             assert all(
-                size <= most or len(some) == 1 for size, (some, _) in zip(sizes, parts)
+                size <= most or len(some) == 1
+                for size, (some, _) in zip(sizes, parts, strict=False)
             ) and (n == 0 or max(sizes) - min(sizes) <= 40)
             assert len(parts) <= max(1, 3 * sum(sizes) / most, n if most < 40 else 0)
     docs = [[0] * n for n in (1, 2, 5, 4)]
@@ -122,8 +129,10 @@ def test_micro_batches():
 
 
 def test_documents_on_disk(tok, snips, tmp_path):
-    """Written and read again, as they were, ids beyond 16 bits too; code as documents is what infusing nothing gives. Nothing that is there is half there."""
-    docs = [(d, k) for d, k in zip(*infused_docs(tok, snips))] + [
+    """Written and read again, as they were, ids beyond 16 bits too; code as documents is what
+    infusing nothing gives. Nothing that is there is half there.
+    """
+    docs = [(d, k) for d, k in zip(*infused_docs(tok, snips), strict=False)] + [
         ([2**30 - 1, 0, 70_000], [PROMPT, CODE, THOUGHT]),
         ([5], [CODE]),
     ]
@@ -152,13 +161,16 @@ def test_documents_on_disk(tok, snips, tmp_path):
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(
             UserError,
-            match="ra3.docs: expected the documents of an unfinished M-step, found none; leave out --resume",
+            match="ra3.docs: expected the documents of an unfinished M-step, found none; "
+            "leave out --resume",
         ):
             documents.Written(path)
 
 
 def test_a_corpus_is_read_as_it_is_needed(tok, tmp_path, monkeypatch):
-    """Code on a part of a prepared corpus against the snippets of that part; a step reads its own documents and no other."""
+    """Code on a part of a prepared corpus against the snippets of that part; a step reads its own
+    documents and no other.
+    """
     whole = prepare.prepare_corpus(
         textwrap.__file__, tok, 2048, near=0, cache=tmp_path, progress=False, cores=1
     )
@@ -194,15 +206,19 @@ def by_hand(model, ids, kinds):
 
 def infused_docs(tok, snips):
     return zip(
-        *[infuse(tok, s, {1: tok.encode(" # note"), 3: tok.encode(" # x y")}) for s in snips]
+        *[infuse(tok, s, {1: tok.encode(" # note"), 3: tok.encode(" # x y")}) for s in snips],
+        strict=False,
     )
 
 
 @torch.no_grad()
 def test_loss_of_packed_rows(tok, snips, model):
-    """A packed row against one document at a time: token by token, whatever the padding is. The end of text is predicted, what is given is not."""
+    """A packed row against one document at a time: token by token, whatever the padding is.
+
+    The end of text is predicted, what is given is not.
+    """
     docs, kinds = infused_docs(tok, snips[:4])
-    want = torch.cat([by_hand(model, d, k) for d, k in zip(docs, kinds)])
+    want = torch.cat([by_hand(model, d, k) for d, k in zip(docs, kinds, strict=False)])
     for multiple in (1, 100):
         loss, kind = ntp_loss(model, *pack(docs, kinds, multiple))
         assert loss.shape == want.shape and (loss - want).abs().max() < 1e-4
@@ -213,23 +229,30 @@ def test_loss_of_packed_rows(tok, snips, model):
 
 
 def test_any_size_of_micro_batch_gives_the_same_step(tok, snips):
-    """The gradient of a step, before clipping, in micro-batches of every size, against that of the mean over one document at a time; metrics too."""
+    """The gradient of a step, before clipping, in micro-batches of every size, against that of the
+    mean over one document at a time; metrics too.
+    """
     docs, kinds = infused_docs(tok, snips)
     alone = thinker(tok, 4)
-    torch.cat([by_hand(alone, d, k) for d, k in zip(docs, kinds)]).mean().backward()
+    torch.cat([by_hand(alone, d, k) for d, k in zip(docs, kinds, strict=False)]).mean().backward()
     norm = torch.stack([p.grad.norm() for p in alone.parameters()]).norm()
     said, parts, total = [], [], sum(map(len, docs))
     for most in (1, total * 2 // 5, total * 2 // 3, total):
         m, found = thinker(tok, 4), []
         opt = torch.optim.SGD(m.parameters())
-        opt.register_step_pre_hook(lambda *_: found.extend(p.grad.clone() for p in m.parameters()))
+
+        def keep(*_, found=found, m=m):
+            found.extend(p.grad.clone() for p in m.parameters())
+
+        opt.register_step_pre_hook(keep)
         said.append(
             mstep.ntp_step(
                 m, opt, docs, kinds, 1e-3, settings(bf16=False, micro_tokens=most, grad_clip=1e9)
             )
         )
         assert all(
-            (a - p.grad).abs().max() < 1e-5 * norm for a, p in zip(found, alone.parameters())
+            (a - p.grad).abs().max() < 1e-5 * norm
+            for a, p in zip(found, alone.parameters(), strict=False)
         )
         parts.append(len(packing.micro_batches(docs, kinds, most)))
     assert (
@@ -244,7 +267,7 @@ def test_any_size_of_micro_batch_gives_the_same_step(tok, snips):
 
 
 def test_a_step_reports_its_loss(tok, snips, model):
-    """The metrics of a step against the loss computed beforehand, split by kind; the weights move."""
+    """The metrics of a step against the loss computed before, split by kind; the weights move."""
     m = thinker(tok, 4)
     docs, kinds = infused_docs(tok, snips[:2])
     loss, kind = ntp_loss(m, *pack(docs, kinds))
@@ -257,8 +280,10 @@ def test_a_step_reports_its_loss(tok, snips, model):
 
 
 def test_compiled_steps(tok, snips, monkeypatch):
-    """Blocks compiled (by a back end that needs no C++ compiler): the losses of uncompiled steps, and no new graph after the first step, whatever documents
-    come; a copy is not compiled. What samples on a cache is not compiled either."""
+    """Blocks compiled (by a back end that needs no C++ compiler): the losses of uncompiled steps,
+    and no new graph after the first step, whatever documents come; a copy is not compiled. What
+    samples on a cache is not compiled either.
+    """
     monkeypatch.setattr(
         torch.nn.Module,
         "compile",
@@ -295,7 +320,9 @@ def test_compiled_steps(tok, snips, monkeypatch):
 
 
 def test_learning_rate():
-    """Warm-up, plateau and decay against numbers worked by hand; it is never 0, and at its end nearly so."""
+    """Warm-up, plateau and decay against numbers worked by hand; it is never 0, and at its end
+    nearly so.
+    """
     rates = [training.learning_rate(s, 100, 2.0, 10) for s in range(100)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == rates[60] == 2.0
     assert rates[80] == pytest.approx(1.0) and rates[99] == pytest.approx(0.05)
@@ -306,13 +333,14 @@ def test_learning_rate():
 
 
 def test_write_leaves_out_what_is_not_canonical(tok, snips):
-    """A thought whose ids are not those of its text (spelled in bytes) goes, the good one beside it stays; without its thoughts the
-    document is the expert's."""
+    """A thought whose ids are not those of its text (spelled in bytes) goes, the good one beside it
+    stays; without its thoughts the document is the expert's.
+    """
     good, bad, stats = tok.encode(" # note"), tok.encode(" #") + list(b" for x in"), empty()
     assert tok.decode(bad) == " # for x in" and tok.encode(" # for x in") != bad
     ids, kinds = mstep.write(tok, snips[0], {1: bad, 2: good}, 1000, stats)
     assert (ids, kinds) == infuse(tok, snips[0], {2: good}) and canonical(tok, ids)
-    assert [i for i, k in zip(ids, kinds) if k != THOUGHT] == snips[0].ids
+    assert [i for i, k in zip(ids, kinds, strict=False) if k != THOUGHT] == snips[0].ids
     assert stats == {
         "think": 1,
         "lines": len(snips[0].first),
@@ -323,7 +351,9 @@ def test_write_leaves_out_what_is_not_canonical(tok, snips):
 
 
 def test_write_leaves_out_what_does_not_fit(tok, snips):
-    """The last thoughts go until the document fits its row: one token too many costs one thought, no room at all costs both."""
+    """The last thoughts go until the document fits its row: one token too many costs one thought,
+    no room at all costs both.
+    """
     thoughts = {1: tok.encode(" # one"), 2: tok.encode(" # two")}
     full = len(infuse(tok, snips[0], thoughts)[0])
     for block, kept in ((full, [1, 2]), (full - 1, [1]), (len(snips[0].ids), [])):
@@ -336,7 +366,8 @@ def test_write_leaves_out_what_does_not_fit(tok, snips):
 def documents_of(model, tok, snips, cfg):
     stats = collections.Counter()
     docs, kinds = zip(
-        *infused(model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], stats)
+        *infused(model, tok, snips, cfg, SEED, [10 + i for i in range(len(snips))], stats),
+        strict=False,
     )
     return list(docs), list(kinds), stats
 
@@ -356,7 +387,9 @@ def rolled(model, tok, snips, cfg, n, rate=None):
 
 
 def test_infusion_without_selection(tok, snips, model):
-    """estep=none against one rollout a snippet with the same seeds; the expert's ids are inside every document."""
+    """estep=none against one rollout a snippet with the same seeds; the expert's ids are inside
+    every document.
+    """
     cfg = settings(estep="none")
     docs, kinds, stats = documents_of(model, tok, snips, cfg)
     count = empty()
@@ -364,10 +397,10 @@ def test_infusion_without_selection(tok, snips, model):
         mstep.write(tok, row.snip, row.thoughts, cfg.block, count)
         for row in rolled(model, tok, snips, cfg, 1).rows
     ]
-    assert list(zip(docs, kinds)) == want and {k: stats[k] for k in count} == count
+    assert list(zip(docs, kinds, strict=False)) == want and {k: stats[k] for k in count} == count
     assert stats["think"] > 0 and all(canonical(tok, d) for d in docs)
-    for snip, ids, kind in zip(snips, docs, kinds):
-        assert [i for i, k in zip(ids, kind) if k != THOUGHT] == snip.ids
+    for snip, ids, kind in zip(snips, docs, kinds, strict=False):
+        assert [i for i, k in zip(ids, kind, strict=False) if k != THOUGHT] == snip.ids
 
 
 def test_infusion_at_random(tok, snips, model):
@@ -385,7 +418,9 @@ def test_infusion_at_random(tok, snips, model):
 
 @pytest.mark.parametrize("c", [0.05, 3.0])
 def test_best_of_n(tok, snips, model, c):
-    """The rollout that best-of-n writes has the largest sum_t r_t of its group, by the rewards of the same rollouts drawn again."""
+    """The rollout that best-of-n writes has the largest sum_t r_t of its group, by the rewards of
+    the same rollouts drawn again.
+    """
     cfg = settings(estep="best-of-n", best_of=3, c=c)
     docs = documents_of(model, tok, snips, cfg)[0]
     rows, unlike = rolled(model, tok, snips, cfg, 3).rows, 0

@@ -1,4 +1,6 @@
-"""RLVR: the loss against its equation written out token by token, the gradient against enumeration, rewards, exact resume, and mistakes."""
+"""RLVR: the loss against its equation written out token by token, the gradient against enumeration,
+rewards, exact resume, and mistakes.
+"""
 
 import copy
 import dataclasses
@@ -85,7 +87,7 @@ def set_rewards(samples, cfg, grader):
 def with_advantages(samples, std):
     """Samples with the advantages of their groups, which have three completions each."""
     R = np.array([s.reward for s in samples]).reshape(-1, 3)
-    for s, A in zip(samples, group_advantages(R, std).flatten()):
+    for s, A in zip(samples, group_advantages(R, std).flatten(), strict=False):
         s.advantage = float(A)
     return samples
 
@@ -94,7 +96,9 @@ def with_advantages(samples, std):
 
 
 def test_advantages():
-    """Worked by hand: one of four, two of four with the population's deviation, shares of tests; nothing where all rewards are equal."""
+    """Worked by hand: one of four, two of four with the population's deviation, shares of tests;
+    nothing where all rewards are equal.
+    """
     assert group_advantages(np.array([[1.0, 0, 0, 0]]), std=False).tolist() == [
         [0.75, -0.25, -0.25, -0.25]
     ]
@@ -113,8 +117,9 @@ def test_advantages():
 
 
 def test_token_weights():
-    """Lengths 3, 1 and 4 by hand, with max_new 5; and what must add up: token: the tokens weigh 1 together, sequence: each completion weighs 1/N,
-    constant: the weight of a token knows no length."""
+    """Lengths 3, 1 and 4 by hand, with max_new 5; and what must add up: token: the tokens weigh 1
+    together, sequence: each completion weighs 1/N, constant: the weight of a token knows no length.
+    """
     lengths = [3, 1, 4]
     assert token_weights(lengths, "token", 5).tolist() == pytest.approx([1 / 8] * 3)
     assert token_weights(lengths, "sequence", 5).tolist() == pytest.approx([1 / 9, 1 / 3, 1 / 12])
@@ -130,7 +135,9 @@ def test_token_weights():
 
 
 def test_surrogate():
-    """min(rho A, clip(rho) A) and the flags with the range .8 to 1.28, by hand: clipped are only ratios that already went where A pulls them."""
+    """min(rho A, clip(rho) A) and the flags with the range .8 to 1.28, by hand: clipped are only
+    ratios that already went where A pulls them.
+    """
     cases = [
         (0.5, 1, 0.5, 0, 0),
         (0.5, -1, -0.8, 1, 0),
@@ -159,11 +166,14 @@ def test_surrogate():
     )
 
 
-# ---------------------------------------------------------------- the loss and its gradient, against the equation
+# ---------------------------------------------------------------- the loss and its gradient,
+# against the equation
 
 
 def some_samples():
-    """Two groups of three completions of one to six tokens, one of each unfinished; none holds a token that begins a comment."""
+    """Two groups of three completions of one to six tokens, one of each unfinished; none holds a
+    token that begins a comment.
+    """
     rows = [
         (0, PROMPT, [3, 2, 1], True, 1.0),
         (0, PROMPT, [2, 1], True, 0.0),
@@ -209,7 +219,9 @@ def entropy_of(logp):
 
 
 def objective(model, old, start, samples, cfg, forbid):
-    """J of the module's docstring, with advantages by the statistics module, and counts of tokens clipped from below and above."""
+    """J of the module's docstring, with advantages by the statistics module, and counts of tokens
+    clipped from below and above.
+    """
     J, below, above = 0.0, 0, 0
     in_loss = [s for s in samples if s.finished or not cfg.mask_overlong]
     Z = {
@@ -222,7 +234,7 @@ def objective(model, old, start, samples, cfg, forbid):
         A = s.reward - statistics.mean(R)
         A /= statistics.pstdev(R) + 1e-6 if cfg.rl_std else 1
         w = 1 / len(s.ids) if cfg.rl_norm == "sequence" else 1
-        for t, (logp, was) in enumerate(zip(log_pi(model, s, forbid), old[id(s)])):
+        for t, (logp, was) in enumerate(zip(log_pi(model, s, forbid), old[id(s)], strict=False)):
             rho = (logp - was).exp()
             clipped = min(max(float(rho.detach()), 1 - cfg.clip_low), 1 + cfg.clip_high)
             J = J + w / Z * (rho * A if rho * A <= clipped * A else clipped * A)
@@ -235,7 +247,9 @@ def objective(model, old, start, samples, cfg, forbid):
 
 
 def updates_by_hand(model, start, samples, cfg, forbid, lr, order):
-    """Plain gradient steps up J, `epochs` times over the groups in each of `order` -> losses, shares of tokens clipped."""
+    """Plain gradient steps up J, `epochs` times over the groups in each of `order` -> losses,
+    shares of tokens clipped.
+    """
     old = {id(s): [float(x.detach()) for x in log_pi(model, s, forbid)] for s in samples}
     losses, below, above, tokens = [], 0, 0, 0
     for groups in [groups for _ in range(cfg.epochs) for groups in order]:
@@ -243,7 +257,7 @@ def updates_by_hand(model, start, samples, cfg, forbid, lr, order):
         J, low, high = objective(model, old, start, mine, cfg, forbid)
         grads = torch.autograd.grad(J, list(model.parameters()))
         with torch.no_grad():
-            for p, g in zip(model.parameters(), grads):
+            for p, g in zip(model.parameters(), grads, strict=False):
                 p += lr * g
         losses.append(-float(J.detach()))
         below, above, tokens = (
@@ -293,8 +307,10 @@ def label(given):
 @pytest.mark.parametrize("backend", [FAST, train.PLAIN], ids=["fast", "plain"])
 @pytest.mark.parametrize("given", ONE_UPDATE + MORE, ids=label)
 def test_update_is_the_equation(given, backend):
-    """Weights after one update, or several, by plain gradient steps, and the metrics, against J in float64, one token of one completion at a time.
-    With two minibatches of a group each, either may come first, and keeps its place."""
+    """Weights after one update, or several, by plain gradient steps, and the metrics, against J in
+    float64, one token of one completion at a time. With two minibatches of a group each, either may
+    come first, and keeps its place.
+    """
     cfg, several = settings(**given), given in MORE
     forbid, lr = () if cfg.thoughts else HASH, 0.1
     start, samples = tiny_model(1), with_advantages(some_samples(), cfg.rl_std)
@@ -342,7 +358,10 @@ def test_update_is_the_equation(given, backend):
         if cfg.rl_kl:
             assert m["kl_start"] == pytest.approx(np.mean(kls), abs=1e-5)
         else:  # of one completion a group
-            each = {id(s): [x for x, (other, _) in zip(kls, rows) if other is s] for s in in_loss}
+            each = {
+                id(s): [x for x, (other, _) in zip(kls, rows, strict=False) if other is s]
+                for s in in_loss
+            }
             pairs = itertools.product(
                 *[[each[id(s)] for s in in_loss if s.group == group] for group in (0, 1)]
             )
@@ -374,8 +393,10 @@ def test_the_cases_differ():
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_first_ratio_is_one(monkeypatch, bf16):
-    """With three epochs the surrogate of the first update is A bit for bit, and nothing is clipped; afterwards it is not. A thousand tokens and more in a
-    micro-batch, so that their logits are made in pieces."""
+    """With three epochs the surrogate of the first update is A bit for bit, and nothing is clipped;
+    afterwards it is not. A thousand tokens and more in a micro-batch, so that their logits are made
+    in pieces.
+    """
     model, rng, seen = thinker_of(29), np.random.default_rng(0), []
     samples = [
         Sample(
@@ -422,7 +443,9 @@ def thinker_of(V):
 
 
 def test_nothing_to_learn():
-    """All rewards equal, or all completions with an advantage unfinished: weights bit for bit as before, no metric, no state of the optimizer."""
+    """All rewards equal, or all completions with an advantage unfinished: weights bit for bit as
+    before, no metric, no state of the optimizer.
+    """
     for given, reward, finished in (
         (dict(), 1.0, None),
         (dict(rl_kl=0.3, epochs=2), 0.1, None),
@@ -472,7 +495,9 @@ def nodes(samples):
 
 
 def test_micro_batches():
-    """Every completion once, those of a prompt next to each other, and at most so many tokens, prompts counted once, unless one alone has more."""
+    """Every completion once, those of a prompt next to each other, and at most so many tokens,
+    prompts counted once, unless one alone has more.
+    """
     rng = np.random.default_rng(0)
     samples = [
         Sample(None, [int(p)] * int(1 + p % 7), [0] * int(b) + [k], [], True, 0, "", None)
@@ -507,14 +532,17 @@ def completions(max_new, forbid):
 
 @pytest.mark.parametrize("forbid", [(), HASH])
 def test_expected_gradient(forbid):
-    """One update of two completions, averaged over all pairs of completions by their probability, against autograd's gradient of the expected reward, the
-    sum over all completions: with the constant normaliser and no deviation it is (G - 1) / (G max_new) of it; with a length in it, it points elsewhere."""
+    """One update of two completions, averaged over all pairs of completions by their probability,
+    against autograd's gradient of the expected reward, the sum over all completions: with the
+    constant normaliser and no deviation it is (G - 1) / (G max_new) of it; with a length in it, it
+    points elsewhere.
+    """
     model, every = tiny_model(0), completions(2, forbid)
     rng = np.random.default_rng(3)
     reward = rng.integers(0, 2, len(every)).astype(float)
     done = [
         Sample(None, PROMPT, ids, [0.0] * len(ids), ids[-1] == EOS, 0, "", None, r)
-        for ids, r in zip(every, reward)
+        for ids, r in zip(every, reward, strict=False)
     ]
     p = torch.stack([sum(log_pi(model, s, forbid)).exp() for s in done])
     assert float(p.detach().sum()) == pytest.approx(1, abs=1e-12) and 0.2 < reward.mean() < 0.8
@@ -531,7 +559,9 @@ def test_expected_gradient(forbid):
             if reward[i] != reward[j]:  # otherwise nothing is done (tested above)
                 pair = [copy.copy(done[i]), copy.copy(done[j])]
                 for s, A in zip(
-                    pair, group_advantages(np.array([[s.reward for s in pair]]), False)[0]
+                    pair,
+                    group_advantages(np.array([[s.reward for s in pair]]), False)[0],
+                    strict=False,
                 ):
                     s.advantage = float(A)
                 moved = tiny_model(0)
@@ -586,8 +616,10 @@ def draws(samples):
 
 
 def test_collect(tok, model):
-    """G completions a task, next to each other, in the order of the tasks although two of them stop elsewhere; each text is what its ids say, up to a stop, and
-    its program was graded; the same draws whatever the batch, and for tasks asked for alone."""
+    """G completions a task, next to each other, in the order of the tasks although two of them stop
+    elsewhere; each text is what its ids say, up to a stop, and its program was graded; the same
+    draws whatever the batch, and for tasks asked for alone.
+    """
     cfg, judge = settings(prompts=4, completions=3, max_new=10), Judge(by_checksum)
     samples, waited = collect(model, tok, TASKS, cfg, 10, judge)
     assert [(s.task.name, s.group) for s in samples] == [
@@ -643,7 +675,9 @@ def test_collect(tok, model):
 
 @pytest.mark.parametrize("thoughts", [True, False])
 def test_sampled_is_scored(tok, model, thoughts):
-    """What the sampler recorded against what the trainer computes for the same tokens, in float32; nothing forbidden is written, and it would be."""
+    """What the sampler recorded against what the trainer computes for the same tokens, in float32;
+    nothing forbidden is written, and it would be.
+    """
     cfg, forbid = (
         settings(prompts=4, completions=4, max_new=25, thoughts=thoughts),
         () if thoughts else tuple(tok.thought_ids),
@@ -672,7 +706,9 @@ def test_sampled_is_scored(tok, model, thoughts):
 
 
 def test_drawn():
-    """Every problem once an epoch, whatever the step's size; epochs differ; draws are a function of seed and number."""
+    """Every problem once an epoch, whatever the step's size; epochs differ; draws are a function of
+    seed and number.
+    """
     whole = problem_order(7, 0, 0, 28)
     assert [sorted(whole[i : i + 7]) for i in range(0, 28, 7)] == [list(range(7))] * 4 and len(
         {tuple(whole[i : i + 7]) for i in range(0, 28, 7)}
@@ -685,8 +721,9 @@ def test_drawn():
 
 @pytest.mark.parametrize("reward", ["pass", "tests"])
 def test_rounds(tok, model, reward):
-    """Groups without signal are dropped, and as many others sampled in their place as rounds allow; with one round they stay. Of the problems
-    "a" all completions pass, of "c" none."""
+    """Groups without signal are dropped, and as many others sampled in their place as rounds allow;
+    with one round they stay. Of the problems "a" all completions pass, of "c" none.
+    """
     train_set = [
         dataclasses.replace(TASKS[i], name=f"{TASKS[i].name}{k}")
         for k in range(5)
@@ -726,7 +763,9 @@ def test_rounds(tok, model, reward):
 
 
 def test_equal_shares_are_no_signal(tok, model):
-    """Six completions that all pass one test of ten: the mean of six times .1 is not quite .1, and yet there is nothing to learn."""
+    """Six completions that all pass one test of ten: the mean of six times .1 is not quite .1, and
+    yet there is nothing to learn.
+    """
     task = Task("tenth", "n = 0", "", "".join(f"assert n == {i}\n" for i in range(10)), "n")
     for G in (3, 5, 6, 7):
         cfg = settings(prompts=2, completions=G, max_new=4, rounds=2, reward="tests")
@@ -764,8 +803,13 @@ def of_texts(task, texts, grader, cfg):
 
 
 def test_rewards():
-    """In the grader: programs that pass three, two, one and none of three assertions in check(), and one that does not compile; the same for stdin."""
-    check = "def check(candidate):\n    assert candidate(0) == 0\n    y = 4\n    assert candidate(2) == y\n    assert candidate(3) == 9\n"
+    """In the grader: programs that pass three, two, one and none of three assertions in check(),
+    and one that does not compile; the same for stdin.
+    """
+    check = (
+        "def check(candidate):\n    assert candidate(0) == 0\n    y = 4\n"
+        "    assert candidate(2) == y\n    assert candidate(3) == 9\n"
+    )
     task = Task("square", "def f(x):", "", check, "f")
     texts = [
         "\n    return x * x",
@@ -784,7 +828,8 @@ def test_rewards():
         kind="stdio",
         prefix="",
     )
-    once = "\n    f.calls = getattr(f, 'calls', 0) + 1\n    return x * x if f.calls < 3 else None"  # each alone, not together
+    # each alone, not together
+    once = "\n    f.calls = getattr(f, 'calls', 0) + 1\n    return x * x if f.calls < 3 else None"
     with Grader(workers=1) as grader:
         rewards, verdicts = of_texts(task, texts, grader, settings(reward="tests"))
         assert rewards == pytest.approx([1, 2 / 3, 1 / 3, 0, 0, 1 / 3])
@@ -811,7 +856,9 @@ def test_rewards():
 
 
 def test_random_rewards():
-    """A coin, whatever the verdict: fair, the same for the same seed, group and number, and another one for others."""
+    """A coin, whatever the verdict: fair, the same for the same seed, group and number, and another
+    one for others.
+    """
 
     def coins(seed, first=0):
         samples = [
@@ -907,8 +954,9 @@ def own_file(path, n=2, **more):
 
 
 def test_problems(tok, tmp_path):
-    """A mixture of the domain and a file: all of both, the held-out apart; a problem of a file is on one side whatever else is there, and all are trained on
-    where held-out ones are named."""
+    """A mixture of the domain and a file: all of both, the held-out apart; a problem of a file is
+    on one side whatever else is there, and all are trained on where held-out ones are named.
+    """
     path = own_file(tmp_path / "own.jsonl", 60)
     cfg = settings(suite=f"domain,{path}", n_rl=5, eval_tasks=30, decontaminate=False)
     train_set, held, counts = problems(cfg, tok, 512)
@@ -949,7 +997,9 @@ def test_problems(tok, tmp_path):
 
 
 def test_long_prompts_are_left_out(tok, tmp_path):
-    """A problem whose prompt and max_new tokens do not fit the model is counted and gone; none left is an error."""
+    """A problem whose prompt and max_new tokens do not fit the model is counted and gone; none left
+    is an error.
+    """
     path = own_file(tmp_path / "own.jsonl")
     with open(path, "a") as f:
         f.write(
@@ -988,18 +1038,22 @@ def test_benchmark_problems_are_dropped(tok, tmp_path):
 # ---------------------------------------------------------------- the stage
 
 SMALL = (
-    "--stage rlvr --init base --n-rl 3 --rl-steps 5 --prompts 3 --completions 4 --max-new 12 --rl-lr 3e-3 --rl-warmup 2 --mask-overlong false "
+    "--stage rlvr --init base --n-rl 3 --rl-steps 5 --prompts 3 --completions 4 --max-new 12 "
+    "--rl-lr 3e-3 --rl-warmup 2 --mask-overlong false "
     "--eval-every 2 --eval-samples 1 --eval-tasks 1 --save-every 2 --decontaminate false"
 ).split()
 WAYS = {
     "plain": "",
-    "all": "--epochs 2 --minibatches 2 --rounds 2 --reward tests --rl-kl 0.1 --thoughts false --rl-std false --rl-norm constant --rollout-bf16 false",
+    "all": "--epochs 2 --minibatches 2 --rounds 2 --reward tests --rl-kl 0.1 --thoughts false "
+    "--rl-std false --rl-norm constant --rollout-bf16 false",
 }
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A folder with a base model that was trained for a few steps, and a file of problems beside it."""
+    """A folder with a base model that was trained for a few steps, and a file of problems beside
+    it.
+    """
     out = tmp_path_factory.mktemp("rlvr") / "base"
     train.main([*TINY, "--out", str(out), "--stage", "pretrain", "--pretrain-steps", "3"])
     own_file(out.parent / "own.jsonl")
@@ -1059,8 +1113,9 @@ def compare(base, whole, out, way):
 
 
 def test_resume_after_a_kill(base, whole, tmp_path):
-    """SIGKILL after four of five steps, with half a line written, the last state being of two: with --resume weights and metrics, but for times, are bit
-    for bit those of the whole run."""
+    """SIGKILL after four of five steps, with half a line written, the last state being of two: with
+    --resume weights and metrics, but for times, are bit for bit those of the whole run.
+    """
     out = copy_of(base, tmp_path / "run")
     argv = given_to(base, out, "plain")
     with subprocess.Popen(
@@ -1084,8 +1139,10 @@ def test_resume_after_a_kill(base, whole, tmp_path):
 
 
 def test_resume_at_every_point(base, whole, tmp_path, monkeypatch):
-    """Stopped after a step's line, after a line of the curve and before any state, with several epochs, minibatches and rounds; other settings are refused
-    and change nothing; once done there is nothing left to do."""
+    """Stopped after a step's line, after a line of the curve and before any state, with several
+    epochs, minibatches and rounds; other settings are refused and change nothing; once done there
+    is nothing left to do.
+    """
     out, log = copy_of(base, tmp_path / "run"), train.Run.log
     argv = [*given_to(base, out, "all"), "--resume"]
     for stop in (("rlvr-heldout", 0), ("rlvr", 1), ("rlvr", 3), ("rlvr-heldout", 4)):
@@ -1112,8 +1169,9 @@ def test_resume_at_every_point(base, whole, tmp_path, monkeypatch):
 
 
 def test_the_run_learns_something(base, whole):
-    """The comparisons above would be empty if nothing were trained: rewards differ within groups, weights move, no thought is written where none may be;
-    tokens, problems and curve add up."""
+    """The comparisons above would be empty if nothing were trained: rewards differ within groups,
+    weights move, no thought is written where none may be; tokens, problems and curve add up.
+    """
     for way, folder in whole.items():
         lines = [json.loads(line) for line in open(folder / "metrics.jsonl")]
         steps, curve = (
@@ -1135,10 +1193,10 @@ def test_the_run_learns_something(base, whole):
             sum(line["verdicts"].values()) == 4 * (line["drawn"] - was["drawn"])
             and line["sampled_tokens"] - was["sampled_tokens"]
             == pytest.approx(line["length"] * sum(line["verdicts"].values()))
-            for was, line in zip([dict(drawn=0, sampled_tokens=0), *steps], steps)
+            for was, line in zip([dict(drawn=0, sampled_tokens=0), *steps], steps, strict=False)
         )
         assert [line["lr"] for line in steps] == pytest.approx([1.5e-3, 3e-3, 3e-3, 3e-3, 3e-3])
-        assert all(a["flops"] < b["flops"] for a, b in zip(steps, steps[1:]))
+        assert all(a["flops"] < b["flops"] for a, b in zip(steps, steps[1:], strict=False))
         assert all(
             0 <= line["pass@1"] <= 1 and sum(line["verdicts"].values()) >= 1 for line in curve
         )
@@ -1164,8 +1222,10 @@ MISTAKES = {  # what is given -> what the answer names
     "--suite mbpp-train --data-dir {tmp}": "mbpp.jsonl.gz is not there",
     "--suite {tmp}/empty.jsonl": "empty.jsonl: no problem in it",
     "--suite {tmp}/third.jsonl": "third.jsonl:3: no 'test'",
-    "--suite domain --eval-suite humanevol": "suite humanevol: expected one of .*did you mean humaneval",
-    "--suite domain --max-new 4090": "--suite domain: no problem is left of 3, with prompts of at most 6 tokens.*--max-new",
+    "--suite domain --eval-suite humanevol": "suite humanevol: expected one of .*did you mean "
+    "humaneval",
+    "--suite domain --max-new 4090": "--suite domain: no problem is left of 3, with prompts of at "
+    "most 6 tokens.*--max-new",
     "--init rlvr-base": "--init rlvr-base: .*holds no rlvr-base.pt",
     "--init ra4 --suite humaneval": "--init ra4: .*holds no ra4.pt",
     "--name ntp": "--name ntp: .*another stage's result",
@@ -1178,7 +1238,9 @@ MISTAKES = {  # what is given -> what the answer names
 
 @pytest.mark.parametrize("given", MISTAKES)
 def test_a_mistake_is_one_line_and_changes_nothing(base, given, tmp_path, capfd):
-    """Each mistake beside a model that is there: one line that names what was given, nothing else on stderr, and the disk as it was."""
+    """Each mistake beside a model that is there: one line that names what was given, nothing else
+    on stderr, and the disk as it was.
+    """
     (tmp_path / "empty.jsonl").write_text("\n")
     own_file(tmp_path / "third.jsonl")
     with open(tmp_path / "third.jsonl", "a") as f:

@@ -16,7 +16,8 @@ from data import Snippet
 from engine.backend import FAST
 from model import ModelConfig, Transformer
 
-# ---------------------------------------------------------------- the enumerated world: five tokens, two lines, 11 latents a line
+# ---------------------------------------------------------------- the enumerated world: five
+# tokens, two lines, 11 latents a line
 
 HASH, NEWLINE, V, THINK_MAX = (0, 4), 1, 5, 2
 TOK = types.SimpleNamespace(thought_ids=list(HASH), stop_ids=[NEWLINE], closing_ids=[])
@@ -40,7 +41,9 @@ def softmaxed(model, ids):
 
 
 def with_thoughts(z0, z1):
-    """The snippet with latents z0, z1 written in -> ids, (begin, end) of each latent, (begin, end) of each line."""
+    """The snippet with latents z0, z1 written in -> ids, (begin, end) of each latent, (begin, end)
+    of each line.
+    """
     ids, latents, lines = SNIP.ids[:3], [], []
     for z, line in ((z0, SNIP.ids[3:6]), (z1, SNIP.ids[6:])):
         latents.append((len(ids), len(ids) + len(z)))
@@ -51,7 +54,10 @@ def with_thoughts(z0, z1):
 
 
 def log_pi(model):
-    """log pi(a_t | s_t, z_t), summed by hand, of every latent sequence: (Z, Z, 2), indexed by z_0, z_1, t."""
+    """log pi(a_t | s_t, z_t), summed by hand, of every latent sequence:
+
+    (Z, Z, 2), indexed by z_0, z_1, t.
+    """
     out = torch.zeros(len(LATENTS), len(LATENTS), 2, dtype=torch.float64)
     for (i, z0), (j, z1) in itertools.product(enumerate(LATENTS), repeat=2):
         ids, _, lines = with_thoughts(z0, z1)
@@ -73,12 +79,15 @@ def random_q(seed):
     ]
 
 
-# ---------------------------------------------------------------- a model that thinks, and its rollouts token by token
+# ---------------------------------------------------------------- a model that thinks, and its
+# rollouts token by token
 
 
 def thinker(tok, seed):
-    """A random Transformer that thinks before about one line in three and ends a thought with about every fourth token. Coordinate 0 of
-    the residual stream is the same for every token, so that column 0 of the head acts as a bias."""
+    """A random Transformer that thinks before about one line in three and ends a thought with about
+    every fourth token. Coordinate 0 of the residual stream is the same for every token, so that
+    column 0 of the head acts as a bias.
+    """
     cfg = ModelConfig(
         vocab_size=tok.vocab_size,
         n_layer=2,
@@ -112,14 +121,18 @@ def inverse_cdf(p, u):
 
 
 def after(tok, snip, t, thought):
-    """What stands between a thought and its line: a newline, unless the thought ends with one, and the indentation."""
+    """What stands between a thought and its line: a newline, unless the thought ends with one, and
+    the indentation.
+    """
     return snip.sep[t][tok.decode(thought).endswith("\n") :]
 
 
 def score(pi, tok, snip, thoughts):
-    """log pi(a_t | s_t, z_t) of all lines with these thoughts in the context: the line's tokens, the first given that it is no '#'."""
+    """log pi(a_t | s_t, z_t) of all lines with these thoughts in the context: the line's tokens,
+    the first given that it is no '#'.
+    """
     ids, spans = list(snip.ids[: snip.first[0]]), []
-    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
+    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)], strict=False)):
         ids += thoughts[t] + after(tok, snip, t, thoughts[t]) if t in thoughts else []
         spans.append((len(ids), len(ids) + b - a))
         ids += snip.ids[a:b]
@@ -134,9 +147,11 @@ def score(pi, tok, snip, thoughts):
 
 
 def sequential(q, tok, snip, uniforms, think_max, rate=None, horizon=0):
-    """Sample the latents of one snippet, forwarding the whole prefix for every token -> ids, thoughts, log q of each event."""
+    """Sample the latents of one snippet, forwarding the whole prefix for every token -> ids,
+    thoughts, log q of each event.
+    """
     ids, thoughts, logq = list(snip.ids[: snip.first[0]]), {}, []
-    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)])):
+    for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)], strict=False)):
         if not horizon or t < horizon:
             p = distributions(q, ids)[-1]
             begin = p[tok.thought_ids]
@@ -206,11 +221,16 @@ ODD = [
 ]
 
 
-WORDS = "the a next first count of sum list loop over each value key check if empty return result x y i n 10 () = [i] , . : -> don't é".split()
+WORDS = (
+    "the a next first count of sum list loop over each value key check if empty return result "
+    "x y i n 10 () = [i] , . : -> don't é"
+).split()
 
 
 def some_thoughts(tok, snip, rng):
-    """A random comment, as the tokenizer writes it at that place, before each line with probability 1/2."""
+    """A random comment, as the tokenizer writes it at that place, before each line with probability
+    1/2.
+    """
     thoughts = []
     for sep in snip.sep:
         text = " ".join(rng.choices(WORDS, k=rng.randint(1, 8))).rstrip()
@@ -225,14 +245,18 @@ def some_thoughts(tok, snip, rng):
 
 HERE = pathlib.Path(__file__).resolve().parent.parent  # the project's folder
 TINY = (
-    "--threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 --max-len 4096 --pretrain-steps 120 --base-check false --pretrain-lr 1e-2 "
-    "--exercises 0.15 --rows 2 --n-expert 24 --n-heldout 4 --iters 2 --estep-steps 4 --estep-lr 1e-4 --snippets 4 --group 2 --think-max 6 --mstep-steps 6 "
+    "--threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 "
+    "--max-len 4096 --pretrain-steps 120 --base-check false --pretrain-lr 1e-2 "
+    "--exercises 0.15 --rows 2 --n-expert 24 --n-heldout 4 --iters 2 --estep-steps 4 "
+    "--estep-lr 1e-4 --snippets 4 --group 2 --think-max 6 --mstep-steps 6 "
     "--eval-tasks 2 --samples 5 --max-new 20 --elbo-samples 2"
 ).split()
 
 
 def metrics(out):
-    """The lines of a run's metrics, without what a clock says, and what torch.compile has made in this process."""
+    """The lines of a run's metrics, without what a clock says, and what torch.compile has made in
+    this process.
+    """
     lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
     return [
         {
