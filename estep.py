@@ -539,13 +539,14 @@ def diagnose(run, pi):
             word = run.tok.decode(ids[1:3]).strip().split(" ")[0] or "(empty)"
             by_word[word].append(row.gain[t])
     frequent = sorted(by_word.items(), key=lambda item: -len(item[1]))[:6]
+    price = f"c = {cfg.c:g}" if cfg.kl_prior == "penalty" else "their KL to the prior"
     words = ", ".join(f"{word!r} {np.mean(x):+.2f} ({len(x)})" for word, x in frequent)
     tqdm.write(
         f"thoughts of the model as it is: before {s['think_share']:.1%} of lines, "
-        f"gain {s['gain']:+.2f} nats each, {s['gain_above_c']:.0%} of them above c = {cfg.c:g}; "
+        f"gain {s['gain']:+.2f} nats each, {s['gain_above_c']:.0%} of them above {price}; "
         f"by first word: {words}"
     )
-    if s["gain"] < cfg.c:
+    if cfg.kl_prior == "penalty" and s["gain"] < cfg.c:
         tqdm.write(
             f"warning: the mean gain is below c = {cfg.c:g}: the bound is served best by thinking "
             "less, and thinking may die out"

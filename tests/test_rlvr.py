@@ -1147,7 +1147,7 @@ def test_resume_at_every_point(base, whole, tmp_path, monkeypatch):
     argv = [*given_to(base, out, "all"), "--resume"]
     for stop in (("rlvr-heldout", 0), ("rlvr", 1), ("rlvr", 3), ("rlvr-heldout", 4)):
 
-        def log_and_stop(self, name, **m):
+        def log_and_stop(self, name, *, stop=stop, **m):
             log(self, name, **m)
             if (m["phase"], m["step"]) == stop:
                 raise Stop
