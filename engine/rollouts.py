@@ -223,8 +223,8 @@ def rollout(
     numbers    one int per snippet (default: its index)
     need       latents: pi is not run, line_logp and base_logp are NaN; rewards: the gain of a
                thought is NaN; gains: everything
-    states     store pi's states at the thoughts, for `gradients.policy_gradient` with a KL. Only where
-               pi is another model and rewards are asked for
+    states     store pi's states at the thoughts, for `gradients.policy_gradient` with a KL. Only
+               where pi is another model and rewards are asked for
     window     lines run at once after a thought; 0: up to the next expected thought. The result
                does not depend on it
 
