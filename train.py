@@ -3,7 +3,7 @@
     python train.py --stage em                           the built-in domain, in minutes on a laptop
     python train.py --stage em --preset smollm2 --data stdlib              SmolLM2-135M, real Python
     python train.py --stage em --preset qwen2.5-1.5b --model FOLDER      a Hugging Face model folder
-    python train.py --stage em --preset llama-3.1-8b --dry-run           its memory, tokens and hours
+    python train.py --stage em --preset llama-3.1-8b --dry-run            its memory, tokens, hours
 
     pretrain   train the base model (built-in domain), or load it (other presets)   -> base.pt
     ntp        next-token mid-training on the expert's code, the baseline           -> ntp.pt
@@ -14,9 +14,9 @@
     all        the same as em
 
 The run's folder holds settings.json, tokenizer.txt, checkpoints by name, metrics.jsonl (a line a
-step), results.json and samples-NAME.jsonl. Every batch and every draw is a function of (seed, stage,
-iteration, step), so a checkpoint needs weights, optimizer and position only: a killed run goes on
-with --resume as if nothing had happened, bit for bit on the CPU.
+step), results.json and samples-NAME.jsonl. Every batch and every draw is a function of (seed,
+stage, iteration, step), so a checkpoint needs weights, optimizer and position only: a killed run
+goes on with --resume as if nothing had happened, bit for bit on the CPU.
 
 FLOPs are counted as 2 P a token forward and 6 P a token trained. P: parameters without the
 embedding, plus the head.
@@ -170,8 +170,8 @@ def base_batch(run, lap, step):
     """The documents and kinds of a pre-training step: fresh texts of the base corpus.
 
     Docstrings are context: they are random, and never asked for. The share of exercises falls from
-    cfg.exercises to LATER_EXERCISES in a straight line: where it fell at once, the loss rose from .005 to 8.9,
-    and whether notes were learned again before the end was luck.
+    cfg.exercises to LATER_EXERCISES in a straight line: where it fell at once, the loss rose from
+    .005 to 8.9, and whether notes were learned again before the end was luck.
     """
     cfg, docs, kinds = run.cfg, [], []
     rng = random.Random(f"{cfg.seed}/{PRETRAIN}/{lap}/{step}")
@@ -188,10 +188,11 @@ def base_batch(run, lap, step):
 
 
 def note_skill(run, model):
-    """Can the model write worked notes, and read them? Measured on split `val` of the built-in domain -> a dict.
+    """Can the model write worked notes, and read them? Measured on split `val` -> a dict.
 
-    notes_right   share of the worked notes it writes before hard lines that are right
-    note_nats     mean of log pi(hard line | its own right note) - log pi(hard line | no thought), nats
+    notes         worked notes that it writes before hard lines, of four rollouts of 48 tasks
+    notes_right   share of them that is right
+    note_nats     mean of log pi(line | its own right note) - log pi(line | no thought), nats
     """
     tasks = [domain.expert_task(run.cfg.seed, i, "val") for i in range(48)]
     snippets = [data.snippet(run.tok, t.prompt + t.solution, len(t.prompt), t.name) for t in tasks]
@@ -227,7 +228,7 @@ def describe_skill(skill):
 def ntp(run, name, match=""):
     """The baseline: the M-steps of EM with nothing written in.
 
-    match: the name of a model; train for as many FLOPs as it took, on all the expert code in one go.
+    match: the name of a model; train for as many FLOPs as it took, on all the expert code at once.
     """
     cfg, iters, steps = run.cfg, run.cfg.iters, run.cfg.mstep_steps
     model, _ = run.load("base")

@@ -92,7 +92,9 @@ def test_weights_gradients_and_moments(weights):
 def largest(preset, stage="em", **given):
     return max(
         sum(phase.values())
-        for phase in plan.memory_plan(config.make(preset, **given), plan.SHAPES[preset], stage).values()
+        for phase in plan.memory_plan(
+            config.make(preset, **given), plan.SHAPES[preset], stage
+        ).values()
     )
 
 
