@@ -111,7 +111,7 @@ def draw_latents(q, tok, snip, uniforms, think_max, rate=None, horizon=0):
         if t < (horizon or len(snip.first)):
             logits = all_logits(q, ids)[-1]  # (V,)
             opening = logits.log_softmax(-1)[tok.thought_ids]  # (H,) tokens that begin a comment
-            p_think = float(opening.double().exp().sum()) if rate is None else rate  # q(<think>)
+            p_think = opening.double().exp().sum().item() if rate is None else rate  # q(<think>)
             if uniforms[0][t] < p_think:
                 thoughts[t], logq[t] = draw_thought(q, tok, ids, opening, uniforms[1][t], think_max)
                 ids = ids + inserted(tok, thoughts[t], snip.sep[t])
