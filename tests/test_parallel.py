@@ -13,6 +13,8 @@ import torch
 import train
 from worlds import TINY, Stop
 
+pytestmark = pytest.mark.slow  # each test starts several processes that import torch
+
 HERE = pathlib.Path(train.__file__).parent
 FP32 = [*TINY, *"--pretrain-steps 60 --bf16 false --rollout-bf16 false".split()]
 EM = [
