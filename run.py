@@ -46,6 +46,7 @@ class Run:
             raise UserError(f"--out {self.out}: expected a folder, found a file; give another path")
         self.hard = None  # hard lines of the held-out snippets, where they are known
         self.expert_hard = None  # and of the expert snippets
+        self.expert_tasks = ()  # the tasks that these come from, likewise
         self.contamination = None
         self.problems = None
         self.longest = 0  # tokens of the longest snippet with its thoughts
