@@ -572,9 +572,7 @@ PRESETS = {
     ),
 }
 
-# The second word of every seed, after the run's own.
-PRETRAIN, ESTEP, MSTEP, INFUSE, DIAGNOSE = range(5)
-RLVR, COIN, SHUFFLE = range(5, 8)
+# ---------------------------------------------------------------- the command line
 
 
 def option_of(name):
@@ -844,3 +842,54 @@ def check_thoughts(cfg):
 def cores():
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+# ---------------------------------------------------------------- seeds
+
+# What a draw is for: the second word of its seed, after the run's own.
+PRETRAIN = 0  # texts of the base corpus
+ESTEP = 1  # rollouts of the policy gradient
+MSTEP = 2  # order of the M-step's documents
+INFUSE = 3  # thoughts of the M-step's documents
+DIAGNOSE = 4  # thoughts of a model as it is
+RLVR = 5  # completions
+COIN = 6  # rewards of --reward random
+SHUFFLE = 7  # minibatches of GRPO
+CORPUS = 8  # order of the expert snippets
+EXPERT_PART = 9  # snippets of an M-step
+ESTEP_BATCH = 10  # snippets of an E-step's step
+PROBLEMS = 11  # order of RLVR's problems
+RLVR_HELDOUT = 12  # programs of RLVR's curve
+EVALUATE = 13  # programs of an evaluation
+BOUND = 14  # rollouts of the bound
+SHOW = 15  # rollouts that are printed
+JUDGE = 16  # lines and thoughts that are judged
+EXCHANGE = 17  # thoughts of other snippets
+SAMPLE = 18  # anything else that is sampled
+COUNTERS = 8  # the most counters of a seed
+
+
+def seed_of(seed, purpose, *counters):
+    """The seed of one stream of random numbers, for numpy -> a list of 32-bit words.
+
+    seed      the run's own
+    purpose   one of the words above
+    counters  whole numbers such as iteration and step; how many there are is part of the seed
+
+    numpy pads a short seed with zeros, and cuts a large number into words of 32 bits: to it [s, 2]
+    and [s, 2, 0] are one stream, and so are [2**32, 1] and [0, 1, 1]. Here every number takes two
+    words and every seed has the same length, so two streams are equal only if all is equal.
+
+    Raises ValueError for a number that is negative or too large, and for too many counters.
+    """
+    padding = [0] * (COUNTERS - len(counters))
+    numbers = [int(n) for n in (seed, purpose, len(counters), *counters, *padding)]
+    if len(counters) > COUNTERS or not all(0 <= n < 2**64 for n in numbers):
+        raise ValueError(f"{numbers}: expected at most {COUNTERS} counters from 0 to 2**64 - 1")
+    return [word for n in numbers for word in (n % 2**32, n // 2**32)]
+
+
+def sample_seed(seed, prompt, sample):
+    """The seed of one completion. seed: an int, or the beginning of a seed: (seed, purpose, ...)"""
+    beginning = (seed, SAMPLE) if isinstance(seed, int) else seed
+    return seed_of(*beginning, prompt, sample)

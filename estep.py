@@ -57,7 +57,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import DIAGNOSE, ESTEP, estep_of, selection_of
+from config import DIAGNOSE, ESTEP, ESTEP_BATCH, estep_of, seed_of, selection_of
 from data import ends_itself, infuse, inserted
 from elbo import kl_sample, never_thinks, prior_of, summary
 from engine import parallel, training
@@ -408,7 +408,7 @@ def plain_policy_gradient(q, pi, tok, rolls, A, think_max, *, kl=0.0, amp=False,
 def draw_snippets(run, iteration, step):
     """Numbers of a step's expert snippets, a function of the seed and the step."""
     cfg = run.cfg
-    rng = np.random.default_rng([cfg.seed, ESTEP, iteration, step])
+    rng = np.random.default_rng(seed_of(cfg.seed, ESTEP_BATCH, iteration, step))
     size = min(cfg.snippets, len(run.expert))
     return rng.choice(len(run.expert), size, replace=False)
 
@@ -605,7 +605,7 @@ def resampled(source, snippets, numbers):
     """
     n = source.cfg.resample
     rolls = rolled_out(source, snippets, numbers, n)
-    noise = [np.random.default_rng([*source.seed, i]).gumbel(size=n) for i in numbers]
+    noise = [np.random.default_rng(seed_of(*source.seed, i)).gumbel(size=n) for i in numbers]
     # Gumbel: argmax of reward + noise is a draw from softmax(reward)
     best = (total_rewards(source, rolls) + np.array(noise)).argmax(1)  # (B,)
     return [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]

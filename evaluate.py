@@ -29,7 +29,7 @@ from benchmarks import suites
 from benchmarks.rates import mean_pass_at_k, pass_rates, rate_interval
 from benchmarks.samples import SampleFile, path_of, read_completions
 from benchmarks.sanitise import sanitised
-from config import UserError, parse
+from config import BOUND, EVALUATE, SHOW, UserError, parse
 from domain import domain_tasks
 from elbo import never_thinks, prior_of, summary
 from engine import parallel
@@ -197,7 +197,7 @@ def heldout_elbo(model, tok, snippets, cfg, hard=None, backend=FAST):
     hard: for each snippet the indices of its hard lines, if known.
     """
     rolls = rollouts_of(
-        model, tok, snippets, cfg.elbo_samples, cfg, (cfg.seed, 77), "bound", backend
+        model, tok, snippets, cfg.elbo_samples, cfg, (cfg.seed, BOUND), "bound", backend
     )
     return summary(rolls, prior_of(cfg, tok, model.cfg.vocab_size), hard)
 
@@ -360,7 +360,7 @@ def sample_suite(model, tok, name, tasks, cfg, args, path):
             n=n,
             temperature=cfg.temperature,
             max_new=cfg.max_new,
-            seed=cfg.seed,
+            seed=(cfg.seed, EVALUATE),
             numbers=list(range(start, start + len(some_tasks))),
             sanitise=args.sanitise,
             desc=f"{name} {start}-{start + len(some_tasks)} of {len(tasks)}",
@@ -462,7 +462,7 @@ def solve_problems(run, name, model, problems):
     """
     cfg = run.cfg
     model = inference_copy(model, cfg)
-    limits = dict(max_new=cfg.max_new, seed=cfg.seed, backend=run.backend)
+    limits = dict(max_new=cfg.max_new, seed=(cfg.seed, EVALUATE), backend=run.backend)
     rows = sample_and_grade(
         model,
         run.tok,
@@ -579,7 +579,7 @@ def print_programs(problems, rows):
 def print_thoughts(run, name):
     """Print two held-out snippets with thoughts that a model samples."""
     model = run.load(name)[0]
-    seed = (run.cfg.seed, 78)
+    seed = (run.cfg.seed, SHOW)
     rolls = rollouts_of(model, run.tok, run.heldout[:2], 1, run.cfg, seed, "samples", run.backend)
     for row in rolls.rows:
         print(f"\n--- {row.snip.name}\n{run.tok.decode(row.ids)}")

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import MSTEP
+from config import EXPERT_PART, MSTEP, seed_of
 from data import PROMPT, THOUGHT, canonical, infuse
 from engine import documents, parallel, training
 from engine.backend import FAST
@@ -156,7 +156,7 @@ def expert_part(run, iteration):
 
     The M-step goes over them as often as its steps need.
     """
-    rng = np.random.default_rng([run.cfg.seed, MSTEP, iteration])
+    rng = np.random.default_rng(seed_of(run.cfg.seed, EXPERT_PART, iteration))
     return rng.permutation(len(run.expert))[: run.cfg.infuse]
 
 
@@ -177,7 +177,7 @@ def mstep(run, name, model, docs, iteration, steps, state, flops, more_state=dic
         flops = state["flops"]
         state.clear()  # or its weights would take memory until the end
     documents_of = documents.step_documents(
-        docs.lengths, cfg.rows * cfg.block, (cfg.seed, MSTEP, iteration, 1)
+        docs.lengths, cfg.rows * cfg.block, (cfg.seed, MSTEP, iteration)
     )
     bar = steps_bar(f"{name}: M-step {iteration + 1}", start, steps)
     for step in bar:

@@ -50,7 +50,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import COIN, RLVR, SHUFFLE
+from config import COIN, PROBLEMS, RLVR, RLVR_HELDOUT, SHUFFLE, seed_of
 from engine import parallel, training
 from engine.backend import FAST
 from engine.gradients import CompletionScores
@@ -87,7 +87,9 @@ class Sample:
 def problem_order(n, seed, first, count):
     """Indices of draws first .. first+count-1 from epochs of n problems, each in its own order."""
     draws = np.arange(first, first + count)
-    orders = {e: np.random.default_rng([seed, RLVR, e]).permutation(n) for e in set(draws // n)}
+    orders = {
+        e: np.random.default_rng(seed_of(seed, PROBLEMS, e)).permutation(n) for e in set(draws // n)
+    }
     return [int(orders[i // n][i % n]) for i in draws]
 
 
@@ -125,7 +127,7 @@ def sample_completions(model, tok, tasks, cfg, first, grader, backend=FAST):
         seeds=[first + i for i in share],
         on_program=submit,
         backend=backend,
-        seed=int(np.random.SeedSequence([cfg.seed, RLVR]).generate_state(1)[0]),
+        seed=(cfg.seed, RLVR),
         n=cfg.completions,
         batch=cfg.prompts * cfg.completions,
         forbid=() if cfg.thoughts else tok.thought_ids,
@@ -168,7 +170,7 @@ def share_of_tests(samples, cfg, grader):
 
 def coin(samples, cfg, grader):
     """R_i = 0 or 1 at random, whatever was written: a check of the recipe."""
-    seeds = [[cfg.seed, COIN, s.group, k % cfg.completions] for k, s in enumerate(samples)]
+    seeds = [seed_of(cfg.seed, COIN, s.group, k % cfg.completions) for k, s in enumerate(samples)]
     return [float(np.random.default_rng(seed).random() < 0.5) for seed in seeds]
 
 
@@ -506,7 +508,7 @@ def held_out(model, tok, tasks, cfg, backend=FAST):
         n=cfg.eval_samples,
         temperature=cfg.temperature,
         max_new=cfg.max_new,
-        seed=cfg.seed,
+        seed=(cfg.seed, RLVR_HELDOUT),
         progress=False,
         forbid=() if cfg.thoughts else tok.thought_ids,
         backend=backend,
@@ -591,7 +593,7 @@ def grpo_step(run, model, start, opt, train, position, grader):
     for group in opt.param_groups:
         group["lr"] = lr
     forbid = () if cfg.thoughts else tuple(run.tok.thought_ids)
-    seed = (cfg.seed, SHUFFLE, position.step)
+    seed = seed_of(cfg.seed, SHUFFLE, position.step)
     m = update(model, start, opt, samples, cfg, seed, forbid, run.backend)  # objective
     clock.updated()
     return everything, {"lr": lr, **m}, clock

@@ -21,7 +21,7 @@ import sys
 import numpy as np
 import torch
 
-from config import UserError, command, parse
+from config import UserError, command, parse, sample_seed
 from engine.machine import set_threads
 from engine.sample import Completion
 from evaluate import open_checkpoint
@@ -101,7 +101,7 @@ def plain_generate(
         everything.append([])
         head = heads[i] if heads else ""
         for j in range(n):
-            rng = np.random.default_rng([seed, i if seeds is None else seeds[i], j])
+            rng = np.random.default_rng(sample_seed(seed, i if seeds is None else seeds[i], j))
             uniforms = rng.random(min(max_new, model.cfg.max_len - len(prompt)))
             done = Completion([], [], False)
             for token, logprob in write_on(model, prompt, uniforms, temperature, top_p, forbid):
@@ -216,7 +216,7 @@ def print_samples(model, tok, text, cfg, number):
             print(f"--- sample {j + 1} of {cfg.samples}")
         printer = Printer(tok, sys.stdout)
         printer.text(text + head)
-        rng = np.random.default_rng([cfg.seed, number, j])
+        rng = np.random.default_rng(sample_seed(cfg.seed, number, j))
         uniforms = rng.random(min(cfg.max_new, model.cfg.max_len - len(ids)))
         for token, _ in write_on(model, ids, uniforms, cfg.temperature):
             if token in tok.end_ids:

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from config import CORPUS, seed_of
 from data import Snippet
 
 
@@ -90,7 +91,7 @@ def order(n, seed, epoch=0):
 
     A run that stopped is a position in it.
     """
-    return np.random.default_rng([seed, epoch]).permutation(n)
+    return np.random.default_rng(seed_of(seed, CORPUS, epoch)).permutation(n)
 
 
 def split_heldout(corpus, seed, n_expert=0, n_heldout=0):

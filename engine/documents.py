@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from config import UserError
+from config import UserError, seed_of
 from data import infuse
 from engine import parallel
 
@@ -89,7 +89,7 @@ def step_documents(lengths, size, seed):
 
     @functools.lru_cache(maxsize=1)  # most steps are in the epoch of the step before
     def epoch(n):
-        order = np.random.default_rng([*seed, n]).permutation(len(lengths))
+        order = np.random.default_rng(seed_of(*seed, n)).permutation(len(lengths))
         starts = n * total + lengths[order].cumsum() - lengths[order]
         return order, starts
 

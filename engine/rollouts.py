@@ -43,6 +43,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from config import seed_of
 from data import ends_itself, inserted
 from elbo import decision_logprobs, line_logprobs, reward
 from engine import parallel
@@ -185,11 +186,11 @@ def rollouts(q, pi, tok, snippets, G, think_max, seed, *, numbers, at_once, desc
 
 
 def draw_uniforms(seed, number, g, n_lines, think_max):
-    """The randomness of rollout g of snippet `number`. seed: ints.
+    """The randomness of rollout g of snippet `number`. seed: the beginning of one, as ints.
 
     (L,) for decisions, (L, think_max + 1) for tokens.
     """
-    rng = np.random.default_rng([*seed, number, g])
+    rng = np.random.default_rng(seed_of(*seed, number, g))
     return rng.random(n_lines), rng.random((n_lines, think_max + 1))
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import UserError
+from config import UserError, sample_seed
 from engine.decoder import Decoder
 
 
@@ -64,6 +64,7 @@ def generate(
                  exceed model.cfg.max_len
     eos          the token id that ends a row, or several
     temperature  0 is greedy
+    seed         an int, or the beginning of a seed, as `config.sample_seed` takes it
     seeds        one int per prompt, used instead of its index: a prompt keeps its samples when
                  others are left out
     batch        rows sampled at once; halved as often as memory runs out
@@ -91,7 +92,7 @@ def generate(
         bar.update()
 
     def uniforms(i, j):
-        rng = np.random.default_rng([seed, i if seeds is None else seeds[i], j])
+        rng = np.random.default_rng(sample_seed(seed, i if seeds is None else seeds[i], j))
         return rng.random(min(max_new, model.cfg.max_len - len(prompts[i])))
 
     ends = Ends(stop, decode, eos, model.cfg.vocab_size, heads)

@@ -9,10 +9,10 @@ import typing
 import numpy as np
 from tqdm import tqdm
 
+from config import EXCHANGE, JUDGE, seed_of
 from hindsight.propose import log_weights, propose
 
 RATES = np.array([0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
-DRAWS, SHUFFLED = 79, 80  # second word of a seed: lines and thoughts; thoughts of other snippets
 
 
 class Thought(typing.NamedTuple):
@@ -83,7 +83,7 @@ def judge_thoughts(
         chunk = snippets[start : start + batch]
         proposals = propose_at(model, tok, chunk, cfg, start, K, per, in_hindsight)
         if shuffle:
-            exchanged = exchange(proposals, K, [cfg.seed, SHUFFLED, start])
+            exchanged = exchange(proposals, K, seed_of(cfg.seed, EXCHANGE, start))
             proposals = propose_at(
                 model, tok, chunk, cfg, start, K, per, in_hindsight, thoughts=exchanged
             )
@@ -96,7 +96,9 @@ def propose_at(model, tok, snippets, cfg, start, K, per, in_hindsight, **options
     """K proposals at `per` random lines of each snippet. start: the number of the first snippet."""
     lines = []
     for number, snip in enumerate(snippets, start):
-        shuffled = np.random.default_rng([cfg.seed, DRAWS, number]).permutation(len(snip.first))
+        shuffled = np.random.default_rng(seed_of(cfg.seed, JUDGE, number)).permutation(
+            len(snip.first)
+        )
         lines.append(sorted(shuffled[: per or None].tolist()))
     return propose(
         model,
@@ -106,7 +108,7 @@ def propose_at(model, tok, snippets, cfg, start, K, per, in_hindsight, **options
         K if in_hindsight else 0,
         0 if in_hindsight else K,
         cfg.think_max,
-        seed=(cfg.seed, DRAWS),
+        seed=(cfg.seed, JUDGE),
         numbers=range(start, start + len(snippets)),
         **options,
     )

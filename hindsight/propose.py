@@ -73,6 +73,7 @@ import math
 import numpy as np
 import torch
 
+from config import JUDGE, seed_of
 from data import canonical, ends_itself, infuse, inserted, mark
 from elbo import Prior, code_logprobs, reward
 from engine.sample import generate
@@ -265,7 +266,7 @@ def propose(
     think_max,
     *,
     reach=0,
-    seed=(0,),
+    seed=(0, JUDGE),
     numbers=None,
     thoughts=None,
 ):
@@ -288,7 +289,7 @@ def propose(
         attempts += [make_attempt(tok, snippets[b], b, t) for t in lines(b, logp)]
     if thoughts is None:
         numbers = range(len(snippets)) if numbers is None else numbers
-        seeds = [int(numbers[a.b]) * 1000 + a.t for a in attempts]
+        seeds = [(int(numbers[a.b]) << 32) + a.t for a in attempts]
         counts = (n_hindsight, n_own)
         thoughts, n = draw_thoughts(model, tok, attempts, counts, think_max, seed, seeds)
         tokens += n
@@ -356,7 +357,7 @@ def draw_thoughts(model, tok, attempts, counts, think_max, seed, seeds):
                 contexts,
                 think_max - 1,
                 tok.eos,
-                seed=int(np.random.default_rng([*seed, kind]).integers(2**31)),
+                seed=(*seed, kind),
                 seeds=seeds,
                 n=n,
                 batch=128,
@@ -483,7 +484,7 @@ def choose(model, tok, snippets, cfg, which, seed, numbers):
             if not canonical(tok, infuse(tok, snippets[b], {t: z})[0]):
                 weights[m, 1 + k] = -np.inf
         if which != "best":  # argmax of log weight + Gumbel noise: in proportion to the weights
-            rng = np.random.default_rng([*seed, NOISE, numbers[b], t])
+            rng = np.random.default_rng(seed_of(*seed, NOISE, numbers[b], t))
             weights[m] += rng.gumbel(size=weights.shape[1])
         k = weights[m].argmax()
         if k:

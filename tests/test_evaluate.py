@@ -456,7 +456,7 @@ def test_bound(world, count):
     cfg = config.make(elbo_samples=count, think_max=4, seed=3, rollout_bf16=False)
     got = evaluate.heldout_elbo(model, tok, snips, cfg, hard)
     prior = prior_of(cfg, tok, model.cfg.vocab_size)
-    want = summary(rollout(model, model, tok, snips, count, 4, (3, 77)), prior, hard)
+    want = summary(rollout(model, model, tok, snips, count, 4, (3, config.BOUND)), prior, hard)
     assert got.keys() == want.keys() and want["think_share"] > 0.1
     assert all(got[k] == pytest.approx(want[k], rel=1e-4, abs=1e-4) for k in want)
 

@@ -15,7 +15,7 @@ import torch
 import config
 import domain
 import mstep
-from config import UserError
+from config import UserError, seed_of
 from corpus import prepare, store
 from data import CODE, PROMPT, THOUGHT, canonical, infuse, snippet
 from engine import documents, packing, training
@@ -93,7 +93,7 @@ def test_steps_are_a_function_of_seed_and_step():
         stream = [
             i
             for epoch in range(60)
-            for i in np.random.default_rng([*SEED, epoch]).permutation(30).tolist()
+            for i in np.random.default_rng(seed_of(*SEED, epoch)).permutation(30).tolist()
         ]
         begin, want = 0, [[] for _ in range(20)]
         for i in stream:

@@ -4,11 +4,16 @@ The names here are frozen: runs made so far are taken up again, or refused, by t
 that decides a result is added here too; one that changes sides makes unfinished runs useless.
 """
 
+import ast
 import dataclasses
+import pathlib
+import re
 
+import numpy as np
 import pytest
 
-from config import PRESETS, RESULTS, Config, UserError, deciding, make, setting
+import config
+from config import PRESETS, RESULTS, Config, UserError, deciding, make, seed_of, setting
 from run import rlvr_settings, stage_settings
 
 FROZEN = {
@@ -76,3 +81,65 @@ def test_a_setting_says_what_it_decides():
     with pytest.raises(ValueError, match="mstep is none of"):
         setting(1, "something", of="base mstep")
     assert setting(1, "something", of="base rlvr", least=1).metadata["of"] == ("base", "rlvr")
+
+
+# ---------------------------------------------------------------- seeds
+
+ROOT = pathlib.Path(config.__file__).resolve().parent
+PURPOSES = re.findall(r"^([A-Z_]+) = \d+  # ", (ROOT / "config.py").read_text(), re.M)
+STREAMS = [
+    (0, 2),
+    (0, 2, 0),
+    (0, 2, 0, 0),
+    (0, 0, 2),
+    (2, 0),
+    (2, 0, 0, 1),
+    (2**32, 1),
+    (0, 1, 1),
+    (1, 1, 2**32),
+    (1, 1, 0, 1),
+    (1, 1, 1),
+    (2**63 - 1, 18, *[2**64 - 1] * 8),
+]
+
+
+def first_numbers(words):
+    return tuple(np.random.default_rng(words).integers(2**63, size=4).tolist())
+
+
+def test_streams_are_apart():
+    """Seeds that numpy takes for one another as lists: a trailing zero, a number of 64 bits."""
+    assert first_numbers([0, 2]) == first_numbers([0, 2, 0])
+    assert first_numbers([2**32, 1]) == first_numbers([0, 1, 1])
+    seeds = {tuple(seed_of(*stream)) for stream in STREAMS}
+    assert len(seeds) == len(STREAMS) == len({first_numbers(seed) for seed in seeds})
+    assert len({len(seed) for seed in seeds}) == 1 and max(map(max, seeds)) < 2**32
+
+
+@pytest.mark.parametrize("counters", [[-1], [2**64], [0] * 9, [1.5, -2]])
+def test_seeds_out_of_range(counters):
+    with pytest.raises(ValueError, match="expected at most 8 counters from 0 to"):
+        seed_of(0, 1, *counters)
+
+
+def test_purposes_are_apart():
+    assert len(PURPOSES) > 15 and "COUNTERS" in PURPOSES
+    words = [getattr(config, name) for name in PURPOSES if name != "COUNTERS"]
+    assert sorted(words) == list(range(len(words)))
+
+
+def test_numpy_is_seeded_by_seed_of():
+    """No call of default_rng in the project is given a list that was made on the spot."""
+    paths = [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]
+    calls = [
+        (path, node)
+        for path in paths
+        if path.parent.name != "tests"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("default_rng")
+    ]
+    assert len(calls) > 8
+    made_here = (ast.List, ast.Tuple, ast.ListComp)
+    assert [(str(p), n.lineno) for p, n in calls if isinstance(n.args[0], made_here)] == []
+    seeds = [ast.unparse(node.args[0]) for _, node in calls]
+    assert sum(seed.startswith("seed_of(") for seed in seeds) > 8
