@@ -9,6 +9,7 @@ line, else the preset's, else its default.
 import argparse
 import dataclasses
 import difflib
+import math
 import os
 import sys
 
@@ -25,17 +26,45 @@ RESULTS = {
 }  # what is computed -> the settings that decide it, by the word `of`
 
 
-def setting(default, text, choices=None, *, of, least=0):
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The numbers that a setting allows."""
+
+    least: float = 0
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+    infinite: bool = False  # is inf allowed?
+
+    def expected(self, value):
+        """What is expected instead of a value; "" where it is allowed.
+
+        Example: Limits(most=1), 3.0 -> "at most 1"
+        """
+        if value == math.inf:
+            return "" if self.infinite else "a finite number"
+        if value > self.most:
+            return f"at most {self.most}"
+        if value >= self.below:
+            return f"a number below {self.below}"
+        if self.above >= self.least and not value > self.above:
+            return f"a number above {self.above}"
+        return "" if value >= self.least else f"a number of at least {self.least}"
+
+
+def setting(default, text, choices=None, *, of, **limits):
     """A field of Config.
 
-    of      words of RESULTS: the results that the setting decides; "": it changes no result
-    least   the smallest number allowed
+    of       words of RESULTS: the results that the setting decides; "": it changes no result
+    limits   the numbers allowed, as `Limits` has them
     """
     decides = tuple(of.split())
     words = {word for decided_by in RESULTS.values() for word in decided_by}
     if unknown := set(decides) - words:
         raise ValueError(f"of={of!r}: {', '.join(sorted(unknown))} is none of {', '.join(words)}")
-    about = {"help": text, "choices": choices, "of": decides, "least": least}
+    if type(default) is int:
+        limits = {"most": 2**31 - 1, **limits}
+    about = {"help": text, "choices": choices, "of": decides, "limits": Limits(**limits)}
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -79,6 +108,7 @@ class Config:
         0,
         "seeds the initial weights, the corpora, the order of the data and every draw",
         of="base rlvr",
+        most=2**63 - 1,
     )
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: a GPU if there is one", of="")
     threads: int = setting(
@@ -86,6 +116,7 @@ class Config:
         "CPU threads; 0: OMP_NUM_THREADS if that is set, else one for a small model and as many "
         "as there are cores for others",
         of="",
+        most=1024,
     )
     shard: bool = setting(
         False,
@@ -172,6 +203,7 @@ class Config:
         "real code: snippets so similar (Jaccard, runs of five tokens) to one before them are "
         "left out; 0: all stay",
         of="ntp",
+        most=1,
     )
     cache: str = setting(
         "", "folder of prepared corpora; default: corpora, beside the run's folder", of=""
@@ -214,6 +246,7 @@ class Config:
         "base corpus: share of hard lines with their worked note before them; small: thoughts are "
         "rare at first",
         of="pretrain",
+        most=1,
     )
     rows: int = setting(20, "a step takes about rows x block tokens", of="base", least=1)
     block: int = setting(
@@ -223,12 +256,13 @@ class Config:
         least=1,
     )
     pretrain_steps: int = setting(400, "steps of the base model", of="pretrain")
-    pretrain_lr: float = setting(3e-3, "its peak learning rate", of="pretrain")
+    pretrain_lr: float = setting(3e-3, "its peak learning rate", of="pretrain", above=0)
     exercises: float = setting(
         0.5,
         "base corpus: share of worked exercises at the first step; falls to .15 at seven tenths of "
         "the steps, without a jump",
         of="pretrain",
+        most=1,
     )
     base_check: bool = setting(
         True,
@@ -239,12 +273,14 @@ class Config:
     mstep_steps: int = setting(
         60, "M-steps an EM iteration; NTP takes iters times as many", of="ntp"
     )
-    lr: float = setting(1e-3, "peak learning rate of NTP and of the M-step", of="ntp")
+    lr: float = setting(1e-3, "peak learning rate of NTP and of the M-step", of="ntp", above=0)
     warmup: int = setting(
         20, "steps of linear warm-up; then constant, and linear decay over the last 40%%", of="ntp"
     )
-    weight_decay: float = setting(0.1, "of AdamW, on matrices", of="base")
-    grad_clip: float = setting(1.0, "largest norm of a gradient", of="base rlvr")
+    weight_decay: float = setting(0.1, "of AdamW, on matrices", of="base", most=1)
+    grad_clip: float = setting(
+        1.0, "largest norm of a gradient", of="base rlvr", above=0, infinite=True
+    )
     match: str = setting(
         "",
         "ntp: train for as many FLOPs as this model of the run's folder took (its E-steps "
@@ -277,6 +313,8 @@ class Config:
         "hindsight: share of a snippet's lines at which thoughts are proposed, the least likely "
         "ones",
         of="em",
+        above=0,
+        most=1,
     )
     selection: str = setting(
         "exact",
@@ -290,7 +328,7 @@ class Config:
         3, "hindsight: lines from the thought on whose likelihood counts; 0: all", of="em"
     )
     floor: float = setting(
-        0.3, "hindsight, selection=exact: lower bound on P(think) in the weights", of="em"
+        0.3, "hindsight, selection=exact: lower bound on P(think) in the weights", of="em", below=1
     )
     resample: int = setting(
         4,
@@ -312,6 +350,7 @@ class Config:
         0.05,
         "penalty of a thought, nats; inf: nothing is ever thought, and the M-step is NTP",
         of="em",
+        infinite=True,
     )
     kl_prior: str = setting(
         "penalty",
@@ -321,7 +360,11 @@ class Config:
         of="em",
     )
     alpha: float = setting(
-        0.9, "kl-prior=exact: the prior's probability of <act>; 1 never thinks", of="em"
+        0.9,
+        "kl-prior=exact: the prior's probability of <act>; 1 never thinks",
+        of="em",
+        above=0,
+        most=1,
     )
     think_max: int = setting(20, "longest thought, tokens, its # included", of="em", least=1)
     credit: str = setting(
@@ -331,15 +374,19 @@ class Config:
         ("prefix", "group"),
         of="em",
     )
-    discount: float = setting(1.0, "discount of the return over lines", of="em")
+    discount: float = setting(1.0, "discount of the return over lines", of="em", most=1)
     gain_floor: float = setting(
         1.0,
         "with credit=prefix: nats that one bad thought can cost at most; inf: all of it",
         of="em",
+        infinite=True,
     )
     normalise: bool = setting(True, "divide advantages by their deviation over the batch", of="em")
     estep_lr: float = setting(
-        7e-4, "peak learning rate of the policy gradient; linear decay over the last 40%%", of="em"
+        7e-4,
+        "peak learning rate of the policy gradient; linear decay over the last 40%%",
+        of="em",
+        above=0,
     )
     kl: float = setting(
         0.3,
@@ -352,12 +399,13 @@ class Config:
         "factor on estep_lr for each later EM iteration: q starts near its optimum then, and "
         "noise outweighs signal",
         of="em",
+        above=0,
     )
     horizon: int = setting(
         0, "first lines that may take a thought; 0: all; 1: one latent a snippet (BRiTE)", of="em"
     )
     rate: float = setting(
-        0.5, "probability of a thought before every line, with estep=random", of="em"
+        0.5, "probability of a thought before every line, with estep=random", of="em", most=1
     )
 
     # reinforcement learning with verifiable rewards (--stage rlvr)
@@ -380,7 +428,7 @@ class Config:
     rl_steps: int = setting(80, "GRPO steps", of="rlvr")
     prompts: int = setting(16, "problems a step, B", of="rlvr", least=1)
     completions: int = setting(8, "completions a problem, G", of="rlvr", least=1)
-    rl_lr: float = setting(2e-4, "learning rate, constant after the warm-up", of="rlvr")
+    rl_lr: float = setting(2e-4, "learning rate, constant after the warm-up", of="rlvr", above=0)
     rl_warmup: int = setting(5, "steps of linear warm-up", of="rlvr")
     epochs: int = setting(
         1,
@@ -390,7 +438,9 @@ class Config:
         least=1,
     )
     minibatches: int = setting(1, "optimizer steps a pass", of="rlvr", least=1)
-    clip_low: float = setting(0.2, "importance ratios are clipped below 1 - clip_low", of="rlvr")
+    clip_low: float = setting(
+        0.2, "importance ratios are clipped below 1 - clip_low", of="rlvr", most=1
+    )
     clip_high: float = setting(0.28, "and above 1 + clip_high (DAPO's clip-higher)", of="rlvr")
     rl_norm: str = setting(
         "token",
@@ -424,7 +474,11 @@ class Config:
         of="rlvr",
     )
     reward_time: float = setting(
-        10.0, "seconds a program has for its tests, unless its suite says otherwise", of="rlvr"
+        10.0,
+        "seconds a program has for its tests, unless its suite says otherwise",
+        of="rlvr",
+        above=0,
+        most=86_400,
     )
     thoughts: bool = setting(
         True,
@@ -759,17 +813,18 @@ def make(preset="tiny", **values):
 
 
 def check_value(field, value):
-    """Raises UserError if a value is none of a field's choices, or too small."""
-    option = option_of(field.name)
-    choices, least = field.metadata["choices"], field.metadata["least"]
+    """Raises UserError if a value is none of a field's choices, or no number that it allows."""
+    option, choices = option_of(field.name), field.metadata["choices"]
     if choices and value not in choices:
         raise UserError(f"{option} {value}: expected one of {', '.join(choices)}")
-    if field.type not in (int, float):
-        return
-    if not value >= 0:
-        raise UserError(f"{option} {value}: expected a number of at least 0")
-    if value < least:
-        raise UserError(f"{option} {value}: expected at least {least}")
+    if field.type in (int, float):
+        check_number(option, value, field.metadata["limits"])
+
+
+def check_number(option, value, limits):
+    """Raises UserError for a number that its limits do not allow."""
+    if expected := limits.expected(value):
+        raise UserError(f"{option} {value}: expected {expected}")
 
 
 def check_corpus(cfg):
@@ -781,11 +836,6 @@ def check_corpus(cfg):
         )
     if cfg.data == "domain" and not cfg.n_expert:
         raise UserError("--n-expert 0: expected at least 1, because the built-in domain has no end")
-    if cfg.near_duplicate > 1:
-        raise UserError(
-            f"--near-duplicate {cfg.near_duplicate}: expected a similarity from 0 (all stay) "
-            "to 1 (only the same goes)"
-        )
 
 
 def check_model(cfg):
@@ -813,20 +863,13 @@ def check_engine(cfg):
 
 def check_thoughts(cfg):
     """Raises UserError for settings of the E-step that do not go together."""
-    if not 0 < cfg.alpha <= 1:
-        raise UserError(
-            f"--alpha {cfg.alpha}: expected a probability above 0 and at most 1; default 0.9"
-        )
     if unknown := set(cfg.selection.split(",")) - {"exact", "penalty", "best", "act"}:
         raise UserError(
             f"--selection {cfg.selection}: {', '.join(sorted(unknown))!r} is unknown; expected "
             "exact, penalty, best or act, or several with commas"
         )
-    if cfg.own > cfg.proposals or cfg.tried > 1 or cfg.floor >= 1:
-        raise UserError(
-            f"--own {cfg.own} --tried {cfg.tried} --floor {cfg.floor}: expected at most "
-            f"--proposals {cfg.proposals}, at most 1, and below 1"
-        )
+    if cfg.own > cfg.proposals:
+        raise UserError(f"--own {cfg.own}: expected at most --proposals {cfg.proposals}")
     ways = cfg.estep.split(",")
     if unknown := set(ways) - set(ESTEPS):
         raise UserError(

@@ -6,6 +6,7 @@ that decides a result is added here too; one that changes sides makes unfinished
 
 import ast
 import dataclasses
+import math
 import pathlib
 import re
 
@@ -44,6 +45,14 @@ POSITIVE = """
     iters max_len max_new max_tokens micro_tokens min_lines minibatches n_head n_heldout
     n_layer n_rl prompts proposals resample rounds rows samples save_every snippets think_max
     """.split()
+ABOVE = """
+    alpha estep_lr estep_lr_decay grad_clip lr pretrain_lr reward_time rl_lr tried
+""".split()
+SHARES = """
+    alpha clip_low discount exercises floor near_duplicate rate tried useful weight_decay
+""".split()
+INFINITE = "c gain_floor grad_clip".split()
+NUMBERS = [f for f in dataclasses.fields(Config) if f.type in (int, float)]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -61,18 +70,68 @@ def test_what_decides_a_result(result):
     assert set(names) == {name for word in RESULTS[result] for name in FROZEN[word]}
 
 
-def test_smallest_values():
-    """Whole numbers that must not be 0 are those of POSITIVE; no number is negative."""
-    numbers = [f for f in dataclasses.fields(Config) if f.type in (int, float)]
-    assert {f.name for f in numbers if f.metadata["least"]} == set(POSITIVE)
-    for f in numbers:
-        option = "--" + f.name.replace("_", "-")
-        low = f.type(-1)
-        with pytest.raises(UserError, match=f"^{option} {low}: expected a number of at least 0$"):
-            make(**{f.name: low})
-        if f.name in POSITIVE:
-            with pytest.raises(UserError, match=f"^{option} 0: expected at least 1$"):
-                make(**{f.name: 0})
+def refused(name, value):
+    """What `make` says of a setting's value; "" if it takes it."""
+    try:
+        make(**{name: value})
+    except UserError as e:
+        option = "--" + name.replace("_", "-")
+        assert str(e).startswith(f"{option} {value}: expected ") and "\n" not in str(e)
+        return str(e).removeprefix(f"{option} {value}: expected ")
+    return ""
+
+
+@pytest.mark.parametrize("field", NUMBERS, ids=lambda field: field.name)
+def test_a_number_has_its_range(field):
+    """Every number: no negative one, no NaN, infinity where INFINITE says so, its own bounds."""
+    name = field.name
+    lowest = "above 0" if name in ABOVE else f"of at least {int(name in POSITIVE)}"
+    assert refused(name, field.type(-1)) == f"a number {lowest}"
+    if name in POSITIVE + ABOVE:
+        assert refused(name, field.type(0)) == f"a number {lowest}"
+    if field.type is int:
+        assert refused(name, 2**63).startswith("at most ")
+        assert refused(name, 10**400).startswith("at most ")
+        return
+    assert refused(name, math.nan) == f"a number {lowest}"
+    assert refused(name, -math.inf) == f"a number {lowest}"
+    assert refused(name, math.inf) == ("" if name in INFINITE else "a finite number")
+    assert refused(name, 1.5) == {"floor": "a number below 1"}.get(
+        name, "at most 1" if name in SHARES else ""
+    )
+    if name in SHARES:
+        assert refused(name, 1.0) == ("a number below 1" if name == "floor" else "")
+
+
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("seed", 2**63 - 1, ""),
+        ("seed", 2**64, f"at most {2**63 - 1}"),
+        ("threads", 100_000, "at most 1024"),
+        ("useful", 3.0, "at most 1"),
+        ("rate", 7.0, "at most 1"),
+        ("clip_low", 2.0, "at most 1"),
+        ("lr", 0.0, "a number above 0"),
+        ("grad_clip", 0.0, "a number above 0"),
+        ("c", math.inf, ""),
+        ("warmup", 0, ""),
+    ],
+)
+def test_ranges_by_example(name, value, expected):
+    assert refused(name, value) == expected
+
+
+def test_defaults_and_presets_are_in_range():
+    for preset in PRESETS:
+        cfg = make(preset)
+        for f in NUMBERS:
+            limits = f.metadata["limits"]
+            assert not limits.expected(getattr(cfg, f.name)), f.name
+            if f.type is float:
+                assert (
+                    limits.most == 1 or limits.below == 1 or f.name not in SHARES
+                ) and limits.infinite == (f.name in INFINITE)
 
 
 def test_a_setting_says_what_it_decides():
