@@ -7,10 +7,13 @@ line, else the preset's, else its default.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import errno
 import math
 import os
+import signal
 import sys
 
 
@@ -700,11 +703,15 @@ class Parser(argparse.ArgumentParser):
 def command(main, stopped=""):
     """Run main(argv) as a script.
 
-    A mistake is one line and exit status 2; Ctrl-C is exit status 130.
+    A mistake, or a disk that is full, is one line and exit status 2. Ctrl-C is exit status 130.
+    A pipe that its reader closed ends the program without a word, with the status of SIGPIPE.
     stopped   what to print after Ctrl-C, if there is something to say
     """
     try:
-        main(sys.argv[1:])
+        try:
+            main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
     except UserError as e:
         print(f"{program_name()}: {e}", file=sys.stderr)
         sys.exit(2)
@@ -712,6 +719,36 @@ def command(main, stopped=""):
         if stopped:
             print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # or Python would complain when it flushes at exit
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as e:
+        if e.errno not in FULL:
+            raise
+        print(f"{program_name()}: {e.strerror}; {MAKE_ROOM}", file=sys.stderr)
+        sys.exit(2)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the largest file
+MAKE_ROOM = "make room; --resume, where a command has it, goes on"
+
+
+@contextlib.contextmanager
+def writing(path, option="", advice=MAKE_ROOM):
+    """Around what writes a file: a failure is told in one line. Raises UserError.
+
+    option   the option that named the path, if one did
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as e:
+        # torch.save hides the system's error behind one of its own.
+        cause = e if isinstance(e, OSError) else e.__context__
+        if not isinstance(cause, OSError) or isinstance(cause, BrokenPipeError):
+            raise
+        name = f"{option} {path}".strip()
+        raise UserError(f"{name}: cannot be written ({cause.strerror}); {advice}") from None
 
 
 def check_output(option, path):
@@ -724,14 +761,10 @@ def check_output(option, path):
 
 def write_output(path, option, content):
     """Write bytes to a file, all or nothing. Raises UserError."""
-    try:
+    with writing(path, option, "give another path"):
         with open(f"{path}.part", "wb") as f:
             f.write(content)
         os.replace(f"{path}.part", path)
-    except OSError as e:
-        raise UserError(
-            f"{option} {path}: cannot be written ({e.strerror}); give another path"
-        ) from None
 
 
 def parse(argv, extra, description):

@@ -26,7 +26,6 @@ import time
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from config import EXPERT_PART, MSTEP, seed_of
 from data import PROMPT, THOUGHT, canonical, infuse
@@ -34,6 +33,7 @@ from engine import documents, parallel, training
 from engine.backend import FAST
 from engine.machine import graphs, steps_bar
 from model import work_size
+from progress import progress_bar
 
 # ---------------------------------------------------------------- infusion
 
@@ -50,7 +50,7 @@ def infuse_corpus(tok, snippets, numbers, propose, at_once, block, stats):
     Under torchrun, pass all snippets on every rank; each works on its share and gets all documents.
     """
     at_once *= parallel.world()
-    for start in tqdm(
+    for start in progress_bar(
         range(0, len(snippets), at_once), desc="infuse", unit="batch", delay=2, leave=False
     ):
         share = list(parallel.shard(snippets[start : start + at_once]))

@@ -60,6 +60,7 @@ from engine.training import inference_copy
 from evaluate import count_verdicts, mean_pass_at_k, sample_and_grade, sample_programs
 from grader.grade import Grader
 from model import work_size
+from progress import progress_bar
 from tasks import job_of, parts
 
 
@@ -101,7 +102,7 @@ def sample_completions(model, tok, tasks, cfg, first, grader, backend=FAST):
     """
     share = parallel.shard(range(len(tasks)))
     samples = {}
-    bar = tqdm(
+    bar = progress_bar(
         total=len(share) * cfg.completions, desc="sampling", unit="sample", delay=5, leave=False
     )
 

@@ -62,6 +62,7 @@ import data
 from benchmarks import suites
 from config import Parser, UserError, check_output, command, convert, write_output
 from corpus import functions
+from progress import progress_bar
 
 SHORTEST = 24  # characters of a substring, at least
 GRAM = 10  # words of a gram
@@ -177,7 +178,7 @@ class Checker:
         self.entries = collections.defaultdict(list)  # name -> [(problem, function)]
         substrings = {}  # substring -> problems
         for number, (_, task) in enumerate(
-            tqdm(tasks, desc="indexing benchmarks", unit="problem", delay=8, leave=False)
+            progress_bar(tasks, desc="indexing benchmarks", unit="problem", delay=8, leave=False)
         ):
             self.index_grams(number, task)
             for text in self.index_entry(number, task):

@@ -11,10 +11,9 @@ import inspect
 import io
 import tokenize
 
-from tqdm import tqdm
-
 from corpus.sources import BAD, chunks, python2, read_item, sources
 from data import syntax_tree
+from progress import progress_bar
 
 DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DROPPED = (
@@ -157,7 +156,7 @@ def distinct(spec, counts, column="text", progress=True):
     """
     seen = set()
     origins = sources(spec, column)
-    with tqdm(
+    with progress_bar(
         total=sum(size for origin in origins for _, _, size in origin.files),
         desc="reading",
         unit="B",

@@ -12,9 +12,9 @@ Shapes: n snippets.
 import os
 
 import numpy as np
-from tqdm import tqdm
 
 from config import UserError
+from progress import progress_bar
 
 PERMUTATIONS = 128  # of MinHash
 SHINGLE = 5  # tokens
@@ -89,7 +89,7 @@ def near_duplicates(folder, table, dtype, near, progress):
             offset = int(doc["ids"]) * dtype.itemsize
             return shingles(os.pread(file.fileno(), size, offset), dtype.itemsize)
 
-        for band in tqdm(
+        for band in progress_bar(
             range(bands_of(near)[0]),
             desc="near-duplicates",
             unit="band",

@@ -44,6 +44,7 @@ from corpus.store import Corpus
 from data import snippet
 from domain import base_text
 from formats import huggingface, tokenizers
+from progress import progress_bar
 
 FORMAT = 1  # of the files; a new number makes old ones useless
 FATES = ("kept", *DROPPED)
@@ -238,7 +239,7 @@ def make_parts(folder, job):
         job.check.ready()
     pool = open_pool(job.cores)
     total = sum(size for origin in job.origins for _, _, size in origin.files)
-    bar = tqdm(
+    bar = progress_bar(
         total=total,
         desc="preparing",
         unit="B",
@@ -435,7 +436,7 @@ def join_parts(parts, n_parts, job):
     writer = CorpusWriter(folder, len(job.origins), bands_of(near)[0])
     with writer:
         for n, fresh in enumerate(
-            tqdm(
+            progress_bar(
                 first_occurrences(parts, n_parts),
                 desc="joining",
                 unit="part",

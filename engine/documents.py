@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from config import UserError, seed_of
+from config import UserError, seed_of, writing
 from data import infuse
 from engine import parallel
 
@@ -63,7 +63,7 @@ def write_documents(path, docs):
     """
     writes = parallel.rank() == 0
     lengths = array.array("I")
-    with open(f"{path}.part" if writes else os.devnull, "wb") as f:
+    with writing(path), open(f"{path}.part" if writes else os.devnull, "wb") as f:
         for ids, kinds in docs:
             words = np.array(ids, np.uint32) << 2 | np.array(kinds, np.uint32)
             f.write(words.tobytes())

@@ -10,9 +10,9 @@ import time
 import typing
 
 import torch
-from tqdm import tqdm
 
 from config import UserError, cores
+from progress import progress_bar
 
 # ---------------------------------------------------------------- settings
 
@@ -84,7 +84,7 @@ def settle_memory():
 
 def steps_bar(desc, start, steps):
     """A progress bar over the steps from `start` on."""
-    bar = functools.partial(tqdm, unit="step", mininterval=0.5)
+    bar = functools.partial(progress_bar, unit="step", mininterval=0.5)
     return bar(range(start, steps), desc=desc, initial=start, total=steps)
 
 

@@ -41,7 +41,6 @@ import typing
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from config import seed_of
 from data import ends_itself, inserted
@@ -49,6 +48,7 @@ from elbo import decision_logprobs, line_logprobs, reward
 from engine import parallel
 from engine.decoder import Decoder
 from engine.reader import Reader, length_batches
+from progress import progress_bar
 
 # kinds of events: <act>; the first token of a thought; a further token; its end
 ACT, FIRST, TOKEN, END = range(4)
@@ -178,7 +178,7 @@ def rollouts(q, pi, tok, snippets, G, think_max, seed, *, numbers, at_once, desc
     parts = []
     starts = range(0, len(snippets), at_once)
     silent = len(snippets) <= at_once
-    for i in tqdm(starts, desc=desc, unit="batch", delay=2, leave=False, disable=silent):
+    for i in progress_bar(starts, desc=desc, unit="batch", delay=2, leave=False, disable=silent):
         batch = snippets[i : i + at_once]
         settings["numbers"] = numbers[i : i + at_once]
         parts += split(rollout(q, pi, tok, batch, G, think_max, seed, **settings))

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from config import UserError, sample_seed
 from engine.decoder import Decoder
+from progress import progress_bar
 
 
 @dataclasses.dataclass
@@ -83,7 +84,7 @@ def generate(
     check_settings(max_new, temperature, top_p, n, batch)
     check_stops(stop, decode)
     out = [[None] * n for _ in prompts]
-    bar = tqdm(total=len(prompts) * n, desc=desc, unit="sample", disable=not progress)
+    bar = progress_bar(total=len(prompts) * n, desc=desc, unit="sample", disable=not progress)
 
     def record(i, j, completion):
         out[i][j] = completion

@@ -9,7 +9,7 @@ import pickle
 
 import torch
 
-from config import UserError
+from config import UserError, writing
 from model import ModelConfig, hollow
 
 DAMAGED = (
@@ -44,7 +44,7 @@ def write_whole(record, path):
     """
     partial = f"{path}.{os.getpid()}.part"
     try:
-        with open(partial, "wb") as f:
+        with writing(path), open(partial, "wb") as f:
             torch.save(record, f)
             f.flush()
             os.fsync(f.fileno())

@@ -54,6 +54,7 @@ from config import cores
 from grader.assertions import check_job, prepare, same_output
 from grader.client import Server
 from grader.messages import HarnessError
+from progress import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +101,7 @@ def graded(jobs, progress=False, desc="grading", **settings):
     with Grader(**settings) as grader:
         try:
             if progress:
-                import tqdm
-
-                bar = tqdm.tqdm(total=len(same), desc=desc, unit="program")
+                bar = progress_bar(total=len(same), desc=desc, unit="program")
             runs = {grader.submit(jobs[indices[0]]): indices for indices in same.values()}
             for run in as_completed(runs):
                 indices = runs.pop(run)

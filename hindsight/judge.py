@@ -7,10 +7,10 @@ import math
 import typing
 
 import numpy as np
-from tqdm import tqdm
 
 from config import EXCHANGE, JUDGE, seed_of
 from hindsight.propose import log_weights, propose
+from progress import progress_bar
 
 RATES = np.array([0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
 
@@ -72,7 +72,7 @@ def judge_thoughts(
     """
     rows = []
     thoughts = []
-    for start in tqdm(
+    for start in progress_bar(
         range(0, len(snippets), batch),
         desc=desc,
         unit="batch",

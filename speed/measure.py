@@ -12,10 +12,9 @@ import subprocess
 import sys
 import time
 
-from tqdm import tqdm
-
 from config import cores
 from engine.machine import timed
+from progress import progress_bar
 
 
 def interleaved(functions, repeats, rates, desc="", warm=True):
@@ -26,7 +25,7 @@ def interleaved(functions, repeats, rates, desc="", warm=True):
     repeats = rates.repeats or repeats
     begin = time.perf_counter()
     seconds = {name: [] for name in functions}
-    for k in tqdm(range(-warm, repeats), desc=desc, unit="repeat", leave=False):
+    for k in progress_bar(range(-warm, repeats), desc=desc, unit="repeat", leave=False):
         for name, function in functions.items():
             wall, cpu = timed(function)
             if k >= 0:
