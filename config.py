@@ -55,10 +55,11 @@ class Limits:
         return "" if value >= self.least else f"a number of at least {self.least}"
 
 
-def setting(default, text, choices=None, *, of, **limits):
+def setting(default, text, choices=None, *, of, grows=False, **limits):
     """A field of Config.
 
     of       words of RESULTS: the results that the setting decides; "": it changes no result
+    grows    a result can go on with a larger number than it was begun with
     limits   the numbers allowed, as `Limits` has them
     """
     decides = tuple(of.split())
@@ -67,7 +68,7 @@ def setting(default, text, choices=None, *, of, **limits):
         raise ValueError(f"of={of!r}: {', '.join(sorted(unknown))} is none of {', '.join(words)}")
     if type(default) is int:
         limits = {"most": 2**31 - 1, **limits}
-    about = {"help": text, "choices": choices, "of": decides, "limits": Limits(**limits)}
+    about = dict(help=text, choices=choices, of=decides, grows=grows, limits=Limits(**limits))
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -292,7 +293,12 @@ class Config:
     )
 
     # EM
-    iters: int = setting(2, "EM iterations", of="ntp", least=1)
+    iters: int = setting(
+        2, "EM iterations; --resume goes on with more", of="ntp", least=1, grows=True
+    )
+    keep_iterations: bool = setting(
+        False, "keep the model of each EM iteration, as NAME-iteration-1.pt, ...", of=""
+    )
     estep: str = setting(
         "reinforce",
         "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), "
@@ -428,7 +434,9 @@ class Config:
         of="rlvr",
     )
     n_rl: int = setting(2000, "problems of the built-in domain's RL split", of="rlvr", least=1)
-    rl_steps: int = setting(80, "GRPO steps", of="rlvr")
+    rl_steps: int = setting(
+        80, "GRPO steps; --resume of an unfinished run goes on with more", of="rlvr", grows=True
+    )
     prompts: int = setting(16, "problems a step, B", of="rlvr", least=1)
     completions: int = setting(8, "completions a problem, G", of="rlvr", least=1)
     rl_lr: float = setting(2e-4, "learning rate, constant after the warm-up", of="rlvr", above=0)
@@ -529,18 +537,20 @@ def deciding(result):
     return [f.name for f in dataclasses.fields(Config) if words & set(f.metadata["of"])]
 
 
-def differences(settings, cfg, names):
+def differences(settings, cfg, names, grown=False):
     """Which of the settings `names` differ between an earlier run and cfg.
 
     settings   those of the earlier run; a setting that it did not know yet counts as its default,
                and one that no longer exists does not count
+    grown      leave out a setting that may grow, and did
 
     Returns texts such as "seed=1 and not 0".
     """
     texts = []
     for f in dataclasses.fields(Config):
         earlier, now = settings.get(f.name, f.default), getattr(cfg, f.name)
-        if f.name in names and earlier != now:
+        has_grown = grown and f.metadata["grows"] and earlier < now
+        if f.name in names and earlier != now and not has_grown:
             texts.append(f"{f.name}={earlier!r} and not {now!r}")
     return texts
 

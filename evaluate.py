@@ -29,7 +29,7 @@ from benchmarks import suites
 from benchmarks.rates import mean_pass_at_k, pass_rates, rate_interval
 from benchmarks.samples import SampleFile, path_of, read_completions
 from benchmarks.sanitise import sanitised
-from config import BOUND, EVALUATE, SHOW, UserError, parse
+from config import BOUND, EVALUATE, SHOW, UserError, parse, writing
 from domain import domain_tasks
 from elbo import never_thinks, prior_of, summary
 from engine import parallel
@@ -482,8 +482,11 @@ def solve_problems(run, name, model, problems):
 
 @parallel.rank0_only
 def write_programs(run, name, rows):
-    with open(run.path(f"samples-{name}.jsonl"), "w") as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
+    path = run.path(f"samples-{name}.jsonl")
+    with writing(path):
+        with open(f"{path}.{os.getpid()}.part", "w") as f:
+            f.writelines(json.dumps(row) + "\n" for row in rows)
+        os.replace(f.name, path)
 
 
 # settings that decide what the figures of a model are figures of
@@ -504,19 +507,21 @@ def write_results(run, results):
     Each entry has its own `measured`, so that unlike ones can be told apart.
     """
     path = run.path("results.json")
-    try:
-        with open(path) as f:
-            earlier = dict(json.load(f))
-    except (OSError, ValueError, TypeError):
-        earlier = {}
-    parallel.rank0_only(write_record)(path, {**earlier, **results})
+    with run.exclusive():
+        try:
+            with open(path) as f:
+                earlier = dict(json.load(f))
+        except (OSError, ValueError, TypeError):
+            earlier = {}
+        parallel.rank0_only(write_record)(path, {**earlier, **results})
     return {name: entry for name, entry in earlier.items() if name not in results}
 
 
 def write_record(path, record):
-    with open(path + ".part", "w") as f:
-        json.dump(record, f, indent=1)
-    os.replace(path + ".part", path)
+    with writing(path):
+        with open(path + ".part", "w") as f:
+            json.dump(record, f, indent=1)
+        os.replace(path + ".part", path)
 
 
 def print_unlike(entries, cfg):

@@ -4,9 +4,16 @@ NAME.pt is a finished model. NAME.state is an unfinished stage: weights, optimiz
 NAME.docs, beside it, is what its M-step trains on. There is no state of random generators to keep,
 because every batch and every draw is a function of (seed, stage, iteration, step). Files are
 written all or nothing.
+
+Several processes may work in one folder, each on models of other names: NAME is locked by the file
+.NAME.lock as long as a process makes it. metrics.jsonl and results.json are for all, and .lock is
+held while one of them is written. The system opens the locks of a process that ends, however it
+ends.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import re
@@ -18,7 +25,7 @@ from tqdm import tqdm
 
 import data
 import domain
-from config import UserError, deciding, differences
+from config import UserError, deciding, differences, writing
 from corpus.decontaminate import line
 from corpus.prepare import arguments_of, prepare_corpus, tokenizer_of
 from corpus.problems import problems
@@ -36,9 +43,11 @@ class Run:
 
     backend = FAST  # the functions that it computes with; train.py sets it
 
-    def __init__(self, cfg, stage="em"):
+    def __init__(self, cfg, stage="em", prepare=True):
         self.cfg = cfg
+        self.stage = stage
         self.out = cfg.out
+        self.locks = []  # open files
         self.device = device_of(cfg)
         self.settings = rlvr_settings(cfg) if stage == "rlvr" else stage_settings(cfg)
         self.started = time.time()
@@ -51,29 +60,69 @@ class Run:
         self.problems = None
         self.longest = 0  # tokens of the longest snippet with its thoughts
         self.tok = tokenizer_of(cfg)
-        if stage != "rlvr":
+        if prepare and stage != "rlvr":
             self.prepare()
 
     @parallel.rank0_only
     def begin(self):
-        """Make the folder and note the settings. `check` comes first. Raises UserError."""
-        try:
+        """Make the folder, lock what this stage makes, and note the settings.
+
+        `checked_run` comes first. Raises UserError.
+        """
+        with writing(self.out, "--out", "give another path"):
             os.makedirs(self.out, exist_ok=True)
-            for name in os.listdir(self.out):
-                if name.endswith(".part"):  # half a file of a killed run
-                    os.remove(self.path(name))
-            with open(self.path("settings.json"), "w") as f:
-                json.dump(dataclasses.asdict(self.cfg), f, indent=1)
+            names = names_to_make(self, self.stage)
+            for name in names:
+                self.lock(name)
+                self.remove_parts(name)
+            settings = dataclasses.asdict(self.cfg)
+            self.write_json("settings.json", settings)  # of the last command
+            for name in names:
+                self.write_json(f"settings-{name}.json", settings)
             if self.contamination:
-                with open(self.path("contamination.json"), "w") as f:
-                    json.dump(self.contamination, f, indent=1)
-        except OSError as e:
-            raise UserError(
-                f"--out {self.out}: cannot be written ({e.strerror}); give another path"
-            ) from None
+                self.write_json("contamination.json", self.contamination)
 
     def path(self, name):
         return os.path.join(self.out, name)
+
+    def write_json(self, name, record):
+        partial = self.path(f"{name}.{os.getpid()}.part")
+        with open(partial, "w") as f:
+            json.dump(record, f, indent=1)
+        os.replace(partial, self.path(name))
+
+    # ------------------------------------------------------------ several processes
+
+    def lock(self, name):
+        """Keep other processes from making NAME, until this one ends. Raises UserError."""
+        f = open(self.path(f".{name}.lock"), "a")
+        try:
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            f.close()
+            raise UserError(
+                f"--out {self.out}: another process works on {name} there; wait for it, or give "
+                "another --name or --out"
+            ) from None
+        self.locks.append(f)
+
+    @contextlib.contextmanager
+    def exclusive(self):
+        """Alone with the files that all models share: metrics.jsonl, results.json."""
+        if parallel.rank():
+            yield
+            return
+        with open(self.path(".lock"), "a") as f:
+            fcntl.lockf(f, fcntl.LOCK_EX)
+            yield
+
+    def remove_parts(self, name):
+        """Remove half the files of NAME that a killed process left."""
+        name = re.escape(name)
+        partial = re.compile(rf"({name}\.(pt|state|docs)|settings-{name}\.json)(\.\d+)?\.part")
+        for file in os.listdir(self.out):
+            if partial.fullmatch(file):
+                os.remove(self.path(file))
 
     # ------------------------------------------------------------ corpora
 
@@ -211,8 +260,7 @@ class Run:
         if not self.cfg.resume or not os.path.exists(path):
             return None
         state = torch.load(path, map_location="cpu", weights_only=True, **options)
-        names = deciding("base") if name == "base" else self.settings
-        changed = differences(state["settings"], self.cfg, names)
+        changed = differences(state["settings"], self.cfg, self.deciding(name), grown=True)
         if changed:
             raise UserError(
                 f"{path}: the unfinished run was made with {', '.join(changed)}; give the same "
@@ -220,13 +268,48 @@ class Run:
             )
         return state
 
-    def restore(self, name):
+    def deciding(self, name):
+        """Names of the settings that decide what a model of this stage is."""
+        if name == "base":
+            return deciding("base")
+        if self.stage == "rlvr":
+            return deciding("rlvr")
+        return deciding("ntp" if self.stage == "ntp" or name == "ntp" else "em")
+
+    def grown(self, name):
+        """With --resume, is NAME finished, and would go on with more iterations?"""
+        if not self.cfg.resume or not self.has(name):
+            return False
+        settings = self.about(name)[1]["settings"]
+        changed = differences(settings, self.cfg, self.deciding(name))
+        return bool(changed) and not differences(
+            settings, self.cfg, self.deciding(name), grown=True
+        )
+
+    def reopened(self, name):
+        """The state from which a finished model goes on with more iterations."""
+        model, extra = load_model(self.path(f"{name}.pt"))
+        lines = len(self.metrics(name)) if os.path.exists(self.path("metrics.jsonl")) else 0
+        return dict(
+            phase="estep",
+            iteration=extra["settings"]["iters"],
+            step=0,
+            flops=extra["flops"],
+            seconds=extra.get("em_seconds", 0.0),
+            weights=model.state_dict(),
+            lines=lines,
+        )
+
+    def restore(self, name, may_grow=False):
         """Load NAME.state to go on with a stage, and drop metrics logged after it was saved.
 
         Without --resume: return None and delete NAME.state and NAME.docs, so that an old state
         never meets new documents.
+        may_grow   a finished model goes on, too, if --iters asks for more iterations
         """
         state = self.unfinished(name)
+        if not state and may_grow and self.grown(name):
+            state = self.reopened(name)
         if not state:
             parallel.rank0_only(self.forget)(name)
         self.lines = state["lines"] if state else 0
@@ -246,30 +329,32 @@ class Run:
     def keep_metrics(self, name, n):
         """Keep the first n metrics lines of a model, and all of other models."""
         path = self.path("metrics.jsonl")
-        if not os.path.exists(path):
-            return
-        rows, seen = [], 0
-        with open(path) as f:
-            for row in f:
-                model = model_of(row)
-                seen += model == name
-                if model is not None and (model != name or seen <= n):
-                    rows.append(row)
-        with open(path + ".part", "w") as f:
-            f.writelines(rows)
-        os.replace(path + ".part", path)
+        with writing(path), self.exclusive():
+            if not os.path.exists(path):
+                return
+            rows, seen = [], 0
+            with open(path) as f:
+                for row in f:
+                    model = model_of(row)
+                    seen += model == name
+                    if model is not None and (model != name or seen <= n):
+                        rows.append(row)
+            with open(path + ".part", "w") as f:
+                f.writelines(rows)
+            os.replace(path + ".part", path)
 
     def metrics(self, name):
         """The lines of metrics.jsonl of a model, as dicts, in order."""
         with open(self.path("metrics.jsonl")) as f:
-            rows = [json.loads(line) for line in f]
-        return [row for row in rows if row["model"] == name]
+            return [json.loads(row) for row in f if model_of(row) == name]
 
     def log(self, name, **metrics):
-        """Add a line to metrics.jsonl."""
+        """Add a line to metrics.jsonl, with the time of day."""
+        row = {"model": name, **metrics, "wall_s": round(time.time(), 3)}
         if parallel.rank() == 0:
-            with open(self.path("metrics.jsonl"), "a") as f:
-                f.write(json.dumps({"model": name, **metrics}) + "\n")
+            path = self.path("metrics.jsonl")
+            with writing(path), self.exclusive(), open(path, "a") as f:
+                f.write(json.dumps(row) + "\n")
         self.lines += 1
 
 
@@ -306,21 +391,37 @@ def base_shape(run):
 # ---------------------------------------------------------------- is all there that a stage needs?
 
 
-def check(run, stage):
-    """Is all that the stage needs there, and made with the same settings? Raises UserError."""
-    check_name(run.cfg, stage)
+def checked_run(cfg, stage):
+    """The run's folder, if all is there that the stage needs, made with the same settings.
+
+    Checks that cost nothing come first, and corpora are prepared in between. Raises UserError.
+    """
+    run = Run(cfg, stage, prepare=False)
+    if cfg.resume and not os.path.isdir(run.out):
+        raise UserError(
+            f"--resume: nothing to resume in {run.out}, which is no folder; give the --out of the "
+            "run, or leave out --resume to start one"
+        )
+    check_name(cfg, stage)
     check_needs(run, stage)
-    if run.cfg.preset == "tiny" and stage in ("pretrain", "em", "all"):
+    if cfg.preset == "tiny" and stage in ("pretrain", "em", "all"):
         check_base(run)
     if stage != "pretrain" and run.has("base"):
-        check_fit(run)
+        check_source(run)
     check_resume(run, stage)
+    if stage != "rlvr":
+        run.prepare()
+    if stage != "pretrain" and run.has("base"):
+        check_fit(run)
+    if stage == "rlvr" and run.has(cfg.init):  # or it is about to be loaded
+        run.training_problems()
+    return run
 
 
 def check_name(cfg, stage):
     """Raises UserError for a --name that another stage uses, and for --models without names."""
-    own = {"ntp": "ntp", "em": "ra3", "all": "ra3"}.get(stage)
-    reserved = {"base", "ntp", "ra3"} - {own}
+    own_name = {"ntp": "ntp", "em": "ra3", "all": "ra3"}.get(stage)
+    reserved = {"base", "ntp", "ra3"} - {own_name}
     if cfg.name and (not re.fullmatch(r"[\w.-]+", cfg.name) or cfg.name in reserved):
         raise UserError(
             f"--name {cfg.name}: expected letters, digits, '.', '_' or '-', and not the name of "
@@ -362,7 +463,7 @@ def check_base(run):
     if not run.has("base"):
         run.unfinished("base", mmap=True)
         return
-    settings = run.load("base", shape)[1]["settings"]
+    settings = load_model(run.path("base.pt"), shape, mmap=True)[1]["settings"]
     names = [name for name in deciding("base") if name in settings]
     changed = differences(settings, run.cfg, names)
     if changed:
@@ -372,16 +473,21 @@ def check_base(run):
         )
 
 
-def check_fit(run):
-    """Raises UserError if base.pt is another model than --model, or too small for the data."""
+def check_source(run):
+    """Raises UserError if base.pt is another model than --model."""
     cfg = run.cfg
-    base, extra = run.about("base")
-    source = extra["settings"].get("model", cfg.model)
+    source = run.about("base")[1]["settings"].get("model", cfg.model)
     if source != cfg.model:
         raise UserError(
             f"{run.path('base.pt')}: made from --model {source} and not {cfg.model}; give the "
             "same, or another --out"
         )
+
+
+def check_fit(run):
+    """Raises UserError if base.pt is too small for the tokenizer or the data."""
+    cfg = run.cfg
+    base = run.about("base")[0]
     if base.vocab_size < run.tok.vocab_size or base.max_len < run.longest:
         raise UserError(
             f"{run.path('base.pt')}: {base.vocab_size} ids and {base.max_len} positions; --preset "
@@ -394,22 +500,44 @@ def check_resume(run, stage):
     """Raises UserError if what --resume would go on with was made with other settings."""
     cfg = run.cfg
     if stage == "ntp":
-        run.unfinished(ntp_name(cfg), mmap=True)
+        check_unfinished(run, ntp_name(cfg), may_grow=not cfg.match, again=bool(cfg.match))
     elif stage == "rlvr":
-        run.unfinished(rlvr_name(cfg), mmap=True)
-        if run.has(cfg.init):  # or it is about to be loaded
-            run.training_problems()
+        check_unfinished(run, rlvr_name(cfg))
     elif stage in ("em", "all"):
-        name = cfg.name or "ra3"
-        state = run.unfinished(name, mmap=True)
-        finished = cfg.resume and run.has(name) and not state
-        if finished and not current(run, name, stage_settings(cfg)):
-            raise UserError(
-                f"{run.path(name + '.pt')}: finished with other settings, so there is nothing to "
-                "resume; leave out --resume to start over, or give another --name"
-            )
+        check_unfinished(run, cfg.name or "ra3", may_grow=True)
         if not current(run, "ntp", deciding("ntp")):
             run.unfinished("ntp", mmap=True)
+
+
+def check_unfinished(run, name, may_grow=False, again=False):
+    """Raises UserError if --resume finds NAME, finished or not, made with other settings.
+
+    may_grow   a finished model goes on with more iterations
+    again      a finished model is made again, whatever its settings
+    """
+    if run.unfinished(name, mmap=True) or not run.cfg.resume or not run.has(name) or again:
+        return
+    if not current(run, name, run.deciding(name)) and not (may_grow and run.grown(name)):
+        raise UserError(
+            f"{run.path(name + '.pt')}: finished with other settings, so there is nothing to "
+            "resume; leave out --resume to start over, or give another --name"
+        )
+
+
+def names_to_make(run, stage):
+    """The models that a stage is about to write. Example: em, first time -> [base, ntp, ra3]"""
+    cfg = run.cfg
+    base = [] if run.has("base") else ["base"]
+    if stage == "pretrain":
+        return base
+    if stage == "ntp":
+        return [ntp_name(cfg)]
+    if stage == "rlvr":
+        return [*(base if cfg.init == "base" else []), rlvr_name(cfg)]
+    if stage in ("em", "all"):
+        ntp = [] if current(run, "ntp", deciding("ntp")) else ["ntp"]
+        return [*base, *ntp, cfg.name or "ra3"]
+    return []
 
 
 def current(run, name, fields):
@@ -435,6 +563,8 @@ def rlvr_name(cfg):
 
 def names_to_evaluate(cfg, stage):
     """--models, and the stage's own: after --stage em --name NAME it takes the place of ra3."""
-    own = (cfg.name or "ra3") if stage in ("em", "all") else cfg.name
-    names = [own if name == "ra3" and stage != "eval" else name for name in cfg.models.split(",")]
-    return [name for name in dict.fromkeys([*names, own]) if name]
+    own_name = (cfg.name or "ra3") if stage in ("em", "all") else cfg.name
+    names = [
+        own_name if name == "ra3" and stage != "eval" else name for name in cfg.models.split(",")
+    ]
+    return [name for name in dict.fromkeys([*names, own_name]) if name]

@@ -13,10 +13,11 @@
     eval       evaluate the models of the run's folder                              -> results.json
     all        the same as em
 
-The run's folder holds settings.json, tokenizer.txt, checkpoints by name, metrics.jsonl (a line a
-step), results.json and samples-NAME.jsonl. Every batch and every draw is a function of (seed,
-stage, iteration, step), so a checkpoint needs weights, optimizer and position only: a killed run
-goes on with --resume as if nothing had happened, bit for bit on the CPU.
+The run's folder holds settings-NAME.json, tokenizer.txt, checkpoints by name, metrics.jsonl (a
+line a step), results.json and samples-NAME.jsonl; settings.json is of the last command. Every batch
+and every draw is a function of (seed, stage, iteration, step), so a checkpoint needs weights,
+optimizer and position only: a killed run goes on with --resume as if nothing had happened, bit for
+bit on the CPU. A finished one goes on with more --iters.
 
 FLOPs are counted as 2 P a token forward and 6 P a token trained. P: parameters without the
 embedding, plus the head.
@@ -38,7 +39,7 @@ import estep
 import logprobs
 import mstep
 import rlvr
-from config import DIAGNOSE, INFUSE, PRETRAIN, UserError, deciding, estep_of, parse
+from config import DIAGNOSE, INFUSE, PRETRAIN, UserError, command, deciding, estep_of, parse
 from elbo import never_thinks
 from engine import documents, parallel, plan, training
 from engine.backend import FAST, Backend
@@ -51,7 +52,7 @@ from model import Transformer, work_size
 from run import (
     Run,
     base_shape,
-    check,
+    checked_run,
     current,
     done,
     names_to_evaluate,
@@ -115,7 +116,8 @@ def pretrain(run):
     model, optimizer = training.prepare_training(
         model, cfg, lambda m: training.adamw(m, cfg.pretrain_lr, cfg.weight_decay), state
     )
-    progress = state["progress"] if state else {"lap": 0, "step": 0, "flops": 0.0}
+    start = {"lap": 0, "step": 0, "flops": 0.0}
+    progress = state.get("progress", {**start, **state}) if state else start
     while True:
         pretrain_lap(run, model, optimizer, progress)
         skill = note_skill(run, parallel.unwrap(model))
@@ -236,7 +238,9 @@ def ntp(run, name, match=""):
     if match:
         iters, parts = 1, [np.arange(len(run.expert))]
         steps = round(run.about(match)[1]["flops"] / (6 * work_size(model) * cfg.rows * cfg.block))
-    state, flops = run.restore(name), 0.0
+    state, flops = run.restore(name, may_grow=not match), 0.0
+    if state and "opt" not in state:  # of a finished model, which goes on with more iterations
+        state["opt"] = mstep_start(model, cfg, flops)["opt"]
     for iteration in range(state["iteration"] if state else 0, iters):
         docs = documents.Code(run.tok, *run.expert_snippets(parts[iteration]))
         model, flops = mstep.mstep(run, name, model, docs, iteration, steps, state, flops)
@@ -252,7 +256,7 @@ def em(run):
     thoughts into the expert's code and fine-tunes pi on it."""
     cfg, name = run.cfg, run.cfg.name or "ra3"
     pi, _ = run.load("base")
-    state = run.restore(name)
+    state = run.restore(name, may_grow=True)
     flops = state["flops"] if state else 0.0
     began = time.time() - (state["seconds"] if state else 0.0)
     if state:
@@ -284,6 +288,9 @@ def em(run):
         )
         state = None
         tell_heldout(run, name, pi, iteration, flops)
+        if cfg.keep_iterations:
+            settings = {**stage_settings(cfg), "iters": iteration + 1}
+            run.save(f"{name}-iteration-{iteration + 1}", pi, flops=flops, settings=settings)
         if iteration + 1 < cfg.iters:
             position = {"phase": "estep", "iteration": iteration + 1, "step": 0, "flops": flops}
             run.save_state(name, **position, weights=pi.state_dict(), seconds=seconds())
@@ -406,9 +413,8 @@ def main(argv):
     if args.dry_run is not None:
         plan.print_plan(cfg, stage, args.dry_run, Run(cfg, stage) if plan.shape(cfg)[1] else None)
         return
-    run = Run(cfg, stage)
+    run = checked_run(cfg, stage)
     run.backend = backend_of(cfg)
-    check(run, stage)
     if stage != "eval":
         run.begin()
     if stage in ("pretrain", "em", "all") or stage == "rlvr" and cfg.init == "base":
@@ -434,19 +440,18 @@ def mid_train(run):
         em(run)
 
 
-if __name__ == "__main__":
+def on_all_ranks(argv):
+    """main, joined to torchrun's ranks. A failure of the grader is one line, and exit status 1."""
     try:
         with parallel.ranks():
-            main(sys.argv[1:])
-    except UserError as e:
-        print(f"train.py: {e}", file=sys.stderr)
-        sys.exit(2)
+            main(argv)
     except HarnessError as e:
         print(
             f"train.py: the grader failed: {e}; the same command with --resume goes on",
             file=sys.stderr,
         )
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command with --resume goes on", file=sys.stderr)
-        sys.exit(130)
+
+
+if __name__ == "__main__":
+    command(on_all_ranks, "stopped; the same command with --resume goes on")
