@@ -57,7 +57,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import DIAGNOSE, ESTEP, ESTEP_BATCH, estep_of, seed_of, selection_of
+from config import DIAGNOSE, ESTEP, ESTEP_BATCH, ROUNDING, estep_of, seed_of, selection_of
 from data import ends_itself, infuse, inserted
 from elbo import kl_sample, never_thinks, prior_of, summary
 from engine import parallel, training
@@ -423,7 +423,7 @@ def estep(run, name, pi, iteration, state, flops, seconds):
     q, opt = training.prepare_training(
         copy.deepcopy(pi),
         cfg,
-        lambda model: training.adamw(model, cfg.estep_lr, 0.0),
+        lambda m: training.adamw(m, cfg.estep_lr, 0.0, (cfg.seed, ROUNDING, ESTEP, iteration)),
         state if start else None,
         "q",
     )

@@ -27,7 +27,7 @@ import time
 import numpy as np
 import torch
 
-from config import EXPERT_PART, MSTEP, seed_of
+from config import EXPERT_PART, MSTEP, ROUNDING, seed_of
 from data import PROMPT, THOUGHT, canonical, infuse
 from engine import documents, parallel, training
 from engine.backend import FAST
@@ -169,8 +169,9 @@ def mstep(run, name, model, docs, iteration, steps, state, flops, more_state=dic
     """
     cfg = run.cfg
     start = 0
+    seed = (cfg.seed, ROUNDING, MSTEP, iteration)
     model, opt = training.prepare_training(
-        model, cfg, lambda m: training.adamw(m, cfg.lr, cfg.weight_decay), state
+        model, cfg, lambda m: training.adamw(m, cfg.lr, cfg.weight_decay, seed), state
     )
     if state:
         start = state["step"]

@@ -50,7 +50,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import COIN, PROBLEMS, RLVR, RLVR_HELDOUT, SHUFFLE, seed_of
+from config import COIN, PROBLEMS, RLVR, RLVR_HELDOUT, ROUNDING, SHUFFLE, seed_of
 from engine import parallel, training
 from engine.backend import FAST
 from engine.gradients import CompletionScores
@@ -553,7 +553,7 @@ def rlvr(run, name):
     position = Position(flops=0.0 if cfg.init == "base" else extra["flops"])
     state = run.restore(name)
     model, opt = training.prepare_training(
-        model, cfg, lambda m: training.adamw(m, cfg.rl_lr, 0.0), state
+        model, cfg, lambda m: training.adamw(m, cfg.rl_lr, 0.0, (cfg.seed, ROUNDING, RLVR)), state
     )
     if state:
         position = Position(**{f.name: state[f.name] for f in dataclasses.fields(Position)})

@@ -39,7 +39,17 @@ import estep
 import logprobs
 import mstep
 import rlvr
-from config import DIAGNOSE, INFUSE, PRETRAIN, UserError, command, deciding, estep_of, parse
+from config import (
+    DIAGNOSE,
+    INFUSE,
+    PRETRAIN,
+    ROUNDING,
+    UserError,
+    command,
+    deciding,
+    estep_of,
+    parse,
+)
 from elbo import never_thinks
 from engine import documents, parallel, plan, training
 from engine.backend import FAST, Backend
@@ -113,8 +123,9 @@ def pretrain(run):
     model = Transformer(base_shape(run)).init_weights(cfg.seed)
     model = model.to(run.device, getattr(torch, cfg.weights))
     state = run.restore("base")
+    seed = (cfg.seed, ROUNDING, PRETRAIN)
     model, optimizer = training.prepare_training(
-        model, cfg, lambda m: training.adamw(m, cfg.pretrain_lr, cfg.weight_decay), state
+        model, cfg, lambda m: training.adamw(m, cfg.pretrain_lr, cfg.weight_decay, seed), state
     )
     start = {"lap": 0, "step": 0, "flops": 0.0}
     progress = state.get("progress", {**start, **state}) if state else start

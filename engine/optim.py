@@ -12,7 +12,10 @@ The moments are rounded to the nearest: with b2 = 0.95 v moves by a twentieth a 
 a rounding. This is the one part of engine/ that changes results, and it changes them by that.
 """
 
+import numpy as np
 import torch
+
+from config import ROUNDING, seed_of
 
 CHUNK = 2**24  # numbers of a weight that are updated at once, in float32
 
@@ -31,12 +34,17 @@ def rounded(x, seed):
 class RoundedAdamW(torch.optim.Optimizer):
     """AdamW whose new weights are rounded at random.
 
-    The draws are a function of the step, the weight and the seed alone: a resumed run goes on with
-    the same ones, and all ranks draw alike.
+    seed  the beginning of a seed, as `config.seed_of` takes it
+
+    The draws are a function of the seed, the step and the weight alone: a resumed run goes on with
+    the same ones, all ranks draw alike, and runs and stages of other seeds draw otherwise.
     """
 
-    def __init__(self, params, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0):
+    def __init__(
+        self, params, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, seed=(0, ROUNDING)
+    ):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+        self.seed = seed
 
     @torch.no_grad()
     def step(self):
@@ -67,6 +75,11 @@ class RoundedAdamW(torch.optim.Optimizer):
             w = w16.float().mul_(1 - group["lr"] * group["weight_decay"])
             scale = (v / (1 - b2**n)).sqrt_().add_(group["eps"])
             w.addcdiv_(m / (1 - b1**n), scale, value=-group["lr"])
-            w16.copy_(rounded(w, (n * 10**6 + number) * 10**4 + k // CHUNK))
+            w16.copy_(rounded(w, self.noise_seed(n, number, k // CHUNK)))
             m16.copy_(m)
             v16.copy_(v)
+
+    def noise_seed(self, *counters):
+        """The seed of torch's generator for one chunk of one weight in one step."""
+        words = seed_of(*self.seed, *counters)
+        return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])

@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from config import ROUNDING
 from engine import parallel
 from engine.machine import compile_blocks
 from engine.optim import RoundedAdamW
@@ -27,8 +28,8 @@ def learning_rate(step, steps, peak, warmup):
     return peak * min(1.0, rise, decay)
 
 
-def adamw(model, lr, weight_decay):
-    """AdamW with decay on matrices only; optim.py's for weights in bfloat16."""
+def adamw(model, lr, weight_decay, seed=(0, ROUNDING)):
+    """AdamW with decay on matrices only; optim.py's, with this seed, for weights in bfloat16."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [
@@ -36,7 +37,7 @@ def adamw(model, lr, weight_decay):
         {"params": vectors, "weight_decay": 0.0},
     ]
     if model.dtype == torch.bfloat16:
-        return RoundedAdamW(groups, lr)
+        return RoundedAdamW(groups, lr, seed=seed)
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 

@@ -8,7 +8,7 @@ What is read and written is in huggingface.py.
 
 import torch
 
-from config import Parser, command
+from config import Limits, Parser, check_number, command
 from formats.huggingface import export
 
 
@@ -40,6 +40,7 @@ def main(argv):
         help="largest size of a file of weights (default 5)",
     )
     args = parser.parse_args(argv)
+    check_number("--shard-gb", args.shard_gb, Limits(above=0))
     export(
         args.checkpoint,
         args.folder,

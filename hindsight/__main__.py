@@ -8,7 +8,7 @@ How thoughts are proposed and weighed, and what was found, is in propose.py.
 
 import json
 
-from config import UserError, check_output, command, parse, write_output
+from config import Limits, check_number, check_output, command, parse, write_output
 from data import inserted
 from engine.machine import set_threads
 from engine.training import inference_copy
@@ -62,13 +62,10 @@ OPTIONS = {
 
 def check_options(args):
     """Raises UserError for a value out of range."""
-    counts = (args.limit, args.per, args.shown)
-    if min(counts) < 0 or args.thoughts_a_line < 1 or args.soften <= 0:
-        raise UserError(
-            f"--limit {args.limit} --per {args.per} --shown {args.shown} "
-            f"--thoughts-a-line {args.thoughts_a_line} --soften {args.soften}: "
-            "expected at least 0, 0, 0 and 1, and a temperature above 0"
-        )
+    for name in ("limit", "per", "shown"):
+        check_number(f"--{name}", getattr(args, name), Limits())
+    check_number("--thoughts-a-line", args.thoughts_a_line, Limits(least=1))
+    check_number("--soften", args.soften, Limits(above=0))
     check_output("--json", args.json)
 
 

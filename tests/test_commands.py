@@ -12,7 +12,9 @@ import tqdm
 
 import config
 import progress
+from formats import __main__ as formats_command
 from formats.checkpoints import write_whole
+from hindsight import __main__ as hindsight_command
 from worlds import HERE
 
 # ---------------------------------------------------------------- progress
@@ -154,3 +156,26 @@ def test_writing_leaves_other_errors_alone():
     with pytest.raises(config.UserError, match=r"^--out file: cannot be written \(full\); wait$"):
         with config.writing("file", "--out", "wait"):
             raise OSError(28, "full")
+
+
+# ---------------------------------------------------------------- numbers of other commands
+
+
+@pytest.mark.parametrize(
+    "main, argv, message",
+    [
+        (formats_command.main, "export a.pt b --shard-gb 0", "--shard-gb 0.0: .* above 0"),
+        (formats_command.main, "export a.pt b --shard-gb nan", "--shard-gb nan: .* above 0"),
+        (
+            formats_command.main,
+            "export a.pt b --shard-gb inf",
+            "--shard-gb inf: .* a finite number",
+        ),
+        (hindsight_command.main, "--soften nan", "--soften nan: expected a number above 0"),
+        (hindsight_command.main, "--soften inf", "--soften inf: expected a finite number"),
+        (hindsight_command.main, "--per -1", "--per -1: expected a number of at least 0"),
+    ],
+)
+def test_numbers_have_a_range(main, argv, message):
+    with pytest.raises(config.UserError, match=message):
+        main(argv.split())

@@ -110,3 +110,50 @@ def test_resumed_is_the_same():
 def test_not_with_shards():
     with pytest.raises(UserError, match="--weights bfloat16 --shard"):
         config.make(weights="bfloat16", shard=True)
+
+
+# ---------------------------------------------------------------- seeds of the rounding
+
+
+def test_runs_and_stages_round_apart():
+    """One step from the same weights: equal seeds round alike; another run, stage, iteration, step
+    or weight does not."""
+    gen = torch.Generator().manual_seed(3)
+    start = torch.randn(4096, generator=gen).bfloat16()
+    gradient = torch.randn(4096, generator=gen).bfloat16()
+
+    def stepped(seed, steps=1):
+        weight = torch.nn.Parameter(start.clone())
+        opt = RoundedAdamW([weight], 1e-4, seed=seed)
+        for _ in range(steps):
+            weight.data.copy_(start)
+            weight.grad = gradient.clone()
+            opt.step()
+        return weight.detach()
+
+    seeds = [(s, config.ROUNDING, *counters) for s in (0, 1) for counters in ((1,), (2,), (2, 1))]
+    weights = [stepped(seed) for seed in seeds] + [stepped(seeds[0], 2)]
+    assert torch.equal(stepped(seeds[0]), weights[0])
+    for i, one in enumerate(weights):
+        for other in weights[:i]:
+            assert 100 < (one != other).sum() < 4000
+    noise = RoundedAdamW([torch.nn.Parameter(start)], 1e-4).noise_seed
+    assert (
+        len({noise(n, number, k) for n in range(9) for number in range(9) for k in (0, 1)}) == 162
+    )
+
+
+def test_steps_that_round_apart_add_up_as_a_random_walk():
+    """Ten optimizers of ten stages: the spread is that of independent roundings, sqrt(10) of one."""
+    start = torch.full((20_000,), 1.0).bfloat16()
+
+    def walked(stages, same):
+        weight = torch.nn.Parameter(start.clone())
+        for stage in range(stages):
+            opt = RoundedAdamW([weight], 2e-4, seed=(0, config.ROUNDING, 0 if same else stage))
+            weight.grad = torch.ones_like(weight)
+            opt.step()
+        return weight.detach().float().std().item()
+
+    assert walked(10, same=False) == pytest.approx(10**0.5 * walked(1, same=False), rel=0.1)
+    assert walked(10, same=True) > 1.5 * walked(10, same=False)

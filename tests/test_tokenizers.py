@@ -892,3 +892,7 @@ def test_export_of_a_model_of_the_built_in_domain(tok, tmp_path):
         UserError, match="settings.json: expected the run's settings, found no such file"
     ):
         huggingface.export(str(tmp_path / "ra3.pt"), str(tmp_path / "other"))
+    for text in ("{}", '{"preset": 3}', '{"preset": "smollm2", "model": 1}', '{"preset": "huge"}'):
+        (tmp_path / "settings.json").write_text(text)
+        with pytest.raises(UserError, match="expected the run's settings, found|--preset huge"):
+            huggingface.export(str(tmp_path / "ra3.pt"), str(tmp_path / "other"))
