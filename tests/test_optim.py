@@ -144,7 +144,7 @@ def test_runs_and_stages_round_apart():
 
 
 def test_steps_that_round_apart_add_up_as_a_random_walk():
-    """Ten optimizers of ten stages: the spread is that of independent roundings, sqrt(10) of one."""
+    """Ten stages of a step each spread as independent roundings do: sqrt(10) times one's."""
     start = torch.full((20_000,), 1.0).bfloat16()
 
     def walked(stages, same):

@@ -1,4 +1,4 @@
-"""Runs end to end at the smallest size: exact resume, limits, results, and mistakes on the command line."""
+"""Runs end to end at the smallest size: exact resume, limits, results, mistakes."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import train
-from config import Config, UserError
+from config import SECTIONS, Config, UserError
 from worlds import HERE, TINY, Stop, listing, metrics, same_weights
 
 
@@ -57,7 +57,11 @@ STOPS = [
 
 
 def stop_after(stop, log, monkeypatch):
-    """Let a run stop as soon as a line of metrics is written: stop = (model, phase, iteration, step). log: Run.log as it is."""
+    """Let a run stop as soon as a line of metrics is written.
+
+    stop   (model, phase, iteration, step) of the line
+    log    Run.log as it is
+    """
 
     def log_and_stop(self, name, **m):
         log(self, name, **m)
@@ -68,8 +72,12 @@ def stop_after(stop, log, monkeypatch):
 
 
 def test_resume_is_exact(whole, tmp_path, monkeypatch):
-    """A run that is killed in pretraining (SIGKILL, with half a line written), and after its resumes stopped in each phase of ntp and of
-    both EM iterations, against the uninterrupted run: all weights bit for bit, all metrics but times, all results."""
+    """A run that is killed and stopped many times, against the uninterrupted run.
+
+    It is killed in pretraining (SIGKILL, with half a line written), and after its resumes stopped
+    in each phase of ntp and of both EM iterations. All weights are equal bit for bit, all metrics
+    but times, all results.
+    """
     out = tmp_path / "run"
     argv = ["--save-every", "2"]
     with subprocess.Popen(
@@ -112,8 +120,11 @@ def test_resume_is_exact(whole, tmp_path, monkeypatch):
 
 
 def test_starting_over_forgets_what_was_unfinished(whole, tmp_path, monkeypatch):
-    """Stopped in the second M-step, then started over without --resume and stopped with the first iteration's documents just written: the state of
-    the second is not beside them."""
+    """An old state never meets new documents.
+
+    Stopped in the second M-step, then started over without --resume and stopped with the first
+    iteration's documents just written: the state of the second is not beside them.
+    """
     out, log = copied(whole, tmp_path), train.Run.log
     for stop, left in (
         (("ra3", "mstep", 1, 3), ["ra3.docs", "ra3.state"]),
@@ -126,7 +137,7 @@ def test_starting_over_forgets_what_was_unfinished(whole, tmp_path, monkeypatch)
 
 
 def test_the_run_thinks(whole):
-    """The comparison above would be empty if nothing were thought: thoughts are found, trained on, and change the weights."""
+    """The comparison above is not empty: thoughts are trained on, and change the weights."""
     lines = [line for line in metrics(whole) if line["model"] == "ra3"]
     assert all(
         any(line["think_share"] > 0 for line in lines if line["phase"] == phase)
@@ -151,8 +162,11 @@ def copied(whole, tmp_path):
 
 @pytest.mark.parametrize("how", ["--c inf", "--estep hindsight --selection act"])
 def test_without_thoughts_it_is_ntp(whole, tmp_path, how):
-    """RA3 at c = inf, and with hindsight that selects <act>, against NTP: the same weights bit for bit, the same losses, no thought; its results are
-    numbers. A name of its own keeps it apart from ra3 and ntp."""
+    """RA3 at c = inf, and with hindsight that selects <act>, against NTP.
+
+    The same weights bit for bit, the same losses, no thought; its results are numbers. A name of
+    its own keeps it apart from ra3 and ntp.
+    """
     out = copied(whole, tmp_path)
     run(out, *how.split(), "--name", "no-thoughts", "--models", "ntp")
     assert (
@@ -177,7 +191,7 @@ def test_without_thoughts_it_is_ntp(whole, tmp_path, how):
 
 
 def test_results(whole):
-    """The figures of the three models are in results.json, and the programs they wrote beside it."""
+    """The figures of three models are in results.json, and the programs they wrote beside it."""
     results = json.load(open(whole / "results.json"))
     assert list(results) == ["base", "ntp", "ra3"]
     for name, said in results.items():
@@ -202,7 +216,7 @@ def test_results(whole):
 
 
 def test_ntp_of_equal_compute(whole, tmp_path):
-    """--match: the FLOPs of the baseline against those of the model it matches, to within a step."""
+    """--match: the FLOPs of the baseline are those of the model it matches, to within a step."""
     out = copied(whole, tmp_path)
     shutil.copy(whole / "ra3.pt", out)
     run(out, "--stage", "ntp", "--match", "ra3", "--block", "400")
@@ -219,7 +233,8 @@ def test_every_metric_is_defined(whole, tmp_path):
     out = copied(whole, tmp_path)
     run(
         out,
-        *"--stage rlvr --init base --rl-steps 1 --prompts 1 --completions 2 --eval-every 1 --reward random --mask-overlong false".split(),
+        *"--stage rlvr --init base --rl-steps 1 --prompts 1 --completions 2".split(),
+        *"--eval-every 1 --reward random --mask-overlong false".split(),
     )
     lines = [json.loads(line) for line in open(out / "metrics.jsonl")]
     assert {"rlvr", "rlvr-heldout"} <= {line["phase"] for line in lines}
@@ -237,13 +252,14 @@ def test_help_lists_every_setting(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as stop:
         train.main(["--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0 and "--stage" in said
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "--stage" in text and text.count("usage:") == 1
+    assert "usage: " in text and "[--setting value ...]" in text
+    assert all(f" {title}: " in text for title in SECTIONS.values())
     for f in dataclasses.fields(Config):
-        text = f.metadata["help"].replace("%%", "%")
-        assert (
-            f"--{f.name.replace('_', '-')} " in said and f"{text} (default {f.default!r})" in said
-        ), f.name
+        meaning = f.metadata["help"].replace("%%", "%")
+        assert f"--{f.name.replace('_', '-')} " in text, f.name
+        assert f"{meaning} (default {f.default!r})" in text, f.name
 
 
 MISTAKES = {  # what is given -> what the answer names
@@ -268,12 +284,19 @@ MISTAKES = {  # what is given -> what the answer names
     "--stage eval": "new.*base.pt, ntp.pt, ra3.pt",
     "--stage ntp": "new.*base.pt",
     "--models base,bse": "--models base,bse.*bse.pt",
+    "--models nosuch --data stdlib": "--models nosuch.*nosuch.pt",
+    "--resume": "nothing to resume in .*new",
+    "--seed 18446744073709551616": "--seed 18446744073709551616: expected at most",
+    "--threads 100000": "--threads 100000: expected at most 1024",
+    "--lr inf": "--lr inf: expected a finite number",
+    "--lr 0": "--lr 0.0: expected a number above 0",
+    "--useful 3": "--useful 3.0: expected at most 1",
 }
 
 
 @pytest.mark.parametrize("given", MISTAKES)
 def test_a_mistake_is_one_line_and_changes_nothing(given, tmp_path, capfd):
-    """Each mistake in a fresh place: one line that names what was given, nothing else on stderr, and the disk as it was."""
+    """One line that names what was given, nothing else on stderr, and the disk as it was."""
     (tmp_path / "empty.py").write_text("x = 1\n")
     before = listing(tmp_path)
     with pytest.raises(UserError) as e:
@@ -287,7 +310,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(given, tmp_path, capfd):
 
 
 def test_a_model_of_another_shape(whole, tmp_path):
-    """A folder whose base.pt was made with other settings is refused and left alone, and so are missing models and one that is no checkpoint."""
+    """Models of other settings, missing ones and files that are none are refused and left alone."""
     before = listing(whole)
     for given, named in (
         ("--d-model 64", "base.pt.*d_model=32 and not 64"),
