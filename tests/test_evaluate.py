@@ -1,5 +1,6 @@
 """Evaluation: pass@k, intervals, stop sequences, files, and the bound on held-out code."""
 
+import contextlib
 import json
 import math
 import os
@@ -480,7 +481,9 @@ def run_of(tmp_path):
 
     def make(**settings):
         cfg = config.make(out=str(tmp_path), **settings)
-        return types.SimpleNamespace(cfg=cfg, path=lambda name: str(tmp_path / name))
+        return types.SimpleNamespace(
+            cfg=cfg, path=lambda name: str(tmp_path / name), exclusive=contextlib.nullcontext
+        )
 
     return make
 

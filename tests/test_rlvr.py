@@ -1045,7 +1045,7 @@ SMALL = (
 WAYS = {
     "plain": "",
     "all": "--epochs 2 --minibatches 2 --rounds 2 --reward tests --rl-kl 0.1 --thoughts false "
-    "--rl-std false --rl-norm constant --rollout-bf16 false",
+    "--rl-std false --rl-norm constant --rollout-bf16 false --seed 2",
 }
 
 
