@@ -168,7 +168,8 @@ class Documents:
             place = torch.arange(sizes[first], device=doc.device)  # (L,)
             cells.append(padded_runs(begin[rows], length[rows], place))
             real.append((place < length[rows, None]).flatten())
-            slots, bias = sizes[first], None
+            slots = sizes[first]
+            bias = None
             if before is not None:
                 slots = int(key_length[rows].max())
                 slot = torch.arange(slots, device=doc.device)  # (S,)

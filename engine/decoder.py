@@ -105,7 +105,9 @@ class Decoder:
 
     def _make_buffers(self, prefix):
         """The tensors that `step` reads and writes: by slot, but for the prompts'."""
-        model, cfg, rows = self.model, self.model.cfg, self.rows
+        model = self.model
+        cfg = model.cfg
+        rows = self.rows
         like = torch.empty(0, dtype=model.dtype, device=model.device)
         self.own = Cache(
             cfg, rows, self.quantum if self.grow_buffers else self.round_up(self.new), like
@@ -127,7 +129,8 @@ class Decoder:
 
     def _make_rope_tables(self):
         """Rotary tables of q, k and v heads, cos and sin: (max_len, 2, 1, E) each."""
-        cos, sin = self.model.cos, self.model.sin
+        cos = self.model.cos
+        sin = self.model.sin
         self.rope_k = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), 1)
         self.rope_k = self.rope_k[:, :, None]  # (max_len, 2, 1, E)
         self.rope_q = self.rope_k * self.rope_k.shape[-1] ** -0.5
@@ -289,7 +292,8 @@ class Decoder:
         slots = set(self.slot_of[rows].tolist())
         outside = [s for s in self.slot_of[rows].tolist() if s >= n]
         holes = sorted(set(range(n)) - slots)
-        target, source = holes + outside, outside + holes
+        target = holes + outside
+        source = outside + holes
         if outside:
             to = torch.tensor(target, device=self.model.device)
             now = torch.tensor(source, device=self.model.device)
@@ -363,7 +367,8 @@ class Decoder:
 
     def _prepare(self, B, P, M, Sp, Sn):
         """Positions, rotary tables and bias: what all layers of a step share."""
-        cfg, device = self.model.cfg, self.model.device
+        cfg = self.model.cfg
+        device = self.model.device
         K = cfg.n_kv_head
         length = self.length[:B]
         count = self.count[:B]
@@ -385,8 +390,11 @@ class Decoder:
     def _attend(self, number, step, qkv):
         """Attention of a layer to prompts and own tokens: qkv (B, (H + 2K) E) -> (B, H E)."""
         H, K = self.model.cfg.n_head, self.model.cfg.n_kv_head
-        B, P, M = len(step.row), step.prompts, step.rows
-        Sp, Sn = step.prefix, step.own
+        B = len(step.row)
+        P = step.prompts
+        M = step.rows
+        Sp = step.prefix
+        Sn = step.own
         heads = qkv.view(B, H + 2 * K, -1)  # (B, H + 2K, E)
         turned = heads.roll(heads.shape[-1] // 2, -1)
         heads = (heads.float() * step.cos).addcmul_(turned, step.sin).to(self.model.dtype)

@@ -46,7 +46,8 @@ def pack_shared(rows):
     Example: [[5, 6, 7], [5, 6, 8]] -> ids [[5, 6, 7, 8]], pos [[0, 1, 2, 2]],
     doc [[0, 0, 0, 1]], before [[], [0, 1]], where [[0, 1, 2], [0, 1, 3]]
     """
-    ids, pos, doc, before = [], [], [], []
+    ids, pos, doc = [], [], []
+    before = []
     where = [None] * len(rows)
     last = path = np.zeros(0, np.int64)  # the row before, and the numbers of its tokens
     for n in sorted(range(len(rows)), key=lambda n: rows[n]):

@@ -183,7 +183,8 @@ def hindsight_seconds(cfg, net, snippets, tokens, rates):
     At each line tried its context is read once by the models that write. Each proposal is written
     and then read in both contexts, with the lines that it reaches.
     """
-    work, lines = sizes(net)["work"], tokens / LINE
+    work = sizes(net)["work"]
+    lines = tokens / LINE
     tried = snippets * cfg.tried * lines
     reach = LINE * min(cfg.reach or lines / 2, lines / 2)
     read = snippets * tokens + tried * (tokens + cfg.proposals * (2 * cfg.think_max + reach))

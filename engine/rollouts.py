@@ -341,7 +341,8 @@ def sample_latents(sampling, snippets):
 
     Where sampling.scored is not set, these are NaN, and so is line_logp of the rows.
     """
-    rows, decoder = sampling.rows, sampling.decoder
+    rows = sampling.rows
+    decoder = sampling.decoder
     trunk = read_trunk(
         sampling.reader, decoder.shared, snippets, sampling.tok, sampling.scored, decided=True
     )
@@ -425,7 +426,8 @@ def decide(sampling, n, logp):
     """
     row = sampling.rows[n]
     u_decision, u_token = row.uniforms
-    act, opening = logp[:, 0], logp[:, 1:]  # (lines,), (lines, H)
+    act = logp[:, 0]  # (lines,)
+    opening = logp[:, 1:]  # (lines, H)
     log_think = np.logaddexp.reduce(opening, axis=1)  # (lines,)
     here = slice(row.next, row.next + len(logp))
     row.p_think[here] = np.exp(log_think) if sampling.rate is None else sampling.rate
@@ -458,7 +460,9 @@ def write_thoughts(sampling, thinking):
 
     A thought of maximal length, or with a closing token, has no end event.
     """
-    rows, decoder, think_max = sampling.rows, sampling.decoder, sampling.think_max
+    rows = sampling.rows
+    decoder = sampling.decoder
+    think_max = sampling.think_max
     thinking = np.array(thinking)
     line = np.array([row.next - 1 for row in rows])  # (N,)
     known = np.array([row.known - row.prefix for row in rows])  # (N,)
@@ -500,7 +504,8 @@ def insert_thought(sampling, row):
 
 def read_lines(sampling, going):
     """Take rows from behind a thought to their next one or to their end -> rows that think."""
-    rows, tok = sampling.rows, sampling.tok
+    rows = sampling.rows
+    tok = sampling.tok
     thinking = []
     while True:
         ends = {n: read_until(sampling, rows[n]) for n in going}
@@ -677,7 +682,8 @@ def later_values(reader, tok, rows, later, context):
 
     later: [(index of the row, line t)]. Returns ({(index, t): nats}, tokens run).
     """
-    values, tokens = {}, 0
+    values = {}
+    tokens = 0
     if not later:
         return values, tokens
     index = np.array([i for i, _ in later])
