@@ -1,4 +1,4 @@
-"""The transformer against Hugging Face's, its cache against no cache, packed and padded rows against single documents, and its files."""
+"""The transformer against Hugging Face's, its cache, its packed and padded rows, and its files."""
 
 import ctypes
 import dataclasses
@@ -173,7 +173,10 @@ def test_ragged_rows_cut_back_and_selected(net):
     "rows", [[[5, 6, 7], [5, 6, 8]], [[1, 2, 3, 4, 5, 6]] * 3 + [[1, 2]], [[3]], None]
 )
 def test_shared_beginnings_are_one_row_at_a_time(net, rows):
-    """Rows in one trie, states and gradients against each row alone; no beginning is computed twice: the tokens are as many as there are different ones."""
+    """Rows in one trie: states and gradients are those of each row alone.
+
+    No prefix is computed twice: the trie has one token for each distinct prefix.
+    """
     gen = torch.Generator().manual_seed(0)
     rows = rows or [
         torch.randint(3, (int(n),), generator=gen).tolist()
@@ -188,12 +191,13 @@ def test_shared_beginnings_are_one_row_at_a_time(net, rows):
             net.zero_grad()
             h = net(ids, pos, doc, before=before)[0] if together else None
             states = [
-                h[w] if together else net(torch.tensor([row]))[0] for row, w in zip(rows, where)
+                h[w] if together else net(torch.tensor([row]))[0]
+                for row, w in zip(rows, where, strict=True)
             ]
             sum((x * weight[n, : len(x)]).sum() for n, x in enumerate(states)).backward()
             grads.append([torch.cat(states).detach(), *(p.grad.clone() for p in net.parameters())])
     net.zero_grad()
-    for a, b in zip(*grads):
+    for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -211,7 +215,7 @@ def documents(lengths, seed=2):
 
 
 def dense(q, k, v, docs):
-    """Attention by a T x T mask over the row, in float64, for attend_documents. Documents are known by their bounds alone."""
+    """attend_documents by a dense mask in float64, from the documents' bounds alone."""
     (B, T, H, E), K = q.shape, k.shape[2]
     q, k, v = (
         x.double().flatten(0, 1).transpose(0, 1)
@@ -240,12 +244,18 @@ def gradients(net, loss):
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("multiple", [1, 64])
 def test_a_packed_row_is_one_document_at_a_time(net, lengths, multiple, monkeypatch):
-    """Hidden states, and all gradients of a function of them, of a packed row: against each document alone, and against a dense mask in float64.
-    With checkpointing too."""
+    """A packed row's hidden states, and all gradients of a function of them.
+
+    They equal those of each document alone, with checkpointing too, and with a dense mask in
+    float64.
+    """
     docs = documents(LENGTHS[lengths])
     ids, pos, doc, _ = packing.pack(docs, None, multiple)
     weight = torch.randn(SMALL.d_model, generator=torch.Generator().manual_seed(0))
-    packed = lambda: [net(ids, pos, doc)[0, doc[0] == n] for n in range(len(docs))]
+
+    def packed():
+        return [net(ids, pos, doc)[0, doc[0] == n] for n in range(len(docs))]
+
     alone = [net(torch.tensor([d]))[0] for d in docs]
     want = gradients(net, losses(weight, alone))
     for how in ("as it is", "checkpoint", "dense"):
@@ -253,14 +263,14 @@ def test_a_packed_row_is_one_document_at_a_time(net, lengths, multiple, monkeypa
         if how == "dense":
             monkeypatch.setattr(model, "attend_documents", dense)
         hidden = packed()
-        for a, b in zip(hidden, alone):
+        for a, b in zip(hidden, alone, strict=True):
             near(a, b)
-        for a, b in zip(gradients(net, losses(weight, hidden)), want):
+        for a, b in zip(gradients(net, losses(weight, hidden)), want, strict=True):
             near(a, b, 1e-5 * want[0].abs().max())
 
 
 def test_several_packed_rows(net):
-    """Documents of one number at the end of a row and the beginning of the next are two, and runs of one number apart are too."""
+    """A document ends where its number or its row ends, even if the same number comes again."""
     ids = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(5))
     doc = torch.tensor([[3] * 10 + [7] * 14, [7] * 6 + [0] * 8 + [7] * 10])
     pos = torch.cat([torch.arange(n) for n in (10, 14, 6, 8, 10)]).view(2, 24)
@@ -270,7 +280,10 @@ def test_several_packed_rows(net):
 
 
 def test_no_token_sees_another_document(net):
-    """Whatever changes in a document changes nothing in the others, bit for bit, and nothing before itself; what follows it there does change."""
+    """A changed token changes itself and what follows it in its document, and nothing else.
+
+    Other documents and earlier tokens stay the same, bit for bit.
+    """
     docs = documents(LENGTHS["mixed"])
     ids, pos, doc, _ = packing.pack(docs, None, 64)
     before = net(ids, pos, doc)[0]
@@ -283,7 +296,7 @@ def test_no_token_sees_another_document(net):
 
 
 def test_long_documents():
-    """Documents that are worked on in several blocks of queries, of even and uneven sizes, against a dense mask."""
+    """Documents of several blocks of queries, of even and uneven sizes, against a dense mask."""
     gen = torch.Generator().manual_seed(0)
     doc = torch.tensor([[0] * 1100 + [1] * 256 + [2] * 197 + [3] * 190 + [4] * 1030])
     q, k, v = (torch.randn(1, doc.numel(), heads, 8, generator=gen) for heads in (4, 2, 2))
@@ -329,7 +342,8 @@ def test_save_and_load(tmp_path, dtype):
         and extra["rng"].tolist() == [0, 1, 2, 3]
         and back.dtype == dtype
     )
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), back.parameters()))
+    pairs = zip(net.parameters(), back.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
     assert os.listdir(tmp_path) == ["m.pt"]  # no temporary file is left
 
 

@@ -1,4 +1,4 @@
-"""AdamW in bfloat16 against torch's in float32: rounding is unbiased, small steps are not lost, training goes as in float32, resumed runs are the same."""
+"""AdamW in bfloat16 against torch's in float32: rounding, small steps, training and resuming."""
 
 import os
 import sys
@@ -37,7 +37,10 @@ def test_rounding_is_unbiased_and_to_a_neighbour():
 
 
 def test_a_step_is_that_of_adamw(monkeypatch):
-    """From the same bfloat16 state and gradient, the float32 result of torch's AdamW lies within one bfloat16 of ours; in several pieces too."""
+    """From the same bfloat16 state and gradient: within one bfloat16 of torch's float32 result.
+
+    The parameter is updated in several chunks.
+    """
     monkeypatch.setattr("engine.optim.CHUNK", 100)
     gen = torch.Generator().manual_seed(0)
     ours = torch.nn.Parameter(torch.randn(33, 31, generator=gen).bfloat16())
@@ -56,7 +59,10 @@ def test_a_step_is_that_of_adamw(monkeypatch):
 
 
 def test_small_steps_are_not_lost():
-    """A thousand steps of 1e-4 in one direction: the mean weight moves as in float32, where rounding to the nearest never moves it."""
+    """A thousand steps of 1e-4 in one direction move the mean weight as in float32.
+
+    Rounding to the nearest never moves it.
+    """
     nearest, ours = (torch.nn.Parameter(torch.ones(4000).bfloat16()) for _ in range(2))
     for p, opt in (
         (nearest, torch.optim.AdamW([nearest], 1e-4, betas=(0.9, 0.95), weight_decay=0.0)),
@@ -104,7 +110,8 @@ def test_training_goes_as_in_float32():
 
 def test_resumed_is_the_same():
     (one, a), (two, b) = trained("bfloat16", 12), trained("bfloat16", 12, resume_at=5)
-    assert one == two and all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    assert one == two and all(torch.equal(x, y) for x, y in pairs)
 
 
 def test_not_with_shards():

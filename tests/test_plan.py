@@ -1,4 +1,4 @@
-"""What --dry-run says: sizes against the published ones, activations and copies against what torch holds, the verdict, and that nothing is written."""
+"""--dry-run: sizes against published ones, memory against torch's, the verdict, nothing written."""
 
 import os
 import sys
@@ -21,7 +21,10 @@ H200 = types.SimpleNamespace(flops=790e12, bytes=4.3e12)
 
 
 def test_published_shapes():
-    """Millions of parameters as the models' cards have them: all, and those without the embedding where a card says so."""
+    """Millions of parameters, as on the models' cards.
+
+    One card also gives the count without the embedding.
+    """
     said = {
         "smollm2": 134.5,
         "qwen2.5-0.5b": 494.0,
@@ -40,7 +43,7 @@ def test_published_shapes():
 
 
 def saved(net, docs):
-    """Bytes that a training forward keeps for the way back, parameters and their bfloat16 casts left out."""
+    """Bytes that a training forward saves for backward, without parameters and bfloat16 casts."""
     seen, own = {}, {p.untyped_storage().data_ptr() for p in net.parameters()}
     shapes = {tuple(sorted(p.shape)) for p in net.parameters() if p.dim() == 2}
 
@@ -62,7 +65,10 @@ def saved(net, docs):
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("heads", [(2, 2), (8, 2)])
 def test_activations(checkpoint, heads):
-    """Against what autograd saves on the CPU, by the difference of two depths; documents are short, because attention there keeps its probabilities."""
+    """The difference of two depths, against what autograd saves on the CPU.
+
+    Documents are short, because attention on the CPU keeps its probabilities.
+    """
     nets = [ModelConfig(50, n, *heads, 128, 352, 64) for n in (2, 4)]
     found = []
     for net in nets:
@@ -108,9 +114,12 @@ def test_what_fits_where():
         block=512,
         max_tokens=384,
     )
-    fits = lambda gib, *args, **given: plan.fit_message(
-        config.make(args[0]), largest(*args, **given), gib * plan.GIB, "it"
-    ).startswith("fits")
+
+    def fits(gib, *args, **given):
+        memory = largest(*args, **given)
+        message = plan.fit_message(config.make(args[0]), memory, gib * plan.GIB, "it")
+        return message.startswith("fits")
+
     assert all(
         fits(24, name, **small) for name in ("qwen2.5-0.5b", "qwen2.5-1.5b", "llama-3.2-1b")
     ) and not fits(24, "qwen2.5-1.5b")

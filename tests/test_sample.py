@@ -1,4 +1,4 @@
-"""Sampling: equal to the naive loop and to transformers, independent of the batch, scored as recorded, undisturbed by a lack of memory."""
+"""Sampling against the naive loop and transformers, in any batch, with too little memory."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_samples_do_not_depend_on_the_batch(model):
         for batch in (1, 2, 7, 16):
             got = generate(model, PROMPTS, 15, EOS, n=5, seed=3, top_p=top_p, batch=batch)
             assert ids(got) == ids(want)
-            for a, b in zip(sum(got, []), sum(want, [])):
+            for a, b in zip(sum(got, []), sum(want, []), strict=True):
                 assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
         alone = generate(
             model, [PROMPTS[4], PROMPTS[0]], 15, EOS, n=3, seed=3, seeds=[4, 0], top_p=top_p
@@ -110,7 +110,8 @@ def test_samples_differ_and_repeat(model):
     "settings", [{}, dict(temperature=0.7), dict(top_p=0.6), dict(temperature=0)]
 )
 def test_recorded_logprobs(model, settings):
-    for prompt, row in zip(PROMPTS, generate(model, PROMPTS, 12, EOS, n=3, batch=5, **settings)):
+    rows = generate(model, PROMPTS, 12, EOS, n=3, batch=5, **settings)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
         for c in row:
             full = logprobs(model, prompt + c.ids)[len(prompt) - 1 : -1]
             assert c.logprobs == pytest.approx(full[range(len(c.ids)), c.ids].tolist(), abs=1e-4)
@@ -128,9 +129,8 @@ def test_eos_ends_a_row(model):
 def test_stop_across_tokens(model):
     free = generate(model, PROMPTS, 20, NO_EOS, n=6)
     stops = [text(free[1][2].ids[4:7]), text(free[3][0].ids[9:11]), "never"]
-    for f, c in zip(
-        sum(free, []), sum(generate(model, PROMPTS, 20, NO_EOS, n=6, stop=stops, decode=text), [])
-    ):
+    stopped = generate(model, PROMPTS, 20, NO_EOS, n=6, stop=stops, decode=text)
+    for f, c in zip(sum(free, []), sum(stopped, []), strict=True):
         ends = [text(f.ids).find(s) + len(s) for s in stops if s in text(f.ids)]
         assert c.ids == f.ids[: min(ends, default=20)]
         assert c.finished == bool(ends)
@@ -205,6 +205,7 @@ def test_forbidden_tokens(model):
         for prompt, row in zip(
             PROMPTS,
             generate(model, PROMPTS, 12, NO_EOS, n=3, temperature=temperature, forbid=forbid),
+            strict=True,
         ):
             for c in row:
                 assert not set(c.ids) & set(forbid)
@@ -278,7 +279,7 @@ def test_shapes_change_nothing(model, made, monkeypatch, settings):
 
 
 def test_samples_of_a_prompt_are_those_of_its_copies(model, made):
-    """What samples share changes nothing: n samples of a prompt, and n prompts that are the same."""
+    """n samples of one prompt are the samples of n equal prompts."""
     want = generate(model, PROMPTS, 15, EOS, n=4, seed=5)
     assert made[0].shared.k[0].shape[0] == len(PROMPTS)  # one slot a prompt
     for i, row in enumerate(want):
@@ -302,7 +303,10 @@ def test_prompts_are_read_once(model, monkeypatch):
 
 
 def test_one_token_rows_and_queues(model):
-    """Rows that end with their first token, more samples than seats, and a queue that outlasts its prompts' seats."""
+    """Rows of one token, with more samples than slots.
+
+    The queue outlasts the slots of its prompts.
+    """
     got = generate(model, PROMPTS, 1, EOS, n=7, batch=3)
     want = generate(model, PROMPTS, 15, EOS, n=7, batch=64)
     assert ids(got) == [[c.ids[:1] for c in row] for row in want]
@@ -386,7 +390,8 @@ def test_other_models(bias, tied, dtype):
         if name.endswith("bias"):
             torch.nn.init.normal_(p, std=0.3)
     model = model.to(dtype)
-    for prompt, row in zip(PROMPTS, generate(model, PROMPTS, 12, EOS, n=3, batch=5)):
+    rows = generate(model, PROMPTS, 12, EOS, n=3, batch=5)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
         for c in row:
             with torch.no_grad():
                 full = (
@@ -424,5 +429,6 @@ def test_greedy_is_that_of_transformers(smollm2):
     want = theirs.generate(
         padded, attention_mask=mask, max_new_tokens=16, do_sample=False, pad_token_id=tok.eos
     )[:, T:].tolist()
-    for (c,), w in zip(generate(ours, prompts, 16, tok.eos, temperature=0, batch=50), want):
+    rows = generate(ours, prompts, 16, tok.eos, temperature=0, batch=50)
+    for (c,), w in zip(rows, want, strict=True):
         assert c.ids == w[: len(c.ids)] and (len(c.ids) == 16 or c.ids[-1] == tok.eos)

@@ -29,9 +29,9 @@ FROZEN = {
     warmup
     """.split(),
     "em": """
-    alpha best_of c credit discount estep estep_lr estep_lr_decay estep_steps floor gain_floor group horizon
-    kl kl_prior name normalise own proposals rate reach resample rollout_bf16 selection snippets
-    think_max tried
+    alpha best_of c credit discount estep estep_lr estep_lr_decay estep_steps floor gain_floor group
+    horizon kl kl_prior name normalise own proposals rate reach resample rollout_bf16 selection
+    snippets think_max tried
     """.split(),
     "rlvr": """
     bf16 clip_high clip_low completions data_dir decontaminate epochs eval_every eval_samples
