@@ -6,7 +6,7 @@ A function f, without its comments, is dropped if for some problem b of a benchm
                                                     or solution, |norm(s)| >= 24 characters
     (2) 10-gram     grams(f) & grams(b) nonempty    grams(x): all runs of ten words of norm(x);
                                                     of b: prompt and solution
-    (3) name        f bears the name of b's entry point, and
+    (3) name        f, or a function inside it, bears the name of b's entry point, and
                     sim(f, b) = 2 M / (|t(f)| + |t(b)|) >= 0.6
 
 norm(x) is x without comments, in lower case, with every run of whitespace as one blank.
@@ -70,6 +70,7 @@ ALIKE = 0.6  # similarity under the same name, at least
 REASONS = ("substring", "10-gram", "name")
 PLAIN_NAMES = {*dir(builtins), *keyword.kwlist}  # names that tell functions apart
 EXAMPLES = re.compile(r">>>|\bexamples?\b", re.IGNORECASE)  # where a docstring's examples begin
+DEFINITION = re.compile(r"\bdef\s+(\w+)")  # a function's name
 TEST = re.compile(r"^assert .*$", re.MULTILINE)  # MBPP's prompts show one
 CHECKED = tuple(name for name, suite in suites.SUITES.items() if suite.checked)
 
@@ -122,13 +123,13 @@ def grams(words):
     return [" ".join(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1)]
 
 
-def defined(text, name):
-    """All functions of that name in a text, outer ones first; none if it is not Python."""
+def defined(text, names):
+    """All functions of these names in a text, outer ones first; none if it is no Python."""
     try:
         nodes = list(ast.walk(data.syntax_tree(text)))
     except (SyntaxError, ValueError, RecursionError):
         return []
-    return [node for node in nodes if isinstance(node, functions.DEFS) and node.name == name]
+    return [node for node in nodes if isinstance(node, functions.DEFS) and node.name in names]
 
 
 def body_tokens(node):
@@ -198,13 +199,13 @@ class Checker:
         """Enter a problem's solution under its name -> the substrings to search for."""
         entry = task.entry_point.split(".")[-1]
         prompt = TEST.sub("", task.prompt)
-        nodes = defined(bare(prompt + task.solution), entry)
+        nodes = defined(bare(prompt + task.solution), {entry})
         if not task.solution or not nodes:
             return []
         self.entries[entry] += [(number, node) for node in nodes]
         doc = ast.get_docstring(nodes[0], clean=False) or prompt.strip("\"' \n")
         solutions = [task.solution]
-        for node in defined(task.solution, entry):
+        for node in defined(task.solution, {entry}):
             solutions.append(ast.get_source_segment(task.solution, node))
         texts = [doc, EXAMPLES.split(doc)[0], *map(bare, solutions)]
         plain = dict.fromkeys(map(norm, texts))
@@ -223,10 +224,9 @@ class Checker:
             if n >= often:
                 self.grams.pop(gram, None)
 
-    def hits(self, name, text, comments=False):
+    def hits(self, text, comments=False):
         """Why to drop a function -> list of {reason, benchmark, problem, span}; empty: keep it.
 
-        name      the function's, after the last dot or colon.
         text      its source.
         comments  are they trained on? Then they are searched too.
 
@@ -241,7 +241,7 @@ class Checker:
         for plain in dict.fromkeys(plain_texts):
             self.find_substrings(plain, best)
             self.find_grams(plain.split(), best)
-        self.find_names(re.split(r"[.:]", name)[-1], code, best)
+        self.find_names(code, best)
         return [hit for _, (_, hit) in sorted(best.items())]
 
     def note(self, best, reason, problems, strength, span):
@@ -272,22 +272,21 @@ class Checker:
                 span = " ".join(words[first : i + GRAM])
                 self.note(best, "10-gram", [number], i + GRAM - first, span)
 
-    def find_names(self, name, code, best):
-        """Rule (3)."""
-        if name not in self.entries:
-            return
-        for node in defined(code, name)[:1]:
+    def find_names(self, code, best):
+        """Rule (3), for every function in the code, however deep."""
+        names = self.entries.keys() & set(DEFINITION.findall(code))
+        for node in defined(code, names) if names else ():
             tokens = body_tokens(node)
-            for number, solution in self.entries[name]:
+            for number, solution in self.entries[node.name]:
                 similarity = alike(tokens, body_tokens(solution))
                 if similarity >= ALIKE:
-                    span = f"{name}, {similarity:.2f}: {' '.join(tokens)}"
+                    span = f"{node.name}, {similarity:.2f}: {' '.join(tokens)}"
                     self.note(best, "name", [number], similarity, span)
 
     def __call__(self, name, text):
         """Is the function to be dropped? Counts it."""
         self.seen += 1
-        why = self.hits(name, text)
+        why = self.hits(text)
         if why:
             self.dropped.append({"name": name, "why": why, "text": text})
         return bool(why)

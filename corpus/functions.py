@@ -33,7 +33,8 @@ UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # what the 
 def strip_comments(text):
     """Python without its comments: comment lines and blanks before a trailing comment go too.
 
-    Docstrings stay. Raises SyntaxError or tokenize.TokenError.
+    So does a backslash that joined a line to a comment.     Docstrings stay.
+    Raises SyntaxError or tokenize.TokenError.
     Example: "# a\n\nx = 1  # b\n" -> "\nx = 1\n".
     """
     if "#" not in text:
@@ -42,7 +43,10 @@ def strip_comments(text):
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start
-            lines[row - 1] = lines[row - 1][:column].rstrip() or None
+            code = lines[row - 1][:column].rstrip()
+            lines[row - 1] = code or None
+            if not code and row > 1 and (lines[row - 2] or "").endswith("\\"):
+                lines[row - 2] = lines[row - 2][:-1].rstrip()
     return "\n".join(line for line in lines if line is not None)
 
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 import config
 from config import UserError
 from corpus.decontaminate import checker
-from corpus.functions import COUNTED, DROPPED, checksum, documented, functions, units
+from corpus.functions import COUNTED, DROPPED, checksum, documented, units
 from corpus.near import (
     LEADERS,
     PERMUTATIONS,
@@ -334,7 +334,7 @@ class Part:
         """Why a unit is dropped, or "kept"; a snippet that is kept, and a hit, are noted."""
         tok = job.tok
         settings = job.settings
-        if why := contamination(name, text, job):
+        if why := contamination(text, job):
             self.dropped.append({"key": checksum(text), "name": name, "why": why, "text": text})
             return "contaminated"
         if settings["docstrings"] and not documented(text, settings["unit"]):
@@ -357,20 +357,11 @@ class Part:
         return "kept"
 
 
-def contamination(name, text, job):
-    """Why a unit holds a benchmark's problem -> hits; of a file, its functions count too."""
+def contamination(text, job):
+    """Why a unit holds a benchmark's problem -> hits."""
     if job.check is None:
         return []
-    keep_comments = job.settings["keep_comments"]
-    candidates = [(name, text)]
-    if job.settings["unit"] == "files":
-        for inner, code, _ in functions(text, keep_comments=keep_comments):
-            if code:
-                candidates.append((inner, code))
-    for candidate, code in candidates:
-        if why := job.check.hits(candidate, code, keep_comments):
-            return why
-    return []
+    return job.check.hits(text, job.settings["keep_comments"])
 
 
 def write_part(path, part, tok, near):

@@ -70,6 +70,9 @@ PERMISSIVE = re.compile(
     r"|redistribution and use in source and binary forms)\b",
     re.IGNORECASE,
 )
+TEXT_TYPE = re.compile(
+    r"(large_)?string|string_view|dictionary<values=(large_)?string, .*>"
+)  # of a .parquet's column
 COPYLEFT = re.compile(r"\b([al]?gpl|gnu|mpl|mozilla|epl|eupl|copyleft|proprietary)", re.IGNORECASE)
 
 
@@ -129,6 +132,13 @@ def folder_source(spec, path):
 
     files = list(walk(path, SKIP_FOLDER, wanted))
     code = [file for file in files if file[0].endswith(".py")]
+    if code and len(code) < len(files):
+        left_out = next(name for name, _, _ in files if not name.endswith(".py"))
+        tqdm.write(
+            f"corpus {spec}: its .py files are read and its files of records are not ({left_out}, "
+            f"{len(files) - len(code)} in all); name them in --data to read them",
+            file=sys.stderr,
+        )
     return Source(spec, code or files, {"kind": "records" if files and not code else "folder"})
 
 
@@ -380,7 +390,7 @@ def check_column(path, column):
             f"corpus {str(path)!r}: no column {column!r}; it has "
             f"{', '.join(map(str, columns)) or 'none'}; give one of them as --text-column"
         )
-    if is_parquet and "string" not in columns[column]:
+    if is_parquet and not TEXT_TYPE.fullmatch(columns[column]):
         listed = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
         raise UserError(
             f"corpus {str(path)!r}: column {column!r} holds {columns[column]}, expected text; "
@@ -428,6 +438,7 @@ def read_item(item):
             text.encode()  # raises for lone surrogates
     except (UnicodeError, LookupError, OSError, SyntaxError):  # SyntaxError: an unknown coding
         return None, b"", "undecodable"
+    text = text.removeprefix("\ufeff")  # in a file its decoder has dropped it
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if len(text) > GIANT or len(text) > LONG_LINE and max(map(len, text.split("\n"))) > LONG_LINE:
         return None, raw, "giant"

@@ -47,6 +47,9 @@ def judge_thoughts(
     shuffle       a control: each line gets thoughts of another snippet. What remains is what any
                   comment does.
 
+    In hindsight `lifted` and `forced` are left out: plain means over proposals that saw the line
+    bound nothing.
+
     The figures are a dict of (B,) arrays. `code` and `tokens` are of all lines of a snippet, the
     others sums over the lines drawn, in nats unless the table says otherwise:
 
@@ -87,7 +90,10 @@ def judge_thoughts(
             proposals = propose_at(
                 model, tok, chunk, cfg, start, K, per, in_hindsight, thoughts=exchanged
             )
-        rows.append(sum_by_snippet(by_line(proposals, cfg.c), proposals, chunk))
+        figures = by_line(proposals, cfg.c)
+        if not in_hindsight:
+            figures |= always_and_at_rates(proposals)
+        rows.append(sum_by_snippet(figures, proposals, chunk))
         thoughts += list_thoughts(proposals, start)
     return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}, thoughts
 
@@ -128,7 +134,6 @@ def exchange(proposals, K, seed):
 
 def by_line(proposals, c):
     """The figures of each line that was tried: {name: (M,) or (M, rates)}."""
-    K = proposals.logp.shape[1]
     gain = proposals.given - proposals.base[:, None]  # (M, K, 2)
     line_gain = gain[..., 0]  # (M, K)
     rest_gain = gain[..., 1]  # (M, K)
@@ -147,12 +152,20 @@ def by_line(proposals, c):
         "above": (rest_gain > c).mean(1),
         "best_line": line_gain.max(1),
         "best": rest_gain.max(1),
-        "forced": np.logaddexp.reduce(line_gain, axis=1) - math.log(K),
-        "forced_rest": np.logaddexp.reduce(rest_gain, axis=1) - math.log(K),
-        "lifted": at_rates(line_gain),
-        "lifted_rest": at_rates(rest_gain),
         "rest_bound": rest_bound - proposals.base[:, 1],
         "price": (proposals.logp - proposals.logq).mean(1),
+    }
+
+
+def always_and_at_rates(proposals):
+    """The bounds of a model that always thinks, or thinks at a constant rate: of own thoughts."""
+    gain = proposals.given - proposals.base[:, None]  # (M, K, 2)
+    forced = np.logaddexp.reduce(gain, axis=1) - math.log(gain.shape[1])  # (M, 2)
+    return {
+        "forced": forced[:, 0],
+        "forced_rest": forced[:, 1],
+        "lifted": at_rates(gain[..., 0]),
+        "lifted_rest": at_rates(gain[..., 1]),
     }
 
 
@@ -233,7 +246,7 @@ def interval(x, n):
 def table_row(figures):
     """A model's cells by heading."""
     n = figures["lines"]
-    return {
+    cells = {
         "CE of code": "{:.4f} ± {:.4f}".format(*ratio(-figures["code"], figures["tokens"])),
         "P(think)": "{:.3f}".format(ratio(figures["think"], n)[0]),
         "gain, line": interval(figures["line"], n),
@@ -242,13 +255,15 @@ def table_row(figures):
         "above c": "{:.2f}".format(ratio(figures["above"], n)[0]),
         "best of K, line": interval(figures["best_line"], n),
         "best of K, rest": interval(figures["best"], n),
-        "forced, line": interval(figures["forced"], n),
-        "forced, rest": interval(figures["forced_rest"], n),
         "bound - never, line": interval(figures["bound"] - figures["never"], n),
         "bound - never, rest": interval(figures["rest_bound"], n),
-        "at a rate that suits, line": rate_cell(figures["lifted"], n),
-        "at a rate that suits, rest": rate_cell(figures["lifted_rest"], n),
     }
+    if "forced" in figures:
+        cells["forced, line"] = interval(figures["forced"], n)
+        cells["forced, rest"] = interval(figures["forced_rest"], n)
+        cells["at a rate that suits, line"] = rate_cell(figures["lifted"], n)
+        cells["at a rate that suits, rest"] = rate_cell(figures["lifted_rest"], n)
+    return cells
 
 
 def rate_cell(lifted, n):

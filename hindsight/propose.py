@@ -133,8 +133,11 @@ def line_end(snip, t):
 
 
 def hindsight_context(tok, snip, t):
-    """Ids of everything up to the end of line t's code, and the `  #` of a trailing comment."""
-    return tok.encode(tok.decode(snip.ids[: line_end(snip, t)]).rstrip() + "  #")
+    """Ids of everything up to the end of line t's code, and the `  #` of a trailing comment.
+
+    They begin as the snippet does, with bos where the tokenizer has one.
+    """
+    return tok.bos + tok.encode(tok.decode(snip.ids[: line_end(snip, t)]).rstrip() + "  #")
 
 
 def first_token(tok, snip, t):
@@ -163,11 +166,17 @@ def forward(model, cache, rows):
 # ---------------------------------------------------------------- log-probabilities
 
 
+def float32_at_least(tensor):
+    """A tensor in float32; one in float64 stays. States and heads are scored so, as in elbo.py."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def score_jobs(model, tok, cache, jobs, batch=64):
     """Sums of log-probabilities over the parts of rows -> ((N, parts) float64, tokens run).
 
     jobs: list of ScoringJob. batch: rows in a forward pass.
     """
+    head = float32_at_least(model.head_weight)  # (V, D)
     parts = 1 + max(part for job in jobs for _, _, part in job.wanted)
     out = torch.zeros(len(jobs) * parts, dtype=torch.float64)
     tokens = 0
@@ -186,15 +195,15 @@ def score_jobs(model, tok, cache, jobs, batch=64):
                 target = job.ids[j] if j < len(job.ids) else 0
                 table.append((row, j - 1 - job.start, target, kind, n * parts + part))
         row, j, target, kind, cell = torch.tensor(table, device=model.device).T  # (wanted,) each
-        logp = score_tokens(model, tok, hidden[row, j], target, kind)
+        logp = score_tokens(head, tok, hidden[row, j], target, kind)
         out.index_add_(0, cell.cpu(), logp.double().cpu())
         tokens += sum(len(job.ids) - job.start for job in chunk)
     return out.view(-1, parts).numpy(), tokens
 
 
-def score_tokens(model, tok, hidden, target, kind):
-    """Log-probabilities of CONTENT, END or OPEN at states (N, D) -> (N,)."""
-    head = model.head_weight
+def score_tokens(head, tok, hidden, target, kind):
+    """Log-probabilities of CONTENT, END or OPEN at states (N, D) -> (N,). head (V, D)."""
+    hidden = float32_at_least(hidden)
     logp = code_logprobs(hidden, head, target, kind == OPEN, tok.thought_ids)  # (N,)
     end = token_logprobs(hidden, head, target, [tok.stop_ids])[1]  # (N,)
     return torch.where(kind == END, end, logp)
@@ -234,11 +243,12 @@ def score_code(model, tok, cache, snippets):
         for j in range(snip.first[0], len(snip.ids)):
             table.append((b, j - 1, snip.ids[j], j in snip.first))
     b, j, target, opens = torch.tensor(table, device=model.device).T  # (code tokens,) each
-    states = hidden[b, j]  # (code tokens, D)
+    states = float32_at_least(hidden[b, j])  # (code tokens, D)
+    head = float32_at_least(model.head_weight)  # (V, D)
     opens = opens > 0
-    logp = code_logprobs(states, model.head_weight, target, opens, tok.thought_ids)
+    logp = code_logprobs(states, head, target, opens, tok.thought_ids)
     act = torch.zeros_like(logp)  # (code tokens,)
-    act[opens] = none_logprobs(states[opens], model.head_weight, tok.thought_ids)
+    act[opens] = none_logprobs(states[opens], head, tok.thought_ids)
     logp = logp.double().cpu().numpy()
     act = act.double().cpu().numpy()
     owner = b.cpu().numpy()
@@ -334,7 +344,8 @@ def log_think(model, hidden, snippets, attempts):
     rows = [a.b for a in attempts]
     columns = [snippets[a.b].first[a.t] - 1 for a in attempts]
     heads = torch.tensor([a.head for a in attempts], device=model.device)
-    logp = token_logprobs(hidden[rows, columns], model.head_weight, heads)[0]
+    states = float32_at_least(hidden[rows, columns])  # (M, D)
+    logp = token_logprobs(states, float32_at_least(model.head_weight), heads)[0]
     return logp.double().cpu().numpy()
 
 
@@ -431,8 +442,8 @@ def log_weights(proposals, which="exact", c=0.0, floor=0.0, part=1):
     """log of what each option is worth: (M, 1 + K), <act> first.
 
     which  the selection. The logsumexp of a row of `exact` is the bound.
-    floor  with exact: lower bound on P(<think>) in the weights. p(z | s) is then that of a model
-           which thinks that often.
+    floor  with exact: lower bound on P(<think>), by whatever token, in the weights. p(z | s) is
+           then that of a model which thinks that often.
     part   0: the line; 1: all of `reach`.
     """
     K = proposals.logp.shape[1]
@@ -440,10 +451,10 @@ def log_weights(proposals, which="exact", c=0.0, floor=0.0, part=1):
     given = proposals.given[..., part]  # (M, K)
     if which != "exact":
         return np.concatenate((base[:, None], reward(given, True, Prior(c))), 1)
-    rate = np.exp(proposals.think)  # (M,)
-    lifted = np.clip(rate, floor, None)
-    act = np.where(rate < floor, np.log1p(-np.minimum(lifted, 1 - 1e-12)), proposals.act)
-    lift = np.log(lifted) - proposals.think
+    rate = np.maximum(-np.expm1(proposals.act), np.exp(proposals.think))  # (M,) P(<think>)
+    rate = np.maximum(rate, np.finfo(float).tiny)
+    act = np.where(rate < floor, np.log1p(-floor), proposals.act)
+    lift = np.log(np.maximum(rate, floor) / rate)
     weights = given + proposals.logp - proposals.logm + lift[:, None] - math.log(K)
     return np.concatenate(((act + base)[:, None], weights), 1)
 

@@ -66,6 +66,23 @@ def test_comments_go_and_the_rest_stays():
         assert ast.dump(ast.parse(functions.strip_comments(source))) == ast.dump(ast.parse(source))
 
 
+@pytest.mark.parametrize(
+    "text, bare",
+    [
+        ("y = x \\\n    # why\nz = 1\n", "y = x\nz = 1\n"),
+        ("y = x \\\n  \\\n# why\nz = 1\n", "y = x \\\n\nz = 1\n"),
+        ("if x: \\\n  y = 1  # why\n", "if x: \\\n  y = 1\n"),
+    ],
+)
+def test_a_comment_behind_a_backslash(text, bare):
+    """The comment goes, and what it was joined to stays what it was."""
+    assert functions.strip_comments(text) == bare
+    assert ast.dump(ast.parse(bare)) == ast.dump(ast.parse(text))
+    inside = "def f(x):\n" + textwrap.indent(text, "    ")
+    ((_, kept, _),) = functions.functions(inside)
+    assert "#" not in kept and ast.dump(ast.parse(kept)) == ast.dump(ast.parse(inside))
+
+
 SOURCE = (
     "'''Top.'''\nclass A:\n    @property\n    def a(self):\n        '''One.\n\n        Two.'''\n        x = 1  # c\n        return x\n\n"
     "    def b(self):\n        return '''\n    kept'''\n\nasync def f(\n    x,\n):\n    # why\n    @g\n    def h(): pass\n    return h\n"
@@ -821,3 +838,49 @@ def test_a_run_on_two_packages(tmp_path, capsys):
         and set(one) == {"base", "ntp", "ra3"}
         and "2 held out" in capsys.readouterr().out
     )
+
+
+def test_a_byte_order_mark_is_no_code(trained, tmp_path):
+    """The same text as a file and as a record of each kind: the same function."""
+    (tmp_path / "a.py").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    line = json.dumps({"text": "\ufeff" + GOOD})
+    (tmp_path / "b.jsonl").write_text(line)
+    (tmp_path / "c.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode())
+    with gzip.open(tmp_path / "d.jsonl.gz", "wt") as f:
+        f.write(line)
+    parquet({"text": ["\ufeff" + GOOD]}, tmp_path / "e.parquet")
+    for name in ("a.py", "b.jsonl", "c.jsonl", "d.jsonl.gz", "e.parquet"):
+        corpus = prepared(tmp_path / name, trained, tmp_path / "cache")
+        assert corpus[0].ids[:-1] == trained.encode(GOOD.rstrip()), name
+
+
+def test_columns_of_parquet_have_a_type(trained, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    for n, values in enumerate(
+        (
+            pa.array([[GOOD]]),
+            pa.array([{"code": GOOD}]),
+            pa.array([[("a", GOOD)]], pa.map_(pa.string(), pa.string())),
+            pa.array([GOOD.encode()]),
+        )
+    ):
+        path = tmp_path / f"bad{n}.parquet"
+        parquet({"text": values}, path)
+        with pytest.raises(UserError, match="column 'text' holds .*, expected text") as e:
+            prepared(path, trained, tmp_path / "cache")
+        assert "\n" not in str(e.value)
+    texts = pa.array([GOOD])
+    for n, values in enumerate((texts, texts.cast(pa.large_string()), texts.dictionary_encode())):
+        parquet({"text": values}, tmp_path / f"good{n}.parquet")
+        assert len(prepared(tmp_path / f"good{n}.parquet", trained, tmp_path / "cache")) == 1
+
+
+def test_records_beside_code_are_named(trained, tmp_path, capfd):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "loader.py").write_text(GOOD)
+    prepared(tmp_path / "set", trained, tmp_path / "cache")
+    assert capfd.readouterr().err == ""
+    (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"text": GOOD}))
+    prepared(tmp_path / "set", trained, tmp_path / "cache")
+    shown = capfd.readouterr().err
+    assert "files of records are not (train.jsonl, 1 in all)" in shown and shown.count("\n") == 1

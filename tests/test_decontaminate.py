@@ -6,6 +6,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -62,13 +63,13 @@ def toy(monkeypatch, tmp_path):
 
 
 def reasons(check, name, text):
-    return [hit["reason"] for hit in check.hits(name, text)]
+    return [hit["reason"] for hit in check.hits(text)]
 
 
 def test_comments_count_where_they_are_trained_on(spread):
     text = "def gap(xs):\n    # Largest gap\n    # of neighbours in a list\n    return None\n"
-    assert not spread.hits("gap", text) and [
-        hit["reason"] for hit in spread.hits("gap", text, comments=True)
+    assert not spread.hits(text) and [
+        hit["reason"] for hit in spread.hits(text, comments=True)
     ] == ["substring"]
 
 
@@ -108,7 +109,7 @@ def test_whole_files_and_kept_comments(spread, tmp_path, how, kept, tok):
 
 def test_a_docstring_is_found_whatever_case_whitespace_and_comments(spread):
     text = "def gap(xs):\n    '''LARGEST gap\n\n      of neighbours   in a List, they say.'''\n    return None\n"
-    assert spread.hits("gap", text) == [
+    assert spread.hits(text) == [
         dict(
             reason="substring",
             benchmark="toy",
@@ -116,10 +117,10 @@ def test_a_docstring_is_found_whatever_case_whitespace_and_comments(spread):
             span="largest gap of neighbours in a list",
         )
     ]
-    assert not spread.hits("gap", text.replace("neighbours", "neighbors"))
-    assert not spread.hits("gap", text.replace("gap\n\n", "gap-\n\n"))
+    assert not spread.hits(text.replace("neighbours", "neighbors"))
+    assert not spread.hits(text.replace("gap\n\n", "gap-\n\n"))
     assert not spread.hits(
-        "gap", "def gap(xs):\n    # Largest gap of neighbours in a list\n    return None\n"
+        "def gap(xs):\n    # Largest gap of neighbours in a list\n    return None\n"
     )  # comments are not trained on
 
 
@@ -173,7 +174,7 @@ def test_the_index_finds_what_a_plain_search_finds(full):
             full.problems[at][0] for other, problems in needles if other in plain for at in problems
         }
         assert {
-            hit["benchmark"] for hit in full.hits("?", text) if hit["reason"] == "substring"
+            hit["benchmark"] for hit in full.hits(text) if hit["reason"] == "substring"
         } == expected
         found += bool(expected)
     assert 200 < found < 300 + len(full.needles[None])
@@ -197,14 +198,14 @@ def test_ten_words_in_a_row_and_no_fewer():
     assert (
         reasons(check, "g", nine.format("0 - seven\n    eight = nine\n    return q")) == []
     )  # nine, and six elsewhere
-    hits = check.hits("g", nine.format("SIX  # here\n"))
+    hits = check.hits(nine.format("SIX  # here\n"))
     assert [(h["reason"], h["span"]) for h in hits] == [
         ("10-gram", "one = two + three * four five = six")
     ]
     assert [
-        h["span"] for h in check.hits("g", nine.format("six\\\n   - 1"))
+        h["span"] for h in check.hits(nine.format("six\\\n   - 1"))
     ] == []  # 'six\' is another word
-    longer = check.hits("g", nine.format("six - seven\n    x = 0\n"))
+    longer = check.hits(nine.format("six - seven\n    x = 0\n"))
     assert [h["span"] for h in longer] == [
         "one = two + three * four five = six - seven"
     ]  # the whole run
@@ -226,12 +227,12 @@ def test_phrases_of_a_genre_are_forgotten_and_nothing_else():
         }
     )
     mine = f'def g():\n    """{phrase}, sort them."""\n'
-    assert check.hits("g", mine)
+    assert check.hits(mine)
     check.forget_phrases([mine, mine.replace("sort", "sink")])
-    assert check.hits("g", mine)  # two are not three
+    assert check.hits(mine)  # two are not three
     check.forget_phrases([mine, mine.replace("sort", "sink"), mine.replace("sort", "burn")])
-    assert not check.hits("g", mine)
-    assert check.hits("g", f'def g():\n    """{phrase} so count them while the moon is up"""\n')
+    assert not check.hits(mine)
+    assert check.hits(f'def g():\n    """{phrase} so count them while the moon is up"""\n')
 
 
 def test_statements_count_for_ten_grams_only():
@@ -267,7 +268,7 @@ def test_the_test_in_a_prompt_does_not_count():
 def test_of_several_benchmarks_each_is_named():
     other = Task("twin/0", "", TEN.solution.replace("nine", "ten"), "", "f")
     check = Checker({"toy": [TEN, other], "twin": [other]})
-    hits = check.hits("g", f"def g(k):\n    pass{TEN.solution.partition(':')[2]}")
+    hits = check.hits(f"def g(k):\n    pass{TEN.solution.partition(':')[2]}")
     assert [(h["reason"], h["benchmark"], h["problem"]) for h in hits] == [
         ("10-gram", "toy", "toy/3"),
         ("10-gram", "twin", "twin/0"),
@@ -289,16 +290,13 @@ def test_a_renamed_copy_is_found_under_its_name_only(spread):
     assert (
         reasons(spread, "Lists.spread", COPY) == reasons(spread, "file.py:spread", COPY) == ["name"]
     )
-    assert spread.hits("spread", COPY)[0]["span"].startswith(
-        "spread, 1.00: _ = 0 for _ , _ in zip ("
-    )
-    assert not spread.hits("spreads", COPY.replace("spread", "spreads"))
-    assert not spread.hits("Spread", COPY.replace("spread", "Spread"))
+    assert spread.hits(COPY)[0]["span"].startswith("spread, 1.00: _ = 0 for _ , _ in zip (")
+    assert not spread.hits(COPY.replace("spread", "spreads"))
+    assert not spread.hits(COPY.replace("spread", "Spread"))
     assert not spread.hits(
-        "spread",
         "def spread(xs):\n    raise NotImplementedError('by the heirs of this class, each in its way')\n",
     )
-    assert not spread.hits("spread", "def spread(:\n")  # not Python: no body
+    assert not spread.hits("def spread(:\n")  # not Python: no body
 
 
 def test_similarity_at_the_threshold():
@@ -318,7 +316,7 @@ def test_tokens_of_a_body():
         "f",
     )
     assert " ".join(body_tokens(node)) == "_ : int = _ . size return len ( _ ) + _ . pi"
-    assert body_tokens(*defined("def f():\n    'Doc only.'", "f")) == []
+    assert body_tokens(*defined("def f():\n    'Doc only.'", {"f"})) == []
 
 
 # ---------------------------------------------------------------- real benchmarks, real code
@@ -340,7 +338,7 @@ def test_a_benchmark_as_a_corpus_is_dropped(name, full, tmp_path):
             json.dumps(
                 {
                     "text": task.solution
-                    if defined(task.solution, entry)
+                    if defined(task.solution, {entry})
                     else task.prompt + task.solution
                 }
             )
@@ -358,7 +356,7 @@ def test_humaneval_without_docstrings_and_under_other_names(full):
         pytest.skip(full.missing["humaneval"])
     renamed = bodies = 0
     for task in full.benchmarks["humaneval"]:
-        bodies += bool(full.hits("other", f"def other(x):\n{task.solution}"))
+        bodies += bool(full.hits(f"def other(x):\n{task.solution}"))
         text = f"def {task.entry_point}(x):\n{task.solution}"
         renamed += "name" in reasons(full, task.entry_point, text)
     assert renamed == 164 and bodies == 164 - 6  # six of the short ones
@@ -372,11 +370,9 @@ def test_library_code_stays(full):
         progress=False,
     )
     sample = [f for batch in some for f in batch]
-    why = [full.hits(name, text) for name, text, _ in sample]
+    why = [full.hits(text) for name, text, _ in sample]
     assert len(sample) > 1000 and sum(map(bool, why)) < 0.002 * len(sample)
-    assert why == [full.hits(name, text) for name, text, _ in sample] and not full.hits(
-        "weave", CLEAN
-    )
+    assert why == [full.hits(text) for name, text, _ in sample] and not full.hits(CLEAN)
 
 
 # ---------------------------------------------------------------- the command
@@ -548,3 +544,20 @@ def test_a_run_unchecked_says_so_and_one_that_cannot_check_is_refused(code, monk
     assert (
         Run(make(out=code["out"], n_expert=4, n_heldout=2)).contamination is None
     )  # the built-in domain needs no check
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "def outer(y):\n{}\n    return spread(y)\n",
+        "class A:\n{}\n",
+        "if True:\n{}\n",
+        "def a():\n    def b():\n        class C:\n{deep}\n",
+    ],
+)
+def test_a_solution_is_found_by_its_name_however_deep(spread, around):
+    """Also where the function that a corpus cuts out has another name."""
+    text = around.format(textwrap.indent(COPY, "    "), deep=textwrap.indent(COPY, " " * 12))
+    assert [hit["reason"] for hit in spread.hits(COPY)] == ["name"]
+    assert [hit["reason"] for hit in spread.hits(text)] == ["name"]
+    assert not spread.hits(text.replace("spread", "gap"))

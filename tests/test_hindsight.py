@@ -1,6 +1,8 @@
 """Proposals in hindsight against enumeration of every thought, in the vocabulary of a real tokenizer."""
 
 import collections
+import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -12,14 +14,18 @@ import domain
 import estep
 from config import UserError
 from data import canonical, infuse, snippet
+from elbo import code_logprobs
 from hindsight import __main__ as hindsight_command
 from hindsight.judge import RATES, best_rate, format_table, judge_thoughts
 from hindsight.propose import (
+    Proposals,
     choose,
     first_token,
     hindsight_context,
+    hindsight_job,
     least_likely,
     log_weights,
+    make_attempt,
     propose,
 )
 from model import ModelConfig, Transformer
@@ -182,12 +188,76 @@ def test_draws_are_the_posterior(tok, snip, model, world):
 def test_floor(tok, snip, model, world):
     """With a floor above P(think) the weights are those of a model that thinks so often and is otherwise the same; below, nothing changes."""
     found = weighed(model, tok, snip, world[0], 1, 0)
-    rate = math.exp(found.think[0])
-    assert rate < 0.4 and np.array_equal(log_weights(found, floor=rate / 2), log_weights(found))
+    rate = 1 - math.exp(found.act[0])  # by whatever token
+    assert math.exp(found.think[0]) < rate < 0.4 and np.array_equal(
+        log_weights(found, floor=rate / 2), log_weights(found)
+    )
     moved = (log_weights(found, floor=0.4) - log_weights(found))[0]
     assert np.allclose(moved[1:], math.log(0.4 / rate)) and moved[0] == pytest.approx(
         math.log(0.6) - found.act[0]
     )
+
+
+def test_a_floor_never_lowers():
+    """P(<think>) is .5, of it .25 by the usual token: at a floor of .3 the weights stay."""
+    one = np.zeros((1, 1))
+    found = Proposals(
+        snip=[0],
+        line=[0],
+        thoughts=[[[1]]],
+        act=np.log([0.5]),
+        think=np.log([0.25]),
+        logp=np.log([[0.25]]),
+        logq=one,
+        logm=one,
+        base=np.zeros((1, 2)),
+        given=np.zeros((1, 1, 2)),
+        lines=[],
+        forward_tokens=0,
+    )
+    plain = log_weights(found)
+    for floor in (0.1, 0.3, 0.49):
+        assert np.array_equal(log_weights(found, floor=floor), plain)
+    lifted = log_weights(found, floor=0.8)
+    assert np.allclose(np.exp(lifted), [[0.2, 0.4]])
+
+
+def test_a_context_begins_as_the_snippet_does(tok, snip):
+    """With bos where the tokenizer has one; so the cache of the snippet serves the proposal."""
+    with_bos = dataclasses.replace(tok, bos=[tok.eos], marks={})
+    begun = snippet(with_bos, TEXT, PROMPT)
+    for t in (0, 1):
+        context = hindsight_context(with_bos, begun, t)
+        assert context == [tok.eos, *hindsight_context(tok, snip, t)]
+        attempt = make_attempt(with_bos, begun, 0, t)
+        job = hindsight_job(with_bos, begun, attempt, [attempt.head], 3)
+        assert job.start > begun.first[t] and job.ids[: job.start] == begun.ids[: job.start]
+
+
+def test_bfloat16_models_are_scored_in_float32(tok, snip, model):
+    """States and head in float32, as in rollouts: the sums are those of elbo.line_logprobs."""
+    rounded = copy.deepcopy(model).bfloat16()
+    found = weighed(rounded, tok, snip, [[first_token(tok, snip, LINE)]], 0, 1)
+    with torch.inference_mode():
+        hidden = rounded(torch.tensor([snip.ids]))[0].float()
+        head = rounded.head_weight.float()
+        for a, b, got in zip(
+            snip.first, snip.first[1:] + [len(snip.ids)], found.lines[0], strict=True
+        ):
+            opens = torch.arange(a, b) == a
+            target = torch.tensor(snip.ids[a:b])
+            logp = code_logprobs(hidden[a - 1 : b - 1], head, target, opens, tok.thought_ids)
+            assert got == pytest.approx(float(logp.double().sum()), abs=1e-5)
+
+
+def test_judged_in_hindsight_nothing_is_called_a_bound(tok, model):
+    found = [domain.expert_task(0, i, "val") for i in range(2)]
+    snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
+    cfg = config.make(think_max=4)
+    figures, _ = judge_thoughts(model, tok, snips, cfg, K=2, per=1, in_hindsight=True)
+    assert not {"forced", "forced_rest", "lifted", "lifted_rest"} & set(figures)
+    heads = format_table({"ntp": figures})[0]
+    assert "bound - never" in heads and "forced" not in heads and "rate" not in heads
 
 
 def test_sampled_proposals(tok, snip, model, world):
@@ -334,6 +404,7 @@ def test_judge(tok, model):
         (dict(selection="exact,worst"), "worst"),
         (dict(own=9), "--own 9"),
         (dict(tried=1.5), "--tried 1.5"),
+        (dict(tried=0.0), "--tried 0.0"),
         (dict(floor=1.0), "--floor 1.0"),
     ],
 )
