@@ -95,7 +95,8 @@ def checker(data_dir=""):
             missing[name] = str(e)
     if not benchmarks:
         raise UserError(
-            "no benchmark to check the corpus against: expected benchmarks/data/HumanEval.jsonl.gz; "
+            "no benchmark to check the corpus against: expected "
+            "benchmarks/data/HumanEval.jsonl.gz; "
             "put it back, give --data-dir (see python -m benchmarks --list), "
             "or train unchecked with --decontaminate false"
         )

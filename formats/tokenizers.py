@@ -346,9 +346,9 @@ def load_tokenizer(path):
 
 # ---------------------------------------------------------------- published vocabularies
 
-# How published tokenizers split text before merging, by llama.cpp's names. SmolLM2 splits off
-# single digits first and GPT-2's pattern sees the rest piece by piece: blanks before a digit are the
-# end of their piece and stay whole, others leave their last one to the word after them.
+# How published tokenizers split text before merging, by llama.cpp's names.
+# SmolLM2 splits off single digits first, and GPT-2's pattern sees the rest piece by piece: blanks
+# before a digit end their piece and stay together; others leave their last one to the next word.
 GGUF_PATTERNS = {
     "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
     r"|\s+(?![^\s\p{N}])|\s+",
