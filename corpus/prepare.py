@@ -238,16 +238,7 @@ def make_parts(folder, job):
     if job.check is not None:
         job.check.ready()
     pool = open_pool(job.cores)
-    total = sum(size for origin in job.origins for _, _, size in origin.files)
-    bar = progress_bar(
-        total=total,
-        desc="preparing",
-        unit="B",
-        unit_scale=True,
-        disable=not job.progress,
-        delay=2,
-        leave=False,
-    )
+    bar = bytes_bar(job)
     queue = []  # of (future, bytes)
     count = 0
     try:
@@ -273,6 +264,20 @@ def make_parts(folder, job):
         if pool is not None:
             pool.shutdown(cancel_futures=True)
     return count
+
+
+def bytes_bar(job):
+    """A bar over the bytes of all sources."""
+    total = sum(size for origin in job.origins for _, _, size in origin.files)
+    return progress_bar(
+        total=total,
+        desc="preparing",
+        unit="B",
+        unit_scale=True,
+        disable=not job.progress,
+        delay=2,
+        leave=False,
+    )
 
 
 def open_pool(cores):
