@@ -110,7 +110,7 @@ def prepare_corpus(
         near=near,
         column=column,
     )
-    job = Job(origins, tok, settings, check, progress, cores or config.cores())
+    job = Preparation(origins, tok, settings, check, progress, cores or config.cores())
     try:
         corpus, counts = open_or_make(job, cache)
     except OSError as e:
@@ -127,7 +127,7 @@ def prepare_corpus(
 
 
 @dataclasses.dataclass
-class Job:
+class Preparation:
     """A corpus to prepare."""
 
     origins: list  # of sources.Source

@@ -761,7 +761,7 @@ def watch():
         peak[0] = max(peak[0], own()); time.sleep(0.002)
 before = own()
 threading.Thread(target=watch, daemon=True).start()
-job = prepare.Job([sources.Source("synthetic", [], {{}})], tok, settings, None, False, 1)
+job = prepare.Preparation([sources.Source("synthetic", [], {{}})], tok, settings, None, False, 1)
 prepare.join_parts(parts, {count}, job)
 whole = store.Corpus(parts / "whole")
 train, held = store.split_heldout(whole, 0)
