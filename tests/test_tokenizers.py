@@ -1,4 +1,7 @@
-"""Three styles of published tokenizers (Qwen, Llama 3, SmolLM2) against the `tokenizers` library, and lines, thoughts and prompts in each of them."""
+"""Three styles of published tokenizers (Qwen, Llama 3, SmolLM2), against the `tokenizers` library.
+
+Lines, thoughts and prompts in each of them.
+"""
 
 import collections
 import json
@@ -148,7 +151,8 @@ def test_ids_are_those_of_tokenizers(style, stdlib):
     texts += ["".join(rng.choices(ADVERSARIAL, k=3)) for _ in range(300)]
     texts += ["".join(rng.choices(" \n\t\r#'a1é.:)\"", k=rng.randint(1, 40))) for _ in range(2000)]
     again = folder_tokenizer(folder)
-    for text, ids in zip(texts, theirs.encode_batch(texts, add_special_tokens=False)):
+    encoded = theirs.encode_batch(texts, add_special_tokens=False)
+    for text, ids in zip(texts, encoded, strict=True):
         assert tok.encode(text) == ids.ids == again.encode(text), text
         if name != "smollm2":  # which drops bytes that it lacks
             assert tok.decode(tok.encode(text)) == (
@@ -171,8 +175,10 @@ def test_ids_are_those_of_tokenizers(style, stdlib):
 
 
 def test_thoughts_begin_and_end_with_one_token(style):
-    """The mass of <think> is that of all tokens which begin a comment; what ends one are all tokens which hold a newline: those that bring the last
-    punctuation with one newline are part of it, the others are not."""
+    """<think> has the mass of all tokens that begin a comment; a token with a newline ends one.
+
+    A token of punctuation and one newline is part of the comment. The others are not.
+    """
     name, _, theirs, tok = style
     assert (theirs.token_to_id("#") in tok.thought_ids) and (
         theirs.token_to_id("Ġ#") in tok.thought_ids
@@ -226,7 +232,10 @@ def cut(tok, ids):
 
 
 def written(tok, text):
-    """The ids of a comment as a model writes it: without the newline at its end, unless that has joined what stands before it."""
+    """The ids of a comment as a model writes it.
+
+    Without the newline at its end, unless the newline is part of the token before it.
+    """
     ids = tok.encode(text + "\n")
     return ids[:-1] if ids[-1] in tok.stop_ids else ids
 
@@ -236,9 +245,8 @@ def test_where_lines_begin(style):
     name, _, _, tok = style
     text = "def f(x):\n    if x:\n        return x\n    print()\n    y = x\n\n    return y"
     snip = data.snippet(tok, text, 9)
-    lines = [tok.decode(snip.ids[a:b]) for a, b in zip(snip.first, snip.first[1:])] + [
-        tok.decode(snip.ids[snip.first[-1] :])
-    ]
+    ends = [*snip.first[1:], len(snip.ids)]
+    lines = [tok.decode(snip.ids[a:b]) for a, b in zip(snip.first, ends, strict=True)]
     before = name != "smollm2"  # a newline joins what stands before it
     assert lines == [
         " if x:\n       ",
@@ -274,7 +282,7 @@ def test_where_lines_begin(style):
     ).replace("    return y", "    # it ends here:\n    return y")
     assert (
         data.canonical(tok, ids)
-        and [i for i, kind in zip(ids, kinds) if kind != data.THOUGHT] == snip.ids
+        and [i for i, kind in zip(ids, kinds, strict=True) if kind != data.THOUGHT] == snip.ids
     )
     assert cut(tok, thoughts[4]).endswith("|:\n" if before else "|:")
     assert (
@@ -300,7 +308,7 @@ def test_infused_ids_are_canonical(style, stdlib):
         ids, kinds = data.infuse(tok, snip, thoughts)
         assert data.canonical(tok, ids), tok.decode(ids)
         assert (
-            [i for i, k in zip(ids, kinds) if k != data.THOUGHT]
+            [i for i, k in zip(ids, kinds, strict=True) if k != data.THOUGHT]
             == snip.ids
             == tok.bos + tok.encode(text) + [tok.eos]
         )
@@ -325,19 +333,23 @@ def test_rollouts_of_a_random_model_give_canonical_ids(style, stdlib):
     ][:40]
     cfg.estep, cfg.rate = "random", 0.5
     stats = collections.Counter()
-    docs, kinds = zip(*infused(net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats))
+    pairs = infused(net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats)
+    docs, kinds = zip(*pairs, strict=True)
     assert (
         stats["think"] > 10 and stats["not_canonical"] > 10
     )  # a random model joins tokens that the tokenizer would not
-    for snip, ids, kind in zip(snips, docs, kinds):
-        assert [i for i, k in zip(ids, kind) if k != data.THOUGHT] == snip.ids
+    for snip, ids, kind in zip(snips, docs, kinds, strict=True):
+        assert [i for i, k in zip(ids, kind, strict=True) if k != data.THOUGHT] == snip.ids
         assert tok.bos + tok.encode(tok.decode(ids)) + [tok.eos] == ids
 
 
 @pytest.mark.parametrize("kind", ["qwen", "llama"])
 def test_closing_tokens_in_rollouts(kind, published):
-    """Rollouts of a model that likes to close its thoughts with punctuation, against sampling token by token: thoughts, ids, log q and the lines'
-    likelihoods; log q again as the policy gradient computes it; where the thoughts are the tokenizer's own, so is the whole text."""
+    """Rollouts of a model that likes to close its thoughts with punctuation.
+
+    Thoughts, ids, log q and the lines' likelihoods are those of sampling token by token. The policy
+    gradient computes the same log q. Canonical thoughts give a canonical text.
+    """
     tok = published[kind][2]
     q, pi = (thinker(tok, seed) for seed in (1, 2))
     with torch.no_grad():
@@ -414,8 +426,11 @@ def test_closing_tokens_in_rollouts(kind, published):
 
 
 def test_closing_tokens_in_hindsight(published):
-    """Every thought of one and two tokens before a line: their densities add up to 1, in hindsight and before the line. What stands behind a thought with a
-    closing token is the code; such a thought has no end of its own to pay for."""
+    """The densities of all thoughts of one and two tokens add up to 1, in hindsight and before.
+
+    Code follows a thought that ends in a closing token. Such a thought has no stop token of its own
+    in its density.
+    """
     tok = published["qwen"][2]
     net = thinker(tok, 3)
     snip = data.snippet(tok, "def f(x):\n    y = x\n    return y", 9)
@@ -440,7 +455,10 @@ def test_closing_tokens_in_hindsight(published):
 
 
 def test_a_program_ends_at_its_stop_sequence(style, monkeypatch):
-    """Sampling stops at the token that completes a stop sequence, whichever token holds the newline, and the program is put together from prompt and rest."""
+    """Sampling stops at the token that completes a stop sequence, whichever holds the newline.
+
+    The program is the prompt and the rest.
+    """
     name, _, _, tok = style
     stops = ("\ndef", "\nclass", "\nprint", "\n@")
     body = "    return (x)\n\n\n"
@@ -771,7 +789,10 @@ def test_a_domain_tokenizer_as_a_folder(tok, stdlib, tmp_path):
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["qwen", "llama"])
 def test_a_run_from_a_folder_and_its_export(kind, weights, published, tmp_path):
-    """A small model in Hugging Face's format through all of --stage em, and out again: transformers computes the same, with the same tokenizer."""
+    """A small model in Hugging Face's format, through all of --stage em, and exported.
+
+    transformers computes the same logits, with the same tokenizer.
+    """
     transformers = pytest.importorskip("transformers")
     folder, theirs, tok = published[kind]
     huggingface.write_model(
@@ -817,10 +838,9 @@ def test_a_run_from_a_folder_and_its_export(kind, weights, published, tmp_path):
         base.embed.weight, ra3.embed.weight
     )
     if weights == "float32":
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(base.parameters(), huggingface.read_model(folder).parameters())
-        )
+        source = huggingface.read_model(folder)
+        pairs = zip(base.parameters(), source.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
     formats_command.main(
         ["export", os.path.join(out, "ra3.pt"), str(tmp_path / "made"), "--shard-gb", "0.0001"]

@@ -1,5 +1,8 @@
-"""Tokenizers like the published ones, made here: byte-level BPE of the `tokenizers` library with their rules, their special tokens and their layout of the
-file, but a small vocabulary, trained on modules of the standard library; SmolLM2's own, turned into the same format."""
+"""Tokenizers like the published ones: byte-level BPE of the `tokenizers` library.
+
+Rules, special tokens and file layout are those of the published ones. The vocabulary is small and
+trained on modules of the standard library. SmolLM2's own is turned into the same format.
+"""
 
 import ast
 import inspect
@@ -8,8 +11,14 @@ import os
 import random
 import textwrap
 
-QWEN = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-LLAMA = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPECIAL = {
     "qwen": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     "llama": ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"],
