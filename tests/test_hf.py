@@ -1,4 +1,7 @@
-"""Folders in Hugging Face's format against transformers and tokenizers: logits, gradients, caches, ids; and back again, byte for byte."""
+"""Folders in Hugging Face's format, against transformers and tokenizers.
+
+Logits, gradients, caches and ids are compared. What is read is written again byte for byte.
+"""
 
 import dataclasses
 import json
@@ -107,7 +110,7 @@ def logits(net, ids, **how):
 
 
 def old_style(folder):
-    """Turn a config.json into what versions of transformers before 5 wrote, and what the hub has."""
+    """Turn a config.json into the format of transformers before version 5, which the hub has."""
     path = os.path.join(folder, "config.json")
     said = json.load(open(path))
     rope = said.pop("rope_parameters")
@@ -155,7 +158,8 @@ def test_logits_gradients_and_round_trip(name, tmp_path):
     assert bool(ours.cfg.rope_llama3) == name.startswith(
         "llama"
     ) and ours.cfg.qkv_bias == name.startswith("qwen")
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), again.parameters()))
+    pairs = zip(ours.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
     gen = torch.Generator().manual_seed(1)
     ids, lens = (
@@ -250,6 +254,26 @@ def test_llama3_frequencies():
     )
 
 
+PEAK = """
+import sys, torch
+here, path, first, dtype = sys.argv[1:]
+sys.path.insert(0, here)
+from formats import huggingface
+torch.set_num_threads(1)
+huggingface.read_model(first)
+
+def memory(key):
+    for line in open("/proc/self/status"):
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+
+open("/proc/self/clear_refs", "w").write("5")
+before = memory("VmRSS")
+model = huggingface.read_model(path, getattr(torch, dtype))
+print((memory("VmHWM") - before) / sum(p.nbytes for p in model.parameters()))
+"""
+
+
 def test_loading_takes_little_more_than_the_weights(tmp_path):
     """Peak memory of a process of its own, from a float32 folder to float32 and to bfloat16."""
     if not os.path.exists("/proc/self/clear_refs"):
@@ -258,15 +282,9 @@ def test_loading_takes_little_more_than_the_weights(tmp_path):
     net = model.Transformer(cfg).init_weights()
     huggingface.write_model(net, make(tmp_path / "m"), shard_bytes=40_000_000)
     huggingface.write_model(model.Transformer(model.ModelConfig(8)), make(tmp_path / "first"))
-    code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); from formats import huggingface; torch.set_num_threads(1); huggingface.read_model(sys.argv[3])\n"
-        "def at(key): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key)) * 1024\n"
-        "open('/proc/self/clear_refs', 'w').write('5'); before = at('VmRSS')\n"
-        "m = huggingface.read_model(sys.argv[2], getattr(torch, sys.argv[4])); print((at('VmHWM') - before) / sum(p.nbytes for p in m.parameters()))\n"
-    )
     for dtype in ("float32", "bfloat16"):
         out = subprocess.run(
-            [sys.executable, "-c", code, HERE, tmp_path / "m", tmp_path / "first", dtype],
+            [sys.executable, "-c", PEAK, HERE, tmp_path / "m", tmp_path / "first", dtype],
             capture_output=True,
             text=True,
             check=True,
@@ -335,7 +353,8 @@ def test_what_is_not_here_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         UserError,
-        match=r"some/where: not here.*huggingface_hub .extra hf. is not installed.*download config.json.*--model FOLDER",
+        match=r"some/where: not here.*huggingface_hub .extra hf. is not installed"
+        r".*download config.json.*--model FOLDER",
     ) as e:
         huggingface.find(cfg)
     assert "\n" not in str(e.value)

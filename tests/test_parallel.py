@@ -1,4 +1,7 @@
-"""Two processes on the CPU (gloo) against one: the same losses, weights and results, with DDP and FSDP2, resumed with another number; mistakes."""
+"""Two processes on the CPU (gloo) against one: losses, weights, results, resuming and mistakes.
+
+With DDP and with FSDP2. A run is resumed with another number of processes.
+"""
 
 import json
 import os
@@ -19,13 +22,17 @@ HERE = pathlib.Path(train.__file__).parent
 FP32 = [*TINY, *"--pretrain-steps 60 --bf16 false --rollout-bf16 false".split()]
 EM = [
     *FP32,
-    *"--rows 3 --snippets 3 --n-heldout 3 --infuse 5 --eval-tasks 1 --samples 1 --estep-steps 4 --mstep-steps 4 --save-every 2".split(),
+    *(
+        "--rows 3 --snippets 3 --n-heldout 3 --infuse 5 --eval-tasks 1 --samples 1 "
+        "--estep-steps 4 --mstep-steps 4 --save-every 2"
+    ).split(),
 ]
 RLVR = [
     *FP32,
     *(
-        "--stage rlvr --init base --n-rl 3 --rl-steps 4 --prompts 1 --completions 5 --max-new 12 --rl-lr 1e-3 --epochs 2 --rounds 2 "
-        "--minibatches 2 --rl-kl 0.1 --micro-tokens 150 --mask-overlong false --eval-every 2 --eval-samples 1 --eval-tasks 1 --reward random "
+        "--stage rlvr --init base --n-rl 3 --rl-steps 4 --prompts 1 --completions 5 --max-new 12 "
+        "--rl-lr 1e-3 --epochs 2 --rounds 2 --minibatches 2 --rl-kl 0.1 --micro-tokens 150 "
+        "--mask-overlong false --eval-every 2 --eval-samples 1 --eval-tasks 1 --reward random "
         "--save-every 2"
     ).split(),
 ]
@@ -74,7 +81,8 @@ def script(tmp_path, text):
     return path
 
 
-# Rank 1 is killed once rank 0 may have written the line: what is left is what the last state says. The script is train.py otherwise.
+# train.py, but rank 1 is killed after a line of metrics.
+# Rank 0 may have written that line, so the last saved state decides where the run goes on.
 KILLED = """
 import os, runpy, signal, sys
 from engine import parallel
@@ -90,22 +98,35 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
+def read_alike(u, v):
+    """Are v the tokens, or FLOPs, of two ranks where u are those of one?
+
+    Both ranks read a prefix that their rows share, so v may be larger, by a factor of 1.7.
+    """
+    return u <= v * (1 + 1e-9) <= 1.7 * u + 1e-9
+
+
+def metric_tolerance(phase, key, tolerance):
+    """Ten times larger for the E-step's surrogate, whose terms of tens of nats cancel."""
+    return 10 * tolerance if (phase, key) == ("estep", "loss") else tolerance
+
+
 def assert_same(a, b, names, most=1e-5):
-    """Weights, metrics and results of two runs, but for what a clock and torch.compile's counter say, to within `most`; the E-step's surrogate, whose terms
-    of some tens of nats cancel, to within ten times that. (The norm of its gradient is among the metrics.) A beginning that rows of two ranks share is
-    read by both, so the tokens that b read, and its FLOPs, may be more."""
-    read = lambda u, v: u <= v * (1 + 1e-9) <= 1.7 * u + 1e-9
+    """Weights, metrics and results of two runs are equal to within `most`.
+
+    Times and torch.compile's counter are left out. The norm of the E-step's gradient is among the
+    metrics. The tokens that b read, and its FLOPs, may be more: see `read_alike`.
+    """
     for name in names:
         x, y = (torch.load(p / f"{name}.pt", weights_only=True) for p in (a, b))
-        assert x["weights"].keys() == y["weights"].keys() and read(
-            x["extra"]["flops"], y["extra"]["flops"]
-        )
+        assert x["weights"].keys() == y["weights"].keys()
+        assert read_alike(x["extra"]["flops"], y["extra"]["flops"])
         assert max((x["weights"][k] - y["weights"][k]).abs().max() for k in x["weights"]) < most, (
             name
         )
     lines = [[json.loads(line) for line in open(p / "metrics.jsonl")] for p in (a, b)]
     assert len(lines[0]) == len(lines[1])
-    for u, v in zip(*lines):
+    for u, v in zip(*lines, strict=True):
         u, v = (
             {
                 k: x
@@ -114,20 +135,19 @@ def assert_same(a, b, names, most=1e-5):
             }
             for line in (u, v)
         )
-        most_of = lambda k: 10 * most if (u["phase"], k) == ("estep", "loss") else most
         near = {
-            k: pytest.approx(x, rel=most_of(k), abs=most)
+            k: pytest.approx(x, rel=metric_tolerance(u["phase"], k, most), abs=most)
             for k, x in v.items()
             if isinstance(x, float)
         }
         for key in {"flops", "tokens", "trained", "scored"} & u.keys():
-            assert read(u[key], v[key]), (key, u, v)
+            assert read_alike(u[key], v[key]), (key, u, v)
             near[key] = u[key]
         assert u == {**v, **near}, (u, v)
     if (a / "results.json").exists():
         u, v = (json.load(open(p / "results.json")) for p in (a, b))
         for m in u:
-            assert read(u[m].pop("flops"), v[m].pop("flops"))
+            assert read_alike(u[m].pop("flops"), v[m].pop("flops"))
             assert u[m].pop("measured") == v[m].pop("measured")
             assert u[m] == {
                 k: x if x is None else pytest.approx(x, rel=most, abs=most) for k, x in v[m].items()
@@ -145,8 +165,11 @@ def whole(tmp_path_factory):
 
 
 def test_em_with_two_ranks(whole, tmp_path, monkeypatch):
-    """Pretraining, NTP and half an E-step with two ranks (DDP), killed; one process from there, stopped in the M-step; two ranks (FSDP2) to the end: all
-    weights, metrics and results against one process that was never stopped."""
+    """All weights, metrics and results are those of one process that was never stopped.
+
+    Two ranks (DDP) are killed in the middle of the first E-step. One process goes on from there and
+    is stopped in the M-step. Two ranks (FSDP2) go on to the end.
+    """
     out = tmp_path / "run"
     status, said = two(script(tmp_path, KILLED), *EM, "--out", out, ("ra3", "estep", 0, 2))
     assert (
@@ -170,8 +193,11 @@ def test_em_with_two_ranks(whole, tmp_path, monkeypatch):
 
 
 def test_rlvr_with_two_ranks(whole, tmp_path, monkeypatch):
-    """A problem a step (so a rank has none to sample), five completions, several micro-batches, minibatches, epochs and rounds: two ranks (FSDP2), killed,
-    then one process, stopped, then two ranks (DDP), against one process."""
+    """Two ranks (FSDP2), killed, then one process, stopped, then two ranks (DDP): as one process.
+
+    A step has one problem, so one rank samples nothing. There are five completions and several
+    micro-batches, minibatches, epochs and rounds.
+    """
     runs = [tmp_path / name for name in ("one", "two")]
     for out in runs:
         out.mkdir()
@@ -194,42 +220,52 @@ def test_rlvr_with_two_ranks(whole, tmp_path, monkeypatch):
 
 
 PARTS = """
-import copy, torch
+import copy, itertools, torch
 from engine import parallel
 from logprobs import token_logprobs
 from model import ModelConfig, Transformer
 torch.set_num_threads(1)
 
 def loss(model, ids):
-    return -token_logprobs(model(ids)[:, :-1].flatten(0, 1), model.head_weight, ids[:, 1:].flatten(), chunk=5).sum()          # in chunks, recomputed
+    hidden = model(ids)[:, :-1].flatten(0, 1)
+    targets = ids[:, 1:].flatten()
+    logp = token_logprobs(hidden, model.head_weight, targets, chunk=5)  # in chunks, recomputed
+    return -logp.sum()
 
 with parallel.ranks():
     me = parallel.rank()
     torch.manual_seed(0)
     for n in range(6):
         xs = list(range(n))
-        assert parallel.unshard(parallel.shard(xs)) == xs and parallel.shard(torch.arange(n)).tolist() == parallel.shard(xs) == xs[me::2]
+        assert parallel.unshard(parallel.shard(xs)) == xs
+        assert parallel.shard(torch.arange(n)).tolist() == parallel.shard(xs) == xs[me::2]
     assert parallel.all_gather(me) == [0, 1]
-    for tied, shard, counts in ((t, s, c) for t in (True, False) for s in (False, True) for c in ((3, 1), (0, 2), (1, 1), (0, 0))):
+    cases = itertools.product((True, False), (False, True), ((3, 1), (0, 2), (1, 1), (0, 0)))
+    for tied, shard, counts in cases:
         cfg = ModelConfig(50, 2, 2, 1, 16, 32, 16, tied=tied, qkv_bias=True)
         alone = Transformer(cfg).init_weights(1)
         model = parallel.wrap(copy.deepcopy(alone), shard)
         opts = [torch.optim.AdamW(m.parameters(), 1e-2, fused=True) for m in (alone, model)]
         for step in range(3):
-            ids = [torch.randint(50, (2, 7 + k), generator=torch.Generator().manual_seed(10 * step + k)) for k in range(sum(counts))]
+            seeds = [10 * step + k for k in range(sum(counts))]
+            gens = [torch.Generator().manual_seed(seed) for seed in seeds]
+            ids = [torch.randint(50, (2, 7 + k), generator=gen) for k, gen in enumerate(gens)]
             for part in ids:
                 loss(alone, part).backward()
             with torch.no_grad():
-                scores = [float(loss(model, part)) for part in parallel.synced_batches(model, parallel.shard(ids))]
-                assert torch.allclose(torch.tensor(parallel.unshard(scores)), torch.tensor([float(loss(alone, part)) for part in ids]), atol=1e-4)
-            for part in parallel.synced_batches(model, ids[:counts[0]] if me == 0 else ids[counts[0]:]):
+                batches = parallel.synced_batches(model, parallel.shard(ids))
+                scores = torch.tensor(parallel.unshard([float(loss(model, x)) for x in batches]))
+                expected = torch.tensor([float(loss(alone, x)) for x in ids])
+                assert torch.allclose(scores, expected, atol=1e-4)
+            share = ids[:counts[0]] if me == 0 else ids[counts[0]:]
+            for part in parallel.synced_batches(model, share):
                 parallel.backward(loss(model, part))
             norm = torch.nn.utils.clip_grad_norm_(alone.parameters(), 1.0).item()
             assert abs(parallel.clip(model, 1.0).item() - norm) < 1e-4 * norm + 1e-9
             for opt in opts:
                 opt.step()
                 opt.zero_grad()
-            if step == 1:                                    # what a checkpoint does
+            if step == 1:  # what a checkpoint does
                 saved = [parallel.all_gather(parallel.state(x))[0] for x in (model, opts[1])]
                 model = Transformer(cfg)
                 model.load_state_dict(saved[0])
@@ -239,14 +275,19 @@ with parallel.ranks():
         one = parallel.unwrap(model)
         assert type(one) is Transformer and torch.equal(one.cos, alone.cos)
         for (name, a), b in zip(alone.named_parameters(), one.parameters()):
-            assert b.requires_grad and type(b) is torch.nn.Parameter and (a - b).abs().max() < 1e-5, (tied, shard, counts, name)
+            assert b.requires_grad and type(b) is torch.nn.Parameter, (tied, shard, counts, name)
+            assert (a - b).abs().max() < 1e-5, (tied, shard, counts, name)
     print("all is well")
 """
 
 
 def test_gradients_of_uneven_shares(tmp_path):
-    """Two ranks with 3 and 1, 0 and 2, 1 and 1 and no micro-batches, of different lengths, through three steps of AdamW and a checkpoint, against one
-    process that has them all; tied head and not, DDP and FSDP2. Scores without gradients in between."""
+    """Two ranks through three steps of AdamW and a checkpoint, against one process.
+
+    The ranks have 3 and 1, 0 and 2, 1 and 1, or no micro-batches, of different lengths. The one
+    process has them all. The head is tied or not, with DDP and FSDP2. Every step also computes
+    scores without gradients.
+    """
     status, said = two(script(tmp_path, PARTS))
     assert status == 0 and said.count("all is well") == 1, said
 
@@ -266,7 +307,7 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def test_an_error_of_one_rank_ends_all(tmp_path):
-    """A mistake that all ranks see, and an error of one while the other waits for it: told once, and torchrun ends."""
+    """An error of all ranks, or of one while the other waits, is told once and torchrun ends."""
     for path, argv, line in (
         (
             "train.py",
