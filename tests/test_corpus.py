@@ -1,4 +1,7 @@
-"""Corpora: what --data may name, what is cut out of it, what is dropped, and the files: whole or not at all, the same however often interrupted."""
+"""Corpora: what --data may name, the functions cut out of it, what is dropped, and the files.
+
+A corpus is written completely or not at all, with the same bytes however often it is interrupted.
+"""
 
 import ast
 import collections
@@ -55,7 +58,10 @@ def content(folder):
 
 
 def test_comments_go_and_the_rest_stays():
-    text = 'def f(x):  # why\n    # alone\n    """Doc # stays."""\n    y = "#"  # gone\n\n    return (y,  # a\n            # b\n            x)\n'
+    text = (
+        'def f(x):  # why\n    # alone\n    """Doc # stays."""\n    y = "#"  # gone\n\n'
+        "    return (y,  # a\n            # b\n            x)\n"
+    )
     bare = functions.strip_comments(text)
     assert (
         bare == 'def f(x):\n    """Doc # stays."""\n    y = "#"\n\n    return (y,\n            x)\n'
@@ -84,8 +90,10 @@ def test_a_comment_behind_a_backslash(text, bare):
 
 
 SOURCE = (
-    "'''Top.'''\nclass A:\n    @property\n    def a(self):\n        '''One.\n\n        Two.'''\n        x = 1  # c\n        return x\n\n"
-    "    def b(self):\n        return '''\n    kept'''\n\nasync def f(\n    x,\n):\n    # why\n    @g\n    def h(): pass\n    return h\n"
+    "'''Top.'''\nclass A:\n    @property\n    def a(self):\n        '''One.\n\n        Two.'''\n"
+    "        x = 1  # c\n        return x\n\n"
+    "    def b(self):\n        return '''\n    kept'''\n\n"
+    "async def f(\n    x,\n):\n    # why\n    @g\n    def h(): pass\n    return h\n"
 )
 
 
@@ -320,7 +328,10 @@ def parquet(columns, path, **how):
 
 
 def test_records_of_every_kind(trained, tmp_path):
-    """The same texts as .jsonl, .jsonl.gz, .parquet and a folder of .parquet: the same snippets, and what is wrong with a record is counted."""
+    """The same texts as .jsonl, .jsonl.gz, .parquet or a folder of .parquet: the same snippets.
+
+    Faulty records are counted by their fault.
+    """
     texts = [inspect.getsource(m) for m in (random, json, textwrap)] + [GOOD, "def (", GOOD]
     lines = [json.dumps({"n": n, "code": text}) for n, text in enumerate(texts)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n\n")
@@ -510,7 +521,7 @@ def similar(snippets, least):
 
 @pytest.fixture(scope="module")
 def both(trained, tmp_path_factory):
-    """Code with and without its near-duplicates; a third of it comes again with some names changed."""
+    """Code with and without its near-duplicates, which are copies with a few names changed."""
     folder = tmp_path_factory.mktemp("near")
     rng, lines = random.Random(2), []
     for module in (random, textwrap, inspect, subprocess):
@@ -549,7 +560,11 @@ def test_near_duplicates_are_dropped_and_nothing_else(both):
 
 
 def test_minhash_against_exact_similarity(both):
-    """The share of equal bands is 1 - (1 - J^R)^B in the mean: over pairs of every similarity, with bands of one row it is J itself."""
+    """With bands of one row the mean share of equal bands is the similarity J.
+
+    With B bands of R rows the share of pairs with an equal band is 1 - (1 - J^R)^B in the mean. The
+    pairs have every similarity from 0.3 up.
+    """
     everything, _ = both
     pairs = similar(everything, 0.3)
     raw = signatures(
@@ -591,9 +606,10 @@ def test_held_out_code_is_never_trained_on(trained, tmp_path):
     other = prepared(
         spec, tokenizers.train_tokenizer([inspect.getsource(ast)], 500), tmp_path, 1000
     )  # a text's side is the same whatever the tokenizer
-    side = {s.name: held for s, held in zip(other, other.held())}
-    assert sum(side[s.name] == held for s, held in zip(whole, whole.held()) if s.name in side) > 500
-    assert all(side[s.name] == held for s, held in zip(whole, whole.held()) if s.name in side)
+    side = {s.name: held for s, held in zip(other, other.held(), strict=True)}
+    pairs = [*zip(whole, whole.held(), strict=True)]
+    assert sum(side[s.name] == held for s, held in pairs if s.name in side) > 500
+    assert all(side[s.name] == held for s, held in pairs if s.name in side)
 
 
 def test_order():
@@ -683,12 +699,16 @@ from corpus import prepare, sources
 from formats import tokenizers
 sources.CHUNK = 20_000
 tok = tokenizers.train_tokenizer([inspect.getsource(ast)], 400)
-print(prepare.prepare_corpus("email,json", tok, 400, cache={cache!r}, progress=False, cores=2).folder, flush=True)
+corpus = prepare.prepare_corpus("email,json", tok, 400, cache={cache!r}, progress=False, cores=2)
+print(corpus.folder, flush=True)
 """
 
 
 def test_killed_and_resumed_it_is_the_same(tmp_path):
-    """SIGKILL in the middle: no corpus, no process left, nothing of what was done is done again, and the same bytes in the end."""
+    """After SIGKILL in the middle there is no corpus, and no process is left.
+
+    Finished parts are not prepared again. The bytes are the same in the end.
+    """
 
     def child(cache, **how):
         return subprocess.Popen(
@@ -737,10 +757,15 @@ import numpy as np
 import data
 from corpus import functions, prepare, sources, store
 from formats import tokenizers
-tok, parts = tokenizers.make_tokenizer(tokenizers.encoding({{bytes([i]): i for i in range(256)}}), 256), pathlib.Path({folder!r})
+encoding = tokenizers.encoding({{bytes([i]): i for i in range(256)}})
+tok = tokenizers.make_tokenizer(encoding, 256)
+parts = pathlib.Path({folder!r})
 rng = np.random.default_rng(0)
 N, settings = 5000, dict(near=0.8)
-docs = [(data.Snippet(rng.integers(0, 256, 300).tolist(), 10, [20, 100, 200], [[1], [2], [1]], f"s{{i}}"), i % 10 == 0) for i in range(N)]
+def make_snippet(i):
+    ids = rng.integers(0, 256, 300).tolist()
+    return data.Snippet(ids, 10, [20, 100, 200], [[1], [2], [1]], f"s{{i}}")
+docs = [(make_snippet(i), i % 10 == 0) for i in range(N)]
 part = prepare.Part(0)
 part.docs, part.fates = docs, dict.fromkeys(range(N), "kept")
 prepare.write_part(parts / "0.npz", part, tok, 0.8)
@@ -767,13 +792,17 @@ whole = store.Corpus(parts / "whole")
 train, held = store.split_heldout(whole, 0)
 tokens = sum(len(s.ids) for s in train[::7]) + int(store.snippet_sizes(train)[0].sum())
 stop.append(1)
-print(json.dumps([len(whole), len(held), int(whole.manifest["counts"]["tokens"]), peak[0] - before]))
+written = int(whole.manifest["counts"]["tokens"])
+print(json.dumps([len(whole), len(held), written, peak[0] - before]))
 """
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
 def test_memory_does_not_grow_with_the_tokens(tmp_path):
-    """Joining parts and reading the corpus, 1.5 and 30 million tokens: what is held grows by bytes a snippet, not by its tokens (60 MB as two bytes each)."""
+    """Memory for joining parts and reading a corpus grows with its snippets, not with its tokens.
+
+    The corpora have 1.5 and 30 million tokens. The larger takes 60 MB at two bytes a token.
+    """
 
     def measure(count):
         folder = tmp_path / str(count)
@@ -819,12 +848,17 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_a_run_on_two_packages(tmp_path, capsys):
-    """Every stage takes its snippets from the files; another run with the same corpus finds it there, and draws the same."""
+    """Every stage takes its snippets from the files.
+
+    Another run finds the same corpus there and draws the same snippets.
+    """
 
     argv = (
-        "--data json,random,logging --decontaminate false --threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 "
-        "--max-len 4096 --pretrain-steps 2 --base-check false --rows 2 --n-expert 0 --n-heldout 2 --iters 1 --estep-steps 1 --snippets 2 --group 2 --think-max 4 --mstep-steps 2 "
-        "--infuse 6 --elbo-samples 1 --max-tokens 280 --out"
+        "--data json,random,logging --decontaminate false --threads 1 --device cpu --n-layer 1 "
+        "--n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 --max-len 4096 --pretrain-steps 2 "
+        "--base-check false --rows 2 --n-expert 0 --n-heldout 2 --iters 1 --estep-steps 1 "
+        "--snippets 2 --group 2 --think-max 4 --mstep-steps 2 --infuse 6 --elbo-samples 1 "
+        "--max-tokens 280 --out"
     ).split()
     train.main([*argv, str(tmp_path / "one")])
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "corpora").rglob("*.bin")}

@@ -1,4 +1,7 @@
-"""Decontamination: each rule by hand, with near misses; the benchmarks' own solutions as a corpus; the command and the hook in a run."""
+"""Decontamination: each rule by hand, with near misses, and the benchmarks' solutions as a corpus.
+
+Also the command, and the check in a run.
+"""
 
 import json
 import os
@@ -32,7 +35,10 @@ SOLUTION = """    widest = 0
         widest = max(widest, abs(right - left))  # so far
     return widest
 """
-CLEAN = "def weave(a, b):\n    '''Two strings, letter by letter.'''\n    return ''.join(x + y for x, y in zip(a, b))\n"
+CLEAN = (
+    "def weave(a, b):\n    '''Two strings, letter by letter.'''\n"
+    "    return ''.join(x + y for x, y in zip(a, b))\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +88,10 @@ def test_comments_count_where_they_are_trained_on(spread):
     ],
 )
 def test_whole_files_and_kept_comments(spread, tmp_path, how, kept, tok):
-    """Under its own name a copy is found within a file too; a docstring in a comment counts if comments are kept."""
+    """Under its own name a copy is found within a file too.
+
+    A docstring in a comment counts if comments are kept.
+    """
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.py").write_text(
         CLEAN.replace("return", "c = 1\n    return") + "\n\n" + COPY
@@ -108,7 +117,10 @@ def test_whole_files_and_kept_comments(spread, tmp_path, how, kept, tok):
 
 
 def test_a_docstring_is_found_whatever_case_whitespace_and_comments(spread):
-    text = "def gap(xs):\n    '''LARGEST gap\n\n      of neighbours   in a List, they say.'''\n    return None\n"
+    text = (
+        "def gap(xs):\n    '''LARGEST gap\n\n"
+        "      of neighbours   in a List, they say.'''\n    return None\n"
+    )
     assert spread.hits(text) == [
         dict(
             reason="substring",
@@ -163,7 +175,10 @@ def test_short_texts_are_not_searched():
 
 
 def test_the_index_finds_what_a_plain_search_finds(full):
-    """Substrings cut from anywhere, their first and last words in halves, in noise: the same as searching each one everywhere."""
+    """The index finds in noise what a search for every substring finds.
+
+    Substrings begin and end anywhere, also within a word.
+    """
     rng, found = random.Random(0), 0
     needles = [(needle, at) for some in full.needles.values() for needle, at in some]
     for needle, _ in rng.sample(needles, 300) + full.needles[None]:
@@ -185,7 +200,8 @@ def test_the_index_finds_what_a_plain_search_finds(full):
 TEN = Task(
     "toy/3",
     "",
-    "\ndef f(k):\n    one = two + three * four\n    five = six - seven\n    eight = nine\n    return k\n",
+    "\ndef f(k):\n    one = two + three * four\n    five = six - seven\n"
+    "    eight = nine\n    return k\n",
     "",
     "f",
 )
@@ -294,7 +310,8 @@ def test_a_renamed_copy_is_found_under_its_name_only(spread):
     assert not spread.hits(COPY.replace("spread", "spreads"))
     assert not spread.hits(COPY.replace("spread", "Spread"))
     assert not spread.hits(
-        "def spread(xs):\n    raise NotImplementedError('by the heirs of this class, each in its way')\n",
+        "def spread(xs):\n"
+        "    raise NotImplementedError('by the heirs of this class, each in its way')\n",
     )
     assert not spread.hits("def spread(:\n")  # not Python: no body
 
@@ -312,7 +329,8 @@ def test_similarity_at_the_threshold():
 
 def test_tokens_of_a_body():
     (node,) = defined(
-        "def f(a, *, key=None) -> int:\n    'Doc.'\n    b: int = a.size  # why\n    return len(b) + math.pi",
+        "def f(a, *, key=None) -> int:\n    'Doc.'\n"
+        "    b: int = a.size  # why\n    return len(b) + math.pi",
         "f",
     )
     assert " ".join(body_tokens(node)) == "_ : int = _ . size return len ( _ ) + _ . pi"
@@ -324,7 +342,10 @@ def test_tokens_of_a_body():
 
 @pytest.mark.parametrize("name", ["humaneval", "humaneval+", "mbpp", "mbpp+", "leetcode"])
 def test_a_benchmark_as_a_corpus_is_dropped(name, full, tmp_path):
-    """Every reference solution, read as training code is read: HumanEval's with their docstrings, the others as they are."""
+    """Every reference solution is dropped, read as training code is read.
+
+    HumanEval's come with their docstrings, the others as they are.
+    """
     if name not in full.benchmarks:
         pytest.skip(full.missing[name])
     tasks = full.benchmarks[name]
@@ -351,7 +372,10 @@ def test_a_benchmark_as_a_corpus_is_dropped(name, full, tmp_path):
 
 
 def test_humaneval_without_docstrings_and_under_other_names(full):
-    """Its solutions alone, as functions of another name: what the rules on text find; and under their own names, with all variables renamed."""
+    """HumanEval's solutions without their prompts.
+
+    Under another name the rules on text find most. Under its own name the name rule finds each.
+    """
     if "humaneval" not in full.benchmarks:
         pytest.skip(full.missing["humaneval"])
     renamed = bodies = 0
@@ -363,7 +387,10 @@ def test_humaneval_without_docstrings_and_under_other_names(full):
 
 
 def test_library_code_stays(full):
-    """A sample of the standard library: almost all of it stays, and the same on a second look; hand-made code stays."""
+    """Almost all of a sample of the standard library stays, and so does hand-made code.
+
+    A second look gives the same result.
+    """
     some = functions.distinct(
         "asyncio,email,http,unittest,random,statistics,heapq",
         dict.fromkeys(functions.COUNTED, 0),
@@ -530,7 +557,8 @@ def test_a_run_unchecked_says_so_and_one_that_cannot_check_is_refused(code, monk
     monkeypatch.setattr(suites, "load", nothing)
     with pytest.raises(
         UserError,
-        match="no benchmark to check the corpus against.*benchmarks/data/HumanEval.jsonl.gz.*--decontaminate false",
+        match="no benchmark to check the corpus against"
+        ".*benchmarks/data/HumanEval.jsonl.gz.*--decontaminate false",
     ) as e:
         Run(make(**code))
     assert "\n" not in str(e.value)

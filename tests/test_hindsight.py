@@ -1,4 +1,4 @@
-"""Proposals in hindsight against enumeration of every thought, in the vocabulary of a real tokenizer."""
+"""Proposals in hindsight, against enumeration of every thought in a real tokenizer's vocabulary."""
 
 import collections
 import copy
@@ -63,13 +63,16 @@ def softmaxed(model, ids):
 
 @pytest.fixture(scope="module")
 def world(tok, snip, model):
-    """Every thought before line LINE: by hand log p(z | s), log q_h(z | s, a), log pi(a | s, z) of the line and of all lines. And the same of <act>."""
+    """Every thought before line LINE and its log-probabilities, by hand, and those of <act>.
+
+    log p(z | s), log q_h(z | s, a), and log pi(a | s, z) of the line and of all lines.
+    """
     h, at, sep = first_token(tok, snip, LINE), snip.first[LINE], snip.sep[LINE]
     ends, begins = tok.stop_ids, tok.thought_ids
 
     def lines(ids, first):
         logp, out = softmaxed(model, ids), []
-        for a, b in zip(first, first[1:] + [len(ids)]):
+        for a, b in zip(first, first[1:] + [len(ids)], strict=True):
             out.append(
                 sum(logp[j - 1, ids[j]] for j in range(a, b))
                 - (1 - logp[a - 1, begins].exp().sum()).log()
@@ -113,7 +116,10 @@ def weighed(model, tok, snip, thoughts, n_hindsight, n_own):
 
 
 def test_context_of_a_proposal(tok, snip):
-    """The text up to the end of the line's code and a trailing `#`, for both lines; the first token is that of the comment before the line."""
+    """The text up to the end of the line's code and a trailing `#`, for both lines.
+
+    The first token is that of the comment before the line.
+    """
     assert [tok.decode(hindsight_context(tok, snip, t)) for t in (0, 1)] == [
         "def f(x):\n    y = x + 1  #",
         TEXT + "  #",
@@ -127,7 +133,10 @@ def test_context_of_a_proposal(tok, snip):
 
 @pytest.mark.parametrize("n_hindsight, n_own", [(1, 0), (1, 1), (3, 1), (0, 1)])
 def test_weights_are_unbiased(tok, snip, model, world, n_hindsight, n_own):
-    """The mean weight under the mixture that proposes is sum_z p(z | s) pi(a | s, z), by hand over every thought; for the line, and for all lines."""
+    """The mean weight under the proposals' mixture is sum_z p(z | s) pi(a | s, z).
+
+    The sum over every thought is by hand, for the line and for all lines.
+    """
     thoughts, p, q, pi, act, never = world
     found = weighed(model, tok, snip, thoughts, n_hindsight, n_own)
     assert np.exp(q).sum() == pytest.approx(1, abs=1e-9) and np.exp(p).sum() == pytest.approx(
@@ -154,8 +163,10 @@ def test_weights_are_unbiased(tok, snip, model, world, n_hindsight, n_own):
 
 
 def test_draws_are_the_posterior(tok, snip, model, world):
-    """<act> against thoughts, and thought against thought: resampling among K proposals, over many sets of proposals, against the posterior over every
-    thought. `penalty` and `best` against their definitions."""
+    """Resampling among K proposals draws from the posterior over <act> and every thought.
+
+    The shares are over many sets of proposals. The weights of `penalty` follow its definition.
+    """
     thoughts, p, q, pi, act, never = world
     joint = np.concatenate(([act + never[1]], p + pi[:, 1]))
     joint[0] += (
@@ -186,7 +197,10 @@ def test_draws_are_the_posterior(tok, snip, model, world):
 
 
 def test_floor(tok, snip, model, world):
-    """With a floor above P(think) the weights are those of a model that thinks so often and is otherwise the same; below, nothing changes."""
+    """A floor above P(think) gives the weights of the same model with P(think) at the floor.
+
+    A floor below P(think) changes nothing.
+    """
     found = weighed(model, tok, snip, world[0], 1, 0)
     rate = 1 - math.exp(found.act[0])  # by whatever token
     assert math.exp(found.think[0]) < rate < 0.4 and np.array_equal(
@@ -261,7 +275,7 @@ def test_judged_in_hindsight_nothing_is_called_a_bound(tok, model):
 
 
 def test_sampled_proposals(tok, snip, model, world):
-    """Thoughts drawn in hindsight and drawn before the line have the frequencies that their densities say."""
+    """Thoughts drawn in hindsight, or before the line, have the frequencies of their densities."""
     thoughts, p, q, *_ = world
     found = propose(model, tok, [snip], lambda b, logp: [LINE], 1500, 1500, THINK_MAX, seed=(4,))
     at = {tuple(z): i for i, z in enumerate(thoughts)}
@@ -279,10 +293,16 @@ def test_sampled_proposals(tok, snip, model, world):
 
 
 def test_reach_and_batches(tok, model):
-    """Weighing several snippets at once, in small batches, gives each what it gets alone; `reach` lines are the first of all lines."""
+    """A snippet's weights do not depend on the other snippets, nor on the batches.
+
+    `reach` limits the sum over lines to that many lines from the thought on.
+    """
     found = [domain.expert_task(0, i, "train") for i in range(3)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
-    lines = lambda b, logp: [0, 2, len(logp) - 1]
+
+    def lines(b, logp):
+        return [0, 2, len(logp) - 1]
+
     together = propose(model, tok, snips, lines, 2, 1, 5, reach=2, seed=(1,), numbers=[7, 8, 9])
     alone = propose(model, tok, snips[1:2], lines, 2, 1, 5, reach=2, seed=(1,), numbers=[8])
     assert together.thoughts[3:6] == alone.thoughts and any(len(z) > 1 for z in alone.thoughts[0])
@@ -300,8 +320,10 @@ def test_reach_and_batches(tok, model):
 
 @pytest.mark.parametrize("which", ["exact", "penalty", "best"])
 def test_choose_and_infuse(tok, model, which):
-    """At most one thought a tried line, canonical in its place; the code stays what it was; the same seed gives the same documents. At a penalty that no
-    thought is worth, none is chosen."""
+    """Each tried line gets at most one thought, canonical in its place, and the code is unchanged.
+
+    The same seed gives the same documents. At a penalty that no thought is worth, none is chosen.
+    """
     found = [domain.expert_task(0, i, "train") for i in range(4)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
     cfg = config.make(
@@ -319,10 +341,12 @@ def test_choose_and_infuse(tok, model, which):
     written = [*infused(model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats)]
     assert stats["think"] > 0 and stats["not_canonical"] == 0
     for s, (ids, kind) in zip(snips, written, strict=True):
-        assert canonical(tok, ids) and [i for i, k in zip(ids, kind) if k != 2] == s.ids
+        assert canonical(tok, ids)
+        assert [i for i, k in zip(ids, kind, strict=True) if k != 2] == s.ids
     assert written == [*infused(model, tok, snips, cfg, (0, 1), [3, 4, 5, 6], stats)]
     chosen, _ = choose(model, tok, snips, cfg, which, (0, 1), [3, 4, 5, 6])
-    assert all(len(z) <= math.ceil(0.4 * len(s.first)) for z, s in zip(chosen, snips))
+    pairs = zip(chosen, snips, strict=True)
+    assert all(len(z) <= math.ceil(0.4 * len(s.first)) for z, s in pairs)
     assert choose(model, tok, snips, cfg, "act", (0, 1), [3, 4, 5, 6]) == ([{}] * 4, 0)
     if which != "exact":
         cfg.c = 1e6
@@ -359,7 +383,10 @@ def test_least_likely():
 
 
 def test_judge(tok, model):
-    """Sums by snippet against the proposals themselves; never thinking against one forward; a table with a row a model."""
+    """Sums by snippet are those of the proposals; never thinking is one forward pass.
+
+    The table has a row for each model.
+    """
     found = [domain.expert_task(0, i, "val") for i in range(3)]
     snips = [snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in found]
     cfg = config.make(think_max=5)
@@ -423,7 +450,10 @@ def test_a_mistake_on_the_command_line_is_told_before_the_work(given):
 
 
 def test_best_is_the_largest(tok, snip, model, world, monkeypatch):
-    """`best` takes the thought with the largest gain less c if that is positive and the text stays canonical, by enumeration; else <act>."""
+    """`best` takes the thought with the largest gain if the gain exceeds c; else <act>.
+
+    Only thoughts that leave the text canonical count. All are enumerated.
+    """
     thoughts, _, _, pi, _, never = world
     ok = np.array([canonical(tok, infuse(tok, snip, {LINE: z})[0]) for z in thoughts])
     found = weighed(model, tok, snip, thoughts, 1, 0)
