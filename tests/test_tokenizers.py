@@ -363,7 +363,7 @@ def test_closing_tokens_in_rollouts(kind, published):
     assert snips[0].sep[-1] == tok.encode("\n")  # nothing stands behind a closing token in column 0
     for scorer in (q, pi):
         rolls, closed, short = (
-            rollout(q, scorer, tok, snips, G, think_max, (3, 1), rate=0.5, states=True),
+            rollout(q, scorer, tok, snips, G, think_max, (3, 2), rate=0.5, states=True),
             0,
             0,
         )
@@ -373,7 +373,7 @@ def test_closing_tokens_in_rollouts(kind, published):
                 q,
                 tok,
                 snip,
-                draw_uniforms((3, 1), n // G, n % G, len(snip.first), think_max),
+                draw_uniforms((3, 2), n // G, n % G, len(snip.first), think_max),
                 think_max,
                 rate=0.5,
             )
@@ -405,7 +405,7 @@ def test_closing_tokens_in_rollouts(kind, published):
         stats = policy_gradient(q, scorer, tok, rolls, A, kl=float(scorer is pi))
         away, gap = stats.kl, stats.logq_gap
         plain = plain_rollouts(
-            q, scorer, tok, snips, G, think_max, (3, 1), numbers=[0, 1, 2], rate=0.5
+            q, scorer, tok, snips, G, think_max, (3, 2), numbers=[0, 1, 2], rate=0.5
         )
         for a, b in zip(plain.rows, rolls.rows, strict=True):
             assert (a.thoughts, a.ids, a.first) == (b.thoughts, b.ids, b.first)
