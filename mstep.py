@@ -27,13 +27,12 @@ import time
 import numpy as np
 import torch
 
-from config import EXPERT_PART, MSTEP, ROUNDING, seed_of
+from config import EXPERT_PART, MSTEP, ROUNDING, progress_bar, seed_of
 from data import PROMPT, THOUGHT, canonical, infuse
 from engine import documents, parallel, training
 from engine.backend import FAST
 from engine.machine import graphs, steps_bar
 from model import work_size
-from progress import progress_bar
 
 # ---------------------------------------------------------------- infusion
 

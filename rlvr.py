@@ -50,7 +50,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import COIN, PROBLEMS, RLVR, RLVR_HELDOUT, ROUNDING, SHUFFLE, seed_of
+from config import COIN, PROBLEMS, RLVR, RLVR_HELDOUT, ROUNDING, SHUFFLE, progress_bar, seed_of
 from engine import parallel, training
 from engine.backend import FAST
 from engine.gradients import CompletionScores
@@ -60,7 +60,6 @@ from engine.training import inference_copy
 from evaluate import count_verdicts, mean_pass_at_k, sample_and_grade, sample_programs
 from grader.grade import Grader
 from model import work_size
-from progress import progress_bar
 from tasks import job_of, parts
 
 

@@ -60,9 +60,8 @@ from tqdm import tqdm
 
 import data
 from benchmarks import suites
-from config import Parser, UserError, check_output, command, convert, write_output
+from config import Parser, UserError, check_output, command, convert, progress_bar, write_output
 from corpus import functions
-from progress import progress_bar
 
 SHORTEST = 24  # characters of a substring, at least
 GRAM = 10  # words of a gram

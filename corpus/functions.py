@@ -11,9 +11,9 @@ import inspect
 import io
 import tokenize
 
+from config import progress_bar
 from corpus.sources import BAD, chunks, python2, read_item, sources
 from data import syntax_tree
-from progress import progress_bar
 
 DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DROPPED = (

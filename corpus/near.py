@@ -13,8 +13,7 @@ import os
 
 import numpy as np
 
-from config import UserError
-from progress import progress_bar
+from config import UserError, progress_bar
 
 PERMUTATIONS = 128  # of MinHash
 SHINGLE = 5  # tokens

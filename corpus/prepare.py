@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 import config
-from config import UserError
+from config import UserError, progress_bar
 from corpus.decontaminate import checker
 from corpus.functions import COUNTED, DROPPED, checksum, documented, units
 from corpus.near import (
@@ -44,7 +44,6 @@ from corpus.store import Corpus
 from data import snippet
 from domain import base_text
 from formats import huggingface, tokenizers
-from progress import progress_bar
 
 FORMAT = 1  # of the files; a new number makes old ones useless
 FATES = ("kept", *DROPPED)

@@ -11,8 +11,7 @@ import typing
 
 import torch
 
-from config import UserError, cores
-from progress import progress_bar
+from config import UserError, cores, progress_bar
 
 # ---------------------------------------------------------------- settings
 

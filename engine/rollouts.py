@@ -42,13 +42,12 @@ import typing
 import numpy as np
 import torch
 
-from config import seed_of
+from config import progress_bar, seed_of
 from data import ends_itself, inserted
 from elbo import decision_logprobs, line_logprobs, reward
 from engine import parallel
 from engine.decoder import Decoder
 from engine.reader import Reader, length_batches
-from progress import progress_bar
 
 # kinds of events: <act>; the first token of a thought; a further token; its end
 ACT, FIRST, TOKEN, END = range(4)

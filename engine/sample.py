@@ -26,9 +26,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import UserError, sample_seed
+from config import UserError, progress_bar, sample_seed
 from engine.decoder import Decoder
-from progress import progress_bar
 
 
 @dataclasses.dataclass

@@ -50,11 +50,10 @@ import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from config import cores
+from config import cores, progress_bar
 from grader.assertions import check_job, prepare, same_output
 from grader.client import Server
 from grader.messages import HarnessError
-from progress import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)

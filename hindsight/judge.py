@@ -8,9 +8,8 @@ import typing
 
 import numpy as np
 
-from config import EXCHANGE, JUDGE, seed_of
+from config import EXCHANGE, JUDGE, progress_bar, seed_of
 from hindsight.propose import log_weights, propose
-from progress import progress_bar
 
 RATES = np.array([0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
 

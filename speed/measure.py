@@ -12,9 +12,8 @@ import subprocess
 import sys
 import time
 
-from config import cores
+from config import cores, progress_bar
 from engine.machine import timed
-from progress import progress_bar
 
 
 def interleaved(functions, repeats, rates, desc="", warm=True):

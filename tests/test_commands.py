@@ -11,7 +11,6 @@ import torch
 import tqdm
 
 import config
-import progress
 from formats import __main__ as formats_command
 from formats.checkpoints import write_whole
 from hindsight import __main__ as hindsight_command
@@ -34,8 +33,8 @@ class Clock:
 
 def lines_of(monkeypatch, capsys, updates, step, **options):
     """The lines that so many updates print, step seconds apart."""
-    monkeypatch.setattr(progress, "time", Clock(step))
-    for _ in progress.progress_bar(range(updates), **options):
+    monkeypatch.setattr(config, "time", Clock(step))
+    for _ in config.progress_bar(range(updates), **options):
         pass
     return capsys.readouterr().err.splitlines()
 
@@ -61,8 +60,8 @@ def test_a_short_bar_leaves_no_line(monkeypatch, capsys, options):
 
 def test_progress_by_hand(monkeypatch, capsys):
     """update, figures behind the progress, bytes; and one last line, however often it is closed."""
-    monkeypatch.setattr(progress, "time", Clock(20.0))
-    with progress.progress_bar(total=4_000_000, desc="read", unit="B", unit_scale=True) as bar:
+    monkeypatch.setattr(config, "time", Clock(20.0))
+    with config.progress_bar(total=4_000_000, desc="read", unit="B", unit_scale=True) as bar:
         bar.set_postfix(loss="1.25")
         bar.update(1_000_000)
         bar.update(3_000_000)
@@ -76,7 +75,7 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    bar = progress.progress_bar(range(3), desc="steps")
+    bar = config.progress_bar(range(3), desc="steps")
     assert isinstance(bar, tqdm.tqdm) and list(bar) == [0, 1, 2]
     assert "\r" in terminal.getvalue()
 

@@ -7,31 +7,30 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent  # the project's folder
-BASE = "config progress model data logprobs grader"  # what every part above may import
+BASE = "config model data logprobs grader"  # what every part above may import
 # A part is a file of the top folder, or a folder.
 # A name with a slash is a file that may import more than its folder.
 ARROWS = {
     "config": "",
-    "progress": "",
     "model": "",
     "data": "",
     "logprobs": "",
     "grader": "",
-    "grader/grade": "config progress",
+    "grader/grade": "config",
     "grader/__main__": "config",
     "elbo": "logprobs",
     "formats": "model data config",
-    "engine": "model data logprobs elbo formats config progress",
+    "engine": "model data logprobs elbo formats config",
     "tasks": "grader",
     "domain": "tasks",
     "benchmarks": "tasks grader data config",
-    "corpus": "benchmarks domain formats data config progress",
+    "corpus": "benchmarks domain formats data config",
     "sample": f"{BASE} formats engine evaluate",
     "mstep": f"{BASE} engine",
     "run": f"{BASE} corpus formats domain engine",
     "evaluate": f"{BASE} engine elbo benchmarks tasks domain formats",
-    "hindsight": "engine elbo data logprobs config progress",
-    "hindsight/__main__": "engine elbo data logprobs config progress run",
+    "hindsight": "engine elbo data logprobs config",
+    "hindsight/__main__": "engine elbo data logprobs config run",
     "estep": f"{BASE} engine elbo evaluate hindsight",
     "rlvr": f"{BASE} engine evaluate tasks",
     "train": f"{BASE} elbo estep mstep rlvr sample evaluate run engine domain formats",
