@@ -45,7 +45,7 @@ from data import snippet
 from domain import base_text
 from formats import huggingface, tokenizers
 
-FORMAT = 1  # of the files; a new number makes old ones useless
+FORMAT = 2  # of the files and of what is dropped; a new number makes old ones useless
 FATES = ("kept", *DROPPED)
 DOC = np.dtype(
     [
