@@ -485,6 +485,12 @@ class Config:
         ("pass", "tests", "random"),
         of="rlvr",
     )
+    reward_apart: bool = setting(
+        False,
+        "true: nothing for a pass that a method of the program's own classes decided "
+        "(docs/grader.md)",
+        of="rlvr",
+    )
     reward_time: float = setting(
         10.0,
         "seconds a program has for its tests, unless its suite says otherwise",
@@ -1005,8 +1011,8 @@ def progress_bar(iterable=None, **options):
 class PlainProgress:
     """What a log file gets instead of a bar.
 
-    A line every LOG_EVERY seconds, later every LOG_SHARE of the time so far; and one at the end, with
-    `leave`. Options that concern a bar alone are ignored.
+    A line is written every LOG_EVERY seconds, and later every LOG_SHARE of the time so far.
+    With `leave`, a last line is written at the end. Options that concern a bar alone are ignored.
     """
 
     def __init__(

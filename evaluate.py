@@ -47,7 +47,7 @@ from tasks import job_of, until_stop
 # ---------------------------------------------------------------- programs
 
 
-class Program(typing.NamedTuple):
+class SampledProgram(typing.NamedTuple):
     """What a model wrote for a task."""
 
     prompt: list  # token ids
@@ -58,10 +58,10 @@ class Program(typing.NamedTuple):
 def sample_programs(
     model, tok, tasks, *, max_new, seeds, on_program=None, backend=FAST, **sampling
 ):
-    """Sample programs for tasks, each up to the stop sequences of its own task -> [[Program]].
+    """Sample programs for tasks, each up to its own task's stop sequences -> [[SampledProgram]].
 
     seeds        one int a task, which with sampling["seed"] fixes its samples
-    on_program   called as on_program(task index, sample index, Program) as soon as one is written
+    on_program   called as on_program(task index, sample index, SampledProgram) once it is written
     sampling     what `generate` takes: n, temperature, seed, batch, forbid, progress, desc
     Tasks with the same stop sequences are sampled together.
     Raises UserError for a prompt that leaves no room.
@@ -75,7 +75,9 @@ def sample_programs(
         written = completion.ids
         if written and written[-1] in tok.end_ids:
             written = written[:-1]
-        return Program(ids, completion, until_stop(head + tok.decode(written), tasks[i].stops))
+        return SampledProgram(
+            ids, completion, until_stop(head + tok.decode(written), tasks[i].stops)
+        )
 
     for stops in dict.fromkeys(task.stops for task in tasks):
         indices = [i for i, task in enumerate(tasks) if task.stops == stops]

@@ -79,6 +79,7 @@ class Sample:
     verdict: str = ""
     advantage: float = 0.0
     seconds: float = 0.0  # that its program ran
+    apart: bool = True  # no truth of its tests was decided by the program itself
 
 
 # ---------------------------------------------------------------- 1. sample
@@ -147,7 +148,12 @@ def training_job(task, text, cfg):
 
 def all_tests_pass(samples, cfg, grader):
     """R_i = 1 if the program passes all its tests, else 0."""
-    return [float(s.verdict == "passed") for s in samples]
+    return [float(is_paid(s, cfg)) for s in samples]
+
+
+def is_paid(result, cfg):
+    """Is a Sample, or a Result of the grader, a pass that counts? See the setting reward_apart."""
+    return result.verdict == "passed" and (result.apart or not cfg.reward_apart)
 
 
 def share_of_tests(samples, cfg, grader):
@@ -162,7 +168,7 @@ def share_of_tests(samples, cfg, grader):
         for i in failed
     }
     for i, runs in runs_of.items():
-        passed = sum(run.result().verdict == "passed" for run in runs)
+        passed = sum(is_paid(run.result(), cfg) for run in runs)
         # All pass alone, but not together (too slow in all, say): one counts as failed.
         rewards[i] = min(passed, len(runs) - 1) / len(runs)
     return rewards
@@ -188,6 +194,7 @@ def grade_samples(samples, cfg, grader):
         result = s.run.result()
         s.verdict = result.verdict
         s.seconds = result.seconds
+        s.apart = result.apart
     rewards = REWARDS[cfg.reward](samples, cfg, grader)
     for s, reward in zip(samples, rewards, strict=True):
         s.reward = reward
@@ -640,6 +647,7 @@ def log_step(run, name, bar, position, samples, m, clock):
         **dataclasses.asdict(position),
         reward=float(R.mean()),
         pass_rate=float(np.mean([verdict == "passed" for verdict in verdicts])),
+        not_apart=float(np.mean([s.verdict == "passed" and not s.apart for s in samples])),
         no_signal=no_signal,
         length=written / len(samples),
         unfinished=float(np.mean([not s.finished for s in samples])),

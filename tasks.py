@@ -65,7 +65,15 @@ def job_of(task, completion, patience=1.0):
         task.kind,
         task.name,
         patience * (task.time_limit or 10.0),
+        preamble_of(task),
     )
+
+
+def preamble_of(task):
+    """What stands in front of a completion, and is not the model's; "" for a script."""
+    if task.kind != "assert":
+        return ""
+    return task.prompt if task.prefix is None else task.prefix
 
 
 # ---------------------------------------------------------------- partial credit

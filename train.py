@@ -263,8 +263,10 @@ def ntp(run, name, match=""):
 
 
 def em(run):
-    """RA3: per iteration an E-step, which learns q with pi frozen, and an M-step, which writes q's
-    thoughts into the expert's code and fine-tunes pi on it."""
+    """RA3: per iteration an E-step (learn q with pi frozen), then an M-step (fine-tune pi).
+
+    The M-step's documents are the expert's code with q's thoughts written in.
+    """
     cfg, name = run.cfg, run.cfg.name or "ra3"
     pi, _ = run.load("base")
     state = run.restore(name, may_grow=True)
@@ -286,25 +288,16 @@ def em(run):
             state = mstep_start(pi, cfg, flops)
             run.save_state(name, phase="mstep", iteration=iteration, seconds=seconds(), **state)
         docs = documents.Written(run.path(f"{name}.docs"))
-        pi, flops = mstep.mstep(
-            run,
-            name,
-            pi,
-            docs,
-            iteration,
-            cfg.mstep_steps,
-            state,
-            flops,
-            lambda: {"seconds": seconds()},
-        )
+        position = (iteration, cfg.mstep_steps, state, flops)
+        pi, flops = mstep.mstep(run, name, pi, docs, *position, lambda: {"seconds": seconds()})
         state = None
         tell_heldout(run, name, pi, iteration, flops)
         if cfg.keep_iterations:
             settings = {**stage_settings(cfg), "iters": iteration + 1}
             run.save(f"{name}-iteration-{iteration + 1}", pi, flops=flops, settings=settings)
         if iteration + 1 < cfg.iters:
-            position = {"phase": "estep", "iteration": iteration + 1, "step": 0, "flops": flops}
-            run.save_state(name, **position, weights=pi.state_dict(), seconds=seconds())
+            following = {"phase": "estep", "iteration": iteration + 1, "step": 0, "flops": flops}
+            run.save_state(name, **following, weights=pi.state_dict(), seconds=seconds())
     run.save(name, pi, flops=flops, settings=stage_settings(cfg), em_seconds=seconds())
 
 

@@ -5,16 +5,21 @@ import dataclasses
 import re
 
 from data import syntax_tree
+from grader.assertions import prepare
 
 
-def sanitise(program, entry_point):
+def sanitise(program, entry_point, needed=()):
     """What EvalPlus's sanitize (evalplus/sanitize.py) keeps of a text.
 
-    Kept are, of the longest span of lines that parses, the imports, then the top-level functions
-    (with a return), classes and assignments that the entry point reaches by name.
-    Of two with one name the first is kept. Comments inside them stay.
-    Departures: decorators, annotated assignments and every target of an assignment count too;
-    one line will do.
+    Kept are, of the longest span of lines that parses, the imports, then the top-level functions,
+    classes and assignments that the entry point reaches by name. Of two with one name the first is
+    kept. Comments inside them stay.
+
+    Departures from EvalPlus
+    1. Decorators, annotated assignments and every target of an assignment count too.
+    2. One line will do.
+    3. A function without a return is kept where it is reached: a generator, for instance.
+    4. Names that the tests need of the program (`needed`) count as reached.
     """
     source, imports, parts, name = longest_span(program), [], {}, re.match(r"\w*", entry_point)[0]
     lines = source.encode().split(b"\n")
@@ -27,10 +32,7 @@ def sanitise(program, entry_point):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             imports.append(text)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            if isinstance(node, ast.ClassDef) or any(
-                isinstance(n, ast.Return) for n in ast.walk(node)
-            ):
-                parts.setdefault(node.name, (text, node))
+            parts.setdefault(node.name, (text, node))
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             for target in (
                 n
@@ -39,7 +41,7 @@ def sanitise(program, entry_point):
                 if isinstance(n, ast.Name)
             ):
                 parts.setdefault(target.id, (text, node))
-    todo, reached = [name], set()
+    todo, reached = [name, *needed], set()
     while todo:
         if (at := todo.pop()) in parts and at not in reached:
             reached.add(at)
@@ -54,8 +56,11 @@ def sanitise(program, entry_point):
 
 
 def sanitised(job):
-    """The job with only what its entry point needs of its program."""
-    return dataclasses.replace(job, program=sanitise(job.program, job.entry_point))
+    """The job with only what its tests need of its program; a script of kind stdio as it is."""
+    if job.kind != "assert":
+        return job
+    needed = prepare(job.tests, job.entry_point.strip(), job.preamble).wanted
+    return dataclasses.replace(job, program=sanitise(job.program, job.entry_point, needed))
 
 
 def longest_span(text):

@@ -89,7 +89,7 @@ def checker(data_dir=""):
     missing = {}
     for name in CHECKED:
         try:
-            benchmarks[name] = suites.load(name, data_dir)
+            benchmarks[name] = suites.load_checked(name, data_dir)
         except UserError as e:
             missing[name] = str(e)
     if not benchmarks:

@@ -1,8 +1,15 @@
-"""What the server's interpreter runs first: python boot.py SOCKET MEMORY_LIMIT OUTPUT_LIMIT WITHOUT_BYTECODE
+"""What the server's interpreter runs first.
 
-Room for deep recursion is laid out at exec. Without hooks at fork (random's reseeds, threading's looks for threads that a server without threads
-has not) a fork costs half; and a run is the same every time. The grader's files are loaded here, not by the interpreter's import: their
-builtins are a copy that no program can replace, and none of them is in sys.modules or on sys.path, where a program would find it.
+    python boot.py SOCKET MEMORY_LIMIT OUTPUT_LIMIT WITHOUT_BYTECODE
+
+The size of the stack is set before an exec, which lays out the room for deep recursion.
+
+Hooks at fork are not registered. random's hook reseeds. threading's hook looks for threads, and the
+server has none. A fork without them costs half, and a run is the same every time.
+
+The grader's files are loaded here, not by the interpreter's import. Their builtins are a copy that
+no program can replace. None of them is in sys.modules or on sys.path, where a program would find
+it.
 """
 
 import os
@@ -25,8 +32,11 @@ import types
 files, own, ordinary = {}, dict(vars(builtins)), builtins.__import__
 
 
-def load(name, *rest):
-    """What `import` does in the grader's files while they are loaded. They say `from grader.x import y`."""
+def import_file(name, *rest):
+    """What `import` does in the grader's files while they are loaded.
+
+    The files say `from grader.x import y`.
+    """
     if not name.startswith("grader."):
         return ordinary(name, *rest)
     if name not in files:
@@ -40,7 +50,7 @@ def load(name, *rest):
     return files[name]
 
 
-own["__import__"] = load
-load("grader.server")
+own["__import__"] = import_file
+import_file("grader.server")
 own["__import__"] = ordinary
 files["grader.server"].serve(register_at_fork, *numbers)

@@ -14,6 +14,38 @@ from grader.messages import LEVELS, START_LIMIT, HarnessError, receive, send
 BOOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "boot.py")
 
 
+def server_environment():
+    """All environment variables of the server."""
+    return dict(
+        PATH="/usr/local/bin:/usr/bin:/bin",
+        LANG="C.UTF-8",
+        PYTHONHASHSEED="0",
+        PYTHONUTF8="1",
+        PYTHONSAFEPATH="1",
+        PYTHONDONTWRITEBYTECODE="1",
+        OMP_NUM_THREADS="1",
+        OPENBLAS_NUM_THREADS="1",
+        MKL_NUM_THREADS="1",
+        MALLOC_ARENA_MAX="2",
+        TMPDIR=tempfile.gettempdir(),
+        RA3_SANDBOX_LEVEL=os.environ.get("RA3_SANDBOX_LEVEL", LEVELS[0]),
+    )
+
+
+def start_server(fd, env, memory_limit, output_limit):
+    """Start a server that speaks over the socket `fd` -> its process. Raises OSError."""
+    arguments = (fd, memory_limit, output_limit, int(sys.dont_write_bytecode))
+    return subprocess.Popen(
+        [sys.executable, "-s", BOOT, *map(str, arguments)],
+        env=env,
+        cwd="/",
+        pass_fds=[fd],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+
+
 class Server:
     """A server process and the socket to it. Starts at the first run, and again after it died."""
 
@@ -24,37 +56,10 @@ class Server:
 
     def start(self, memory_limit, output_limit):
         self.sock, theirs = socket.socketpair()
-        env = dict(
-            PATH="/usr/local/bin:/usr/bin:/bin",
-            LANG="C.UTF-8",
-            PYTHONHASHSEED="0",
-            PYTHONUTF8="1",
-            PYTHONSAFEPATH="1",
-            PYTHONDONTWRITEBYTECODE="1",
-            OMP_NUM_THREADS="1",
-            OPENBLAS_NUM_THREADS="1",
-            MKL_NUM_THREADS="1",
-            MALLOC_ARENA_MAX="2",
-            TMPDIR=tempfile.gettempdir(),
-            RA3_SANDBOX_LEVEL=os.environ.get("RA3_SANDBOX_LEVEL", LEVELS[0]),
-        )
+        env = server_environment()
         with theirs:
             try:
-                arguments = (
-                    theirs.fileno(),
-                    memory_limit,
-                    output_limit,
-                    int(sys.dont_write_bytecode),
-                )
-                self.process = subprocess.Popen(
-                    [sys.executable, "-s", BOOT, *map(str, arguments)],
-                    env=env,
-                    cwd="/",
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                )
+                self.process = start_server(theirs.fileno(), env, memory_limit, output_limit)
             except OSError as e:
                 raise HarnessError(
                     f"the server could not be started with {sys.executable}: {e.strerror}"
@@ -69,21 +74,20 @@ class Server:
             print(f"sandbox: isolation level {self.level}{why}", file=sys.stderr, flush=True)
 
     def run(self, mode, body, limits, numpy, stop):
-        """One run -> (verdict, seconds, output). Tried twice. Raises HarnessError."""
+        """One run -> (verdict, seconds, output, apart). Tried twice. Raises HarnessError."""
         for attempt in range(2):
             try:
                 if self.process is None:
                     self.start(*limits[1:])
-                send(self.sock, marshal.dumps((mode, limits[0], numpy)))
-                send(self.sock, marshal.dumps(body))
+                send(self.sock, marshal.dumps((mode, limits[0], numpy, marshal.dumps(body))))
                 self.sock.settimeout(limits[0] + 2 * START_LIMIT)
                 answer = receive(self.sock)
                 if answer is None:
                     raise HarnessError("the server ended in the middle of a run")
-                verdict, seconds, output, detail = marshal.loads(answer)
+                verdict, seconds, output, apart, detail = marshal.loads(answer)
                 if verdict == "harness_error":
                     raise HarnessError(detail)
-                return verdict, seconds, output
+                return verdict, seconds, output, apart
             except (HarnessError, OSError) as e:
                 self.close()
                 if stop.is_set():

@@ -1,4 +1,8 @@
-"""The keeper: parent of the programs. It starts each, dressed and limited alike, watches it, and ends all that is left of its run."""
+"""The keeper: parent of the programs.
+
+It starts each in the same surroundings and limits, watches it, and ends all that is left of its
+run.
+"""
 
 import atexit
 import contextlib
@@ -18,11 +22,13 @@ from grader.program import program
 from grader.walls import (
     LINUX,
     MACHINE,
+    NOATIME,
     NODEV,
     NOSUID,
     PROCESSES,
     enter_processes,
     forbid_large_mappings,
+    forbid_lasting,
     libc,
     mount,
     peak_memory,
@@ -32,8 +38,12 @@ from grader.walls import (
 
 
 def keep(control, memory, most_output, level, folder, nobody):
-    """Starts a process for each run, watches it, and ends all that is left of it. It never sees a program or a test, so a fork of it is clean. As
-    init of its namespace of processes its kill(-1) reaches every process of a run; otherwise it is their subreaper. Never returns."""
+    """Starts a process for each run, watches it, and ends all that is left of it.
+
+    The keeper never sees a program or a test, so a fork of it is clean. At level namespaces it is
+    init of its namespace of processes, and its kill(-1) reaches every process of a run. At the
+    other levels it is their subreaper. Never returns.
+    """
     status = 1
     try:
         prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not without the server
@@ -44,20 +54,14 @@ def keep(control, memory, most_output, level, folder, nobody):
         streams = dress(cwd, memory, most_output)
         prctl(4, 0)  # PR_SET_DUMPABLE: no other process of the user looks into this one
         gc.freeze()
+        untouched = None  # the state of the directory; None: there is none
         while True:
             mode, fds, _, _ = socket.recv_fds(control, 64, 5)
             if not mode:
                 break
             channel, watch, *files = fds
-            if level == "namespaces":
-                mount(
-                    b"ra3",
-                    "/dev/shm",
-                    b"tmpfs",
-                    NOSUID | NODEV,
-                    b"size=512m,nr_inodes=20k,mode=0755",
-                )
-                os.mkdir(cwd, 0o700)
+            if level == "namespaces" and untouched is None:
+                untouched = mount_directory(cwd)
             pid = os.fork()
             if pid == 0:
                 try:
@@ -65,13 +69,14 @@ def keep(control, memory, most_output, level, folder, nobody):
                 except BaseException:
                     traceback.print_exc()
                 os._exit(70)
-            os.close(channel)
             for fd in files:
                 os.close(fd)
-            watch_run(control, watch, pid, memory, level)
+            with socket.socket(fileno=channel) as link:
+                watch_run(control, watch, link, pid, memory, level)
             os.close(watch)
-            if level == "namespaces":
+            if level == "namespaces" and directory_state(cwd) != untouched:
                 system(libc.umount2(b"/dev/shm", 2), "umount")
+                untouched = None
             control.sendall(b"C")
         status = 0
     except BaseException:
@@ -80,9 +85,36 @@ def keep(control, memory, most_output, level, folder, nobody):
         os._exit(status)
 
 
-def watch_run(control, watch, pid, memory, level):
-    """Until the server says that the run is over. Says on `watch` how the program's process ended: S and its status, M if it took too much memory,
-    N if it made too many processes. Then ends whatever is left."""
+def mount_directory(cwd):
+    """A directory in memory for the next run -> its state."""
+    options = b"size=512m,nr_inodes=20k,mode=0755"
+    mount(b"ra3", "/dev/shm", b"tmpfs", NOSUID | NODEV | NOATIME, options)
+    os.mkdir(cwd, 0o700)
+    return directory_state(cwd)
+
+
+def directory_state(cwd):
+    """All that a run could leave in its directory; None if the directory cannot be read.
+
+    A directory that no run touched serves the next run.
+    """
+    try:
+        below = os.path.dirname(cwd)
+        facts = [os.listdir(below), os.listdir(cwd), os.listxattr(below), os.listxattr(cwd)]
+        for path in (below, cwd):
+            s = os.stat(path)
+            facts.append((s.st_ino, s.st_mode, s.st_uid, s.st_nlink, s.st_mtime_ns, s.st_ctime_ns))
+        return facts
+    except OSError:
+        return None
+
+
+def watch_run(control, watch, link, pid, memory, level):
+    """Watch a run until the server says that it is over; then end whatever is left of it.
+
+    How the program's process ended goes to `watch`, as a letter and its status. The letter is M if
+    it took too much memory, N if it made too many processes, else S.
+    """
     poll, reason, status, over = select.poll(), b"S", None, False
     poll.register(control, select.POLLIN)
     handle = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
@@ -102,6 +134,8 @@ def watch_run(control, watch, pid, memory, level):
                 status = how
                 with contextlib.suppress(BrokenPipeError):  # the tester has its verdict already
                     os.write(watch, b"%s%d" % (reason, status))
+                with contextlib.suppress(OSError):  # its children may hold the link, too
+                    link.shutdown(socket.SHUT_RDWR)
                 if handle is not None:
                     poll.unregister(handle)
         if control.fileno() in ready:
@@ -123,22 +157,11 @@ def watch_run(control, watch, pid, memory, level):
 
 
 def dress(cwd, memory, most_output):
-    """What all programs find, done once: limits, seccomp, environment, streams, signals. Returns the three streams."""
-    seccomp = LINUX and MACHINE
-    for limit, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, most_output + 1),
-        (resource.RLIMIT_NOFILE, 4096),
-        (resource.RLIMIT_AS, 2 * memory + (64 << 20) if seccomp else memory),
-    ):
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        with contextlib.suppress(ValueError, OSError):  # macOS has no limit of address space
-            resource.setrlimit(limit, (value, value))
-    if LINUX:
-        system(prctl(38, 1), "no new privileges")
-    if seccomp:
-        forbid_large_mappings(memory)
+    """What all programs find, done once: limits, seccomp, environment, streams, signals.
+
+    Returns the three streams.
+    """
+    limit_resources(memory, most_output)
     for number in (signal.SIGTERM, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -157,15 +180,40 @@ def dress(cwd, memory, most_output):
     threading.stack_size(8 << 20)
     atexit._clear()
     sys.argv[:], sys.path[:0] = [os.path.join(cwd, "program.py")], [cwd]
+    return open_streams()
+
+
+def limit_resources(memory, most_output):
+    """Limits and seccomp filters of the keeper and of all its children."""
+    seccomp = LINUX and MACHINE
+    for limit, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, most_output + 1),
+        (resource.RLIMIT_NOFILE, 4096),
+        (resource.RLIMIT_AS, 2 * memory + (64 << 20) if seccomp else memory),
+    ):
+        hard = resource.getrlimit(limit)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        with contextlib.suppress(ValueError, OSError):  # macOS has no limit of address space
+            resource.setrlimit(limit, (value, value))
+    if LINUX:
+        system(prctl(38, 1), "no new privileges")
+    if seccomp:
+        forbid_large_mappings(memory)
+        forbid_lasting()
+
+
+def open_streams():
+    """stdin, stdout and stderr on the descriptors 0 to 2, as the interpreter opens them."""
     streams = []
-    for fd, (name, how) in enumerate((("<stdin>", "r"), ("<stdout>", "w"), ("<stderr>", "w"))):
+    for fd, (name, mode) in enumerate((("<stdin>", "r"), ("<stdout>", "w"), ("<stderr>", "w"))):
         stream = io.TextIOWrapper(
-            open(fd, how + "b", closefd=False),
+            open(fd, mode + "b", closefd=False),
             "utf-8",
             "surrogateescape" if fd < 2 else "backslashreplace",
             "\n",
             fd == 2,
         )
-        stream.buffer.raw.name, stream.mode = name, how
+        stream.buffer.raw.name, stream.mode = name, mode
         streams.append(stream)
     return streams

@@ -26,7 +26,10 @@ def remove(path):
 
 
 def sweep():
-    """Kill whatever is left of a run, daemons included: its orphans become children of the process that calls this (their subreaper)."""
+    """Kill whatever is left of a run, daemons included.
+
+    The caller is the subreaper of the run: orphans of the run become its children.
+    """
     while True:
         for pid in children():
             with contextlib.suppress(ProcessLookupError):

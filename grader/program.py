@@ -1,21 +1,25 @@
-"""The program's process: a fork of the keeper that goes behind the walls, loads the program, and does what the tester asks over a socket."""
+"""The program's process: a fork of the keeper behind walls that does what the tester asks."""
 
 import atexit
 import builtins
-import contextlib
+import decimal
+import gc
 import importlib
+import io
+import itertools
 import linecache
-import marshal
 import os
-import pickle
+import random
 import resource
 import socket
 import sys
 import threading
+import traceback
 import types
 
-from grader.guard import guard
-from grader.messages import ended_by, receive, send
+from grader.link import Link, importable, module_of
+from grader.messages import ended_by
+from grader.operations import operations_of
 from grader.walls import (
     LINUX,
     MACHINE,
@@ -29,22 +33,187 @@ from grader.walls import (
 )
 
 
+class Program:
+    """The loaded program, and what the tester may ask of it. One a process; made before the fork.
+
+    No test is ever in this process: a program that changes what is here changes only what it hands
+    over.
+    """
+
+    def __init__(self):
+        self.link = Link(host=False)
+        self.space = self.module = None  # the program's names
+        self.source = ""  # path of its text
+        self.streams = []
+        self.usual = 0  # number of modules before it
+        self.random_state = None
+        # held here, as a program may replace them where they are
+        self.shut_down_threads = threading._shutdown
+        self.run_exit_handlers = atexit._run_exitfuncs
+        self.link.operations = operations_of(self.link) | {
+            "load": self.load,
+            "script": self.script,
+            "find": self.find,
+            "names": lambda: [name for name in self.space if type(name) is str],
+            "bind": lambda entry: eval(entry, self.space),
+            "eval": lambda text, *scopes: eval(text, *(scopes or (self.space,))),
+            "exec": lambda text, *scopes: exec(text, *(scopes or (self.space,))),
+            "import": importlib.import_module,
+            "peak": lambda: peak_memory("self"),
+            "set_random": self.set_random,
+            "random_changes": self.random_changes,
+            "set_decimal": set_decimal,
+        }
+
+    def begin(self, channel, name, streams):
+        """Set the interpreter up for the program, and serve the tester. name: of its module."""
+        for stream_name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+            setattr(sys, stream_name, stream)
+            setattr(sys, f"__{stream_name}__", stream)
+        self.streams = streams
+        self.source = sys.argv[0]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        self.module = sys.modules[name] = types.ModuleType(name)
+        self.module.__file__ = self.source
+        self.module.__builtins__ = builtins
+        self.space = self.link.names = vars(self.module)
+        self.usual = len(sys.modules)
+        os.register_at_fork(after_in_child=threading._after_fork)  # for its own forks: see boot.py
+        self.link.open(channel)
+        self.link.send(0, "value", "ready")
+        self.link.serve()
+
+    def execute(self, text):
+        """Run the program: None, or what it raised; "syntax_error" if it does not compile."""
+        text = text.removeprefix("\ufeff")
+        linecache.cache[self.source] = (len(text), None, text.splitlines(True), self.source)
+        try:
+            code = compile(text, self.source, "exec", dont_inherit=True)
+        except BaseException:  # a MemoryError too: of a text that is nested too deeply
+            return "syntax_error"
+        try:
+            exec(code, self.space)
+        except BaseException as e:
+            return e
+
+    def load(self, text, shareable):
+        """Load the program: "loaded", or a verdict. shareable: classes that cross by value."""
+        self.link.shareable = dict.fromkeys(shareable, True)
+        ending = self.execute(text)
+        if ending is None:
+            return "loaded"
+        return ending if isinstance(ending, str) else ended_by(ending)
+
+    def script(self, text):
+        """Run the program as the interpreter does -> (verdict, peak memory)."""
+        with open(self.source, "w", encoding="utf-8", errors="surrogatepass") as f:
+            f.write(text)
+        verdict = self.verdict_on(self.execute(text))
+        trouble = self.wind_down()
+        if trouble is not None and verdict == "passed":
+            verdict = ended_by(trouble)
+        return verdict, peak_memory("self")
+
+    def verdict_on(self, ending):
+        """The verdict on a script that ended so. What it raised is shown, as by the interpreter."""
+        if ending is None or isinstance(ending, str):
+            return ending or "passed"
+        if isinstance(ending, SystemExit):
+            status = ending.code
+            failed = status & 255 if isinstance(status, int) else status is not None
+            return "abnormal_exit" if failed else "passed"
+        try:
+            traceback.print_exception(ending, limit=-20, file=self.streams[2])
+        except BaseException:
+            pass  # a program that broke its own error output
+        return ended_by(ending)
+
+    def wind_down(self):
+        """What the interpreter does at its end: threads, exit handlers, destructors, output.
+
+        Returns the exception of a standard output that could not be written, or None.
+        """
+        trouble = None
+        try:
+            self.shut_down_threads()
+            self.run_exit_handlers()
+            if not getattr(sys.stdout, "closed", True):
+                sys.stdout.flush()
+        except BaseException as e:
+            trouble = e
+        imported = itertools.islice(reversed(sys.modules), max(0, len(sys.modules) - self.usual))
+        for name in ["__main__", *imported]:
+            sys.modules.pop(name, None)
+        linecache.cache.clear()
+        self.write_out()
+        self.link.names = self.space = self.module = None
+        gc.collect()
+        self.write_out()
+        return trouble
+
+    def write_out(self):
+        """Flush whatever is still open; text before the bytes under it."""
+        text = [value for value in gc.get_objects() if type(value) is io.TextIOWrapper]
+        data = [value for value in gc.get_objects() if type(value) in BUFFERS]
+        for stream in (*text, *self.streams[1:], *data):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass
+
+    def find(self, name):
+        """What a name of the program is.
+
+        A function; or (missing,), (module, name), (import, module, name) or (value, it).
+        """
+        if name not in self.space:
+            return ("missing",)
+        value = self.space[name]
+        if isinstance(value, types.ModuleType):
+            if sys.modules.get(value.__name__) is value:
+                return "module", value.__name__
+        elif isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+            if importable(value):
+                return "import", module_of(value), value.__qualname__
+        return value if type(value) is types.FunctionType else ("value", value)
+
+    def set_random(self, state):
+        self.random_state = state
+        random.setstate(state)
+
+    def random_changes(self):
+        """The state of `random`, if the program changed it; or None."""
+        state = random.getstate()
+        if state == self.random_state:
+            return None
+        self.random_state = state
+        return state
+
+
+def set_decimal(precision, rounding):
+    context = decimal.getcontext()
+    context.prec, context.rounding = precision, rounding
+
+
+BUFFERS = {io.BufferedWriter, io.BufferedRandom}
+PROGRAM = Program()
+
+
 def program(channel, mode, level, cwd, nobody, files, streams):
-    """Does what the tester asks: loads the program, calls its functions, runs tests in here, or runs it as a script. Never returns. What it
-    needs after the program was loaded it holds in locals: a program can replace builtins and modules, but not these."""
+    """Go behind the walls, and do what the tester asks. Never returns."""
     os.setsid()
     os.chdir(cwd)
-    for fd, target in zip(files, (0, 1, 2)):
+    for fd, target in zip(files, (0, 1, 2), strict=False):
         os.dup2(fd, target)
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    at = min(
-        1000, most - 1
-    )  # out of the way of programs that close the descriptors they may have got
-    os.dup2(channel, at, inheritable=False)
-    os.closerange(3, at), os.closerange(at + 1, most)
-    channel = socket.socket(fileno=at)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    slot = min(1000, limit - 1)  # far from descriptors that a program may close
+    os.dup2(channel, slot, inheritable=False)
+    os.closerange(3, slot)
+    os.closerange(slot + 1, limit)
     if nobody:
-        os.setgroups([]), os.setgid(nobody), os.setuid(nobody)
+        os.setgroups([])
+        os.setgid(nobody)
+        os.setuid(nobody)
         resource.setrlimit(resource.RLIMIT_NPROC, (4 * PROCESSES, 4 * PROCESSES))
     if LINUX and level != "namespaces":
         prctl(4, 1)
@@ -54,204 +223,7 @@ def program(channel, mode, level, cwd, nobody, files, streams):
             forbid_signals_out(os.getpid())
     if LINUX:
         libc.capset(NO_CAPABILITIES, bytes(24))
-    for name, stream in zip(("stdin", "stdout", "stderr"), streams):
-        setattr(sys, name, stream), setattr(sys, f"__{name}__", stream)
-    source, name = sys.argv[0], "__main__" if mode == "stdio" else "program"
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    module = sys.modules[name] = types.ModuleType(name)
-    module.__file__, module.__builtins__ = source, builtins
-    os.register_at_fork(
-        after_in_child=threading._after_fork
-    )  # for the program's own forks: see boot.py
-    own, pid, everyone = vars(module), os.getpid(), vars(builtins)
-    pristine = dict(everyone) if mode == "in_process" else everyone
-    real = globals()["__builtins__"]  # the grader's own: see boot.py
-    load, dump, load_code, leave, getpid, stdout = (
-        pickle.loads,
-        pickle.dumps,
-        marshal.loads,
-        os._exit,
-        os.getpid,
-        sys.stdout,
-    )
-    mutable, copies, classes = (list, dict, set, bytearray), {}, {}
-
-    def load_program(text, modules):
-        for name in modules:  # what the tests import, before the program can change it
-            with contextlib.suppress(ImportError):
-                original = importlib.import_module(name)
-                copies[name] = types.ModuleType(name)
-                vars(copies[name]).update(vars(original))
-                classes.update(
-                    (c, dict(vars(c)))
-                    for c in vars(original).values()
-                    if isinstance(c, type) and c.__module__ == name
-                )
-        text = text.removeprefix("\ufeff")
-        linecache.cache[source] = (len(text), None, text.splitlines(True), source)
-        try:
-            code = compile(text, source, "exec", dont_inherit=True)
-        except BaseException:  # a MemoryError too: the parser's own, of what is nested too deeply
-            return "syntax_error"
-        try:
-            exec(code, own)
-        except BaseException as e:
-            if mode == "stdio":
-                return e
-            return ended_by(e)
-
-    def run_script(text):
-        """As the interpreter does: the exit status, the threads' end, exit handlers, the last output."""
-        said, status = load_program(text, ()), 0
-        if isinstance(said, SystemExit):
-            status = said.code if isinstance(said.code, int) else said.code is not None
-            said = "abnormal_exit" if status else None
-        elif isinstance(said, BaseException):
-            said = ended_by(said)
-        try:
-            threading._shutdown()
-            atexit._run_exitfuncs()
-            for stream in {id(s): s for s in (sys.stdout, stdout)}.values():
-                if not getattr(stream, "closed", False):
-                    stream.flush()
-        except BaseException as e:
-            said = said or ended_by(e)
-        return said or "passed"
-
-    def find(name):
-        """What a name of the program is: missing, (import, module, name), function, other."""
-        if name not in own:
-            return "missing"
-        it = own[name]
-        where = it.__name__ if isinstance(it, types.ModuleType) else getattr(it, "__module__", None)
-        part = "" if isinstance(it, types.ModuleType) else getattr(it, "__qualname__", None)
-        if (
-            isinstance(where, str)
-            and isinstance(part, str)
-            and where in sys.modules
-            and where != "program"
-            and "." not in part
-        ):
-            if (getattr(sys.modules[where], part, None) if part else sys.modules[where]) is it:
-                return "import", where, part
-        return "function" if callable(it) and not isinstance(it, type) else "other"
-
-    def call(function, blob):
-        """(value, value, which argument it is, arguments if they changed), or (raised, builtin class, its arguments, arguments if they changed), or
-        (not plain,)."""
-        try:
-            args, kwargs = load(blob)
-        except Exception:
-            return ("not plain",)
-        try:
-            out = function(*args, **kwargs)
-        except BaseException as e:
-            kind = next(c for c in type(e).__mro__ if real.get(c.__name__) is c)
-            try:
-                if type(e) is kind:
-                    details = dump(e.__reduce__()[1])
-                else:
-                    details = dump((str(e),))
-                after = dump((args, kwargs))
-            except BaseException:
-                details, after = dump(()), blob
-            return "raised", kind.__name__, details, None if after == blob else after
-        try:
-            alias = next(
-                (i for i, a in enumerate(args) if a is out and isinstance(a, mutable)), None
-            )
-            after = dump((args, kwargs))
-            return (
-                "value",
-                dump(out if alias is None else None),
-                alias,
-                None if after == blob else after,
-            )
-        except BaseException:
-            return ("not plain",)
-
-    def test_here(code, entry, named, token):
-        """The tests in this process -> (token, verdict, assertions that began, assertions that held)."""
-        sys.settrace(None), sys.setprofile(None)
-        everyone.clear(), everyone.update(pristine)
-        for name, copy in copies.items():
-            vars(sys.modules.get(name, copy)).update(vars(copy))
-        for kind, attributes in classes.items():
-            for name, value in attributes.items():
-                if vars(kind).get(name) is not value:
-                    with contextlib.suppress(AttributeError, TypeError):
-                        setattr(kind, name, value)
-        begun, held = [], []
-        trust, safe = (
-            guard(named),
-            dict(
-                pristine,
-                __import__=lambda name, *rest: (
-                    copies.get(name) or pristine["__import__"](name, *rest)
-                ),
-            ),
-        )
-
-        class Names(dict):  # the program's names, as they are at the moment
-            def __missing__(self, name):
-                if name != entry and name in pristine:
-                    raise KeyError(name)
-                return (
-                    copies.get(own[name].__name__, own[name])
-                    if isinstance(own[name], types.ModuleType)
-                    else own[name]
-                )
-
-        space = Names(
-            {
-                "__name__": "tests",
-                "__builtins__": safe,
-                "<begun>": lambda: begun.append(1),
-                "<held>": lambda: held.append(1),
-                "<compare>": trust,
-                "<truth>": trust,
-            }
-        )
-        try:
-            exec(load_code(code), space)
-            if entry and "check" in space and "<calls check>" not in named:
-                space["check"](eval(entry, space))
-        except BaseException as e:
-            trace = e.__traceback__
-            while trace.tb_next:
-                trace = trace.tb_next
-            wrong = isinstance(e, AssertionError) and trace.tb_frame.f_code.co_filename != source
-            return token, "wrong_answer" if wrong else ended_by(e), len(begun), len(held)
-        return token, "passed", len(begun), len(held)
-
-    def say(number, *answer):
-        if getpid() != pid:  # a fork of the program came back here: it has no say
-            leave(0)
-        send(channel, dump((number, *answer)))
-
-    table = {}
-    say(0, "ready")
-    while request := receive(channel):
-        number, what, *given = load(request)
-        if what == "load":
-            said = load_program(*given)
-            say(number, said or "loaded")
-        elif what == "find":
-            say(number, find(*given))
-        elif what == "bind":
-            try:
-                table[given[0]] = it = eval(given[0], own)
-                say(number, "function" if callable(it) and not isinstance(it, type) else "other")
-            except BaseException as e:
-                say(number, ended_by(e))
-        elif what == "call":
-            say(number, *call(table[given[0]] if given[0] in table else own[given[0]], given[1]))
-        elif what == "tests":
-            say(number, *test_here(*given))
-        elif what == "script":
-            said = run_script(*given)
-            say(number, said, peak_memory("self"))
-            leave(0)
-        elif what == "peak":
-            say(number, peak_memory("self"))
+    leave = os._exit
+    name = "__main__" if mode == "stdio" else "program"
+    PROGRAM.begin(socket.socket(fileno=slot), name, streams)
     leave(0)

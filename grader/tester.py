@@ -1,198 +1,64 @@
 """The tester: runs the tests, in an interpreter that never loads the program, and says the verdict.
 
-It calls the program's functions over a socket. Plain data crosses by pickle, read by an unpickler that makes plain types only; arguments that were
-changed in place come back, exceptions too. Where that is not enough, it has the tests run in the program's process, and the verdict says so.
+It calls the program's functions over a link (link.py), and gets values, or stand-ins for objects
+that stay with the program (mirrors.py). Every assertion is decided here.
 """
 
-import builtins
+import contextlib
 import importlib
-import io
 import marshal
 import os
-import pickle
+import resource
 import select
 import signal
-import sys
-import threading
 import traceback
 
-from grader.messages import VERDICTS, HarnessError, TooLong, ended_by, receive, send
+from grader.link import Ended, Link
+from grader.messages import VERDICTS, HarnessError, ended_by
+from grader.mirrors import Function, Mirror
+from grader.operations import guarded
+from grader.surroundings import Surroundings, share_states
 from grader.walls import prctl
 
 MESSAGE = 1 << 28  # bytes of an answer of the program, at most
-PLAIN = {
-    ("collections", "Counter"),
-    ("collections", "OrderedDict"),
-    ("collections", "defaultdict"),
-    ("collections", "deque"),
-    ("decimal", "Decimal"),
-    ("fractions", "Fraction"),
-    *(("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
-    *(
-        ("builtins", name)
-        for name in (
-            "bool",
-            "bytearray",
-            "bytes",
-            "complex",
-            "dict",
-            "float",
-            "frozenset",
-            "int",
-            "list",
-            "range",
-            "set",
-            "slice",
-            "str",
-            "tuple",
-        )
-    ),
+HERE = os.path.dirname(__file__)
+NEAR = {  # modules whose functions the tests use from the program's names as their own
+    *"math cmath collections itertools functools operator heapq bisect copy string re json".split(),
+    *"statistics typing fractions decimal datetime numbers".split(),
 }
-NAN = pickle.dumps(float("nan"))[2:-1][-9:]
 
 
-class InOneProcess(BaseException):
-    """The run needs values that are not plain data."""
-
-
-class Ended(BaseException):
-    """The program's process ended."""
-
-
-class PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if (module, name) not in PLAIN:
-            raise InOneProcess
-        return super().find_class(module, name)
-
-
-def plain(data):
-    """A value from bytes that the program wrote. Raises InOneProcess if it is anything but plain data."""
-    try:
-        return PlainUnpickler(io.BytesIO(data)).load()
-    except Exception:
-        raise InOneProcess from None
-
-
-def restore(old, new):
-    """Make old what new is, in place where it can be. Both came from the same argument. Returns the value to use."""
-    if type(old) is type(new):
-        if isinstance(old, list):
-            old[:] = [restore(a, b) for a, b in zip(old, new)] + new[len(old) :]
-            return old
-        if isinstance(old, (dict, set)):
-            kept = (
-                {k: restore(old[k], v) if k in old else v for k, v in new.items()}
-                if isinstance(old, dict)
-                else set(new)
-            )
-            old.clear()
-            old.update(kept)
-            return old
-        if isinstance(old, bytearray):
-            old[:] = new
-            return old
-        if isinstance(old, tuple) and len(old) == len(new):
-            return tuple(map(restore, old, new))
-    return new
+LINK = Link(host=True)  # of the one run that a process has
+LINK.operations = guarded(LINK)
 
 
 class Peer:
-    """The program, as the tester sees it."""
+    """The program's process, as the tester sees it."""
 
     def __init__(self, channel, watch):
-        self.channel, self.watch, self.number, self.raised, self.trouble, self.lossy, self.turn = (
-            channel,
-            watch,
-            0,
-            {},
-            None,
-            False,
-            threading.Lock(),
-        )
-        self.poll = select.poll()
-        self.poll.register(channel, select.POLLIN)
-        self.poll.register(watch, select.POLLIN)
+        self.watch = watch
+        self.link = LINK.open(channel, MESSAGE)
 
-    def wait(self):
-        ready = dict(self.poll.poll())
-        if self.channel.fileno() not in ready:
-            raise Ended
+    def ask(self, operation, *values):
+        return self.link.ask(operation, *values)
 
-    def answer(self):
-        """The next answer, a tuple of plain data. Raises Ended if there is none, or if it is not that of the last question."""
+    def ready(self):
         try:
-            data = receive(self.channel, MESSAGE, self.wait)
-        except (TooLong, OSError):
-            data = None
-        try:
-            said = plain(data) if data else None
-        except InOneProcess:  # the frame of an answer is plain, whatever the value in it
-            said = None
-        if not isinstance(said, tuple) or not said or said[0] != self.number:
-            raise Ended
-        return said[1:]
-
-    def ask(self, *question):
-        self.number += 1
-        try:
-            send(self.channel, pickle.dumps((self.number, *question)))
-        except OSError:
-            raise Ended from None
-        return self.answer()
-
-    def function(self, name):
-        """A function that calls the program's."""
-
-        def call(*args, **kwargs):
-            if self.trouble:  # the tests swallowed it
-                raise self.trouble
-            try:
-                with self.turn:  # tests may have threads
-                    return self.call(name, args, kwargs)
-            except (InOneProcess, Ended) as e:
-                self.trouble = e
-                raise
-
-        call.__name__ = call.__qualname__ = name
-        return call
-
-    def call(self, name, args, kwargs):
-        try:
-            blob = pickle.dumps((args, kwargs))
-        except Exception:
-            raise InOneProcess from None
-        self.lossy = self.lossy or NAN in blob  # whose identity matters, and is lost
-        kind, *rest = self.ask("call", name, blob)
-        if kind not in ("value", "raised"):
-            raise InOneProcess
-        first, second, after = rest
-        if after is not None:
-            new_args, new_kwargs = plain(after)
-            for old, new in zip((*args, *kwargs.values()), (*new_args, *new_kwargs.values())):
-                restore(old, new)
-        if kind == "raised":
-            kind, details = getattr(builtins, first), plain(second)
-            try:
-                e = kind(*details)
-            except TypeError:
-                e = kind.__new__(kind, *details)
-            self.raised[id(e)] = e
-            raise e
-        return plain(first) if second is None else args[second]
+            return self.link.answer(0) == "ready"
+        except Ended:
+            return False
 
     def end(self):
-        """How the program's process ended: a verdict, `passed` for status 0. Raises HarnessError."""
+        """How the program's process ended, as a verdict. Raises HarnessError."""
         poll = select.poll()
         poll.register(self.watch, select.POLLIN)
-        said = (
-            os.read(self.watch, 64) if poll.poll(1000) else b"S256"
-        )  # it lives, and closed the channel
-        if not said:
+        # no answer within a second: it lives, and closed the channel
+        ending = os.read(self.watch, 64) if poll.poll(1000) else b"S256"
+        if not ending:
             raise HarnessError("the keeper ended")
-        if said[:1] in b"MN":
-            return "memory_limit" if said[:1] == b"M" else "abnormal_exit"
-        code = os.waitstatus_to_exitcode(int(said[1:]))
+        if ending[:1] in b"MN":
+            return "memory_limit" if ending[:1] == b"M" else "abnormal_exit"
+        code = os.waitstatus_to_exitcode(int(ending[1:]))
         return {
             0: "passed",
             -getattr(signal, "SIGSYS", 0): "memory_limit",
@@ -200,118 +66,210 @@ class Peer:
         }.get(code, "abnormal_exit")
 
 
-def test(sock, writing, peer, mode, memory, feed):
-    """The tester: says its verdict on the pipe `writing`. Never returns."""
+def test(body, writing, peer, mode, memory, feed, size):
+    """The tester: says (verdict, apart, detail) on the pipe `writing`. Never returns.
+
+    size: bytes of address space that it has to begin with.
+    """
     status = 1
     try:
         prctl(1, signal.SIGKILL)
-        try:
-            ready = peer.answer() == ("ready",)
-        except Ended:
-            ready = False
-        if not ready:
+        if not peer.ready():
             raise HarnessError(f"the program's process did not get ready: {peer.end()}")
         os.write(writing, b"R")  # the clock runs; what goes wrong now is the program's fault
-        body = marshal.loads(receive(sock))
-        try:
-            said = judge(peer, mode, body, memory, feed)
-        except Ended:
-            said = peer.end()
-            said = "abnormal_exit" if said == "passed" and mode != "stdio" else said
-        except MemoryError:
-            said = "memory_limit"
-        said = said, ""
+        limit_memory(memory + size)
+        peer.link.most = min(MESSAGE, memory)
+        answer = (*judged(peer, mode, marshal.loads(body), memory, feed), "")
     except BaseException:
-        said = "harness_error", traceback.format_exc()
+        answer = "harness_error", True, traceback.format_exc()
     try:
-        os.write(writing, marshal.dumps(said))
+        os.write(writing, marshal.dumps(answer))
         status = 0
     finally:
         os._exit(status)
 
 
-def judge(peer, mode, body, memory, feed):
-    """The verdict on a program; or "in_process", if it must be tried so."""
-    if mode == "stdio":
-        text, given = body
-        os.pwrite(feed, given.encode("utf-8", "surrogatepass"), 0)
-        verdict, peak = peer.ask("script", text)
-        return (
-            "memory_limit" if peak > memory else verdict if verdict in VERDICTS else "abnormal_exit"
-        )
-    text, code, entry, wanted, named, direct, imports = body
-    (said,) = peer.ask("load", text, imports)
-    if said != "loaded":
-        verdict = said if said in VERDICTS and said != "passed" else "abnormal_exit"
-    elif mode == "in_process":
-        token = os.urandom(16).hex()
-        back, verdict, begun, held = peer.ask("tests", code, entry, named, token)
-        if back != token or verdict not in VERDICTS:
-            verdict = "abnormal_exit"
-        elif verdict == "passed":
-            verdict = ended_well(begun, held, direct, named)
-    else:
-        verdict = judge_apart(peer, marshal.loads(code), wanted, named, direct, entry)
-        if (
-            verdict == "in_process"
-            or verdict in ("wrong_answer", "exception")
-            and ("<shares>" in named or peer.lossy)
-        ):
-            return "in_process"
-    (peak,) = peer.ask("peak")
-    return "memory_limit" if peak > memory else verdict
+def limit_memory(size):
+    """Of address space: the tests, and what the program hands over, have a limit, too."""
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
-def judge_apart(peer, code, wanted, named, direct, entry):
-    """Run the tests here; the program's functions are called in its own process. -> a verdict, or "in_process"."""
-    begun, held = [], []
-    space = {
-        "__name__": "tests",
-        "<begun>": lambda: begun.append(1),
-        "<held>": lambda: held.append(1),
-    }
-    for name in sorted(wanted):
-        kind, *where = peer.ask("find", name)
-        if kind == "function" and f"{name}." not in named:
-            space[name] = peer.function(name)
-        elif kind == "import" and where[0].split(".")[0] in {*sys.stdlib_module_names, "numpy"}:
-            module = importlib.import_module(where[0])
-            space[name] = getattr(module, where[1]) if where[1] else module
-        elif kind != "missing":
-            return "in_process"
+def judged(peer, mode, body, memory, feed):
+    """(verdict, was every truth decided apart from the program?) of one run."""
     try:
-        try:
-            exec(code, space)
-            if (
-                entry
-                and "check" in space
-                and "check" not in wanted
-                and "<calls check>" not in named
-            ):
-                (said,) = peer.ask("bind", entry)
-                if said == "other":
-                    raise InOneProcess
-                if said != "function":
-                    return said if said in VERDICTS and said != "passed" else "abnormal_exit"
-                space["check"](peer.function(entry))
-        finally:
-            if peer.trouble:
-                raise peer.trouble
-    except InOneProcess:
-        return "in_process"
+        verdict = judge_script(peer, body, feed) if mode == "stdio" else judge(peer, body)
+        if mode == "stdio":
+            verdict, peak = verdict
+        else:
+            peak = peer.ask("peak") if peer.link.trouble is None else 0
+        if type(peak) is int and peak > memory:
+            verdict = "memory_limit"
     except Ended:
-        raise
-    except BaseException as e:
-        if isinstance(e, AssertionError) and id(e) not in peer.raised:
+        verdict = peer.end()
+        verdict = "abnormal_exit" if verdict == "passed" else verdict
+    except MemoryError:
+        verdict = "memory_limit"
+    return verdict, peer.link.apart
+
+
+def judge_script(peer, body, feed):
+    """(verdict, peak memory) of a program that runs as a script."""
+    text, stdin = body
+    os.pwrite(feed, stdin.encode("utf-8", "surrogatepass"), 0)
+    try:
+        verdict, peak = peer.ask("script", text)
+    except Ended:  # before its last line: by os._exit, say
+        return peer.end(), 0
+    except (TypeError, ValueError):
+        return "abnormal_exit", 0
+    return verdict if verdict in VERDICTS else "abnormal_exit", peak
+
+
+def judge(peer, body):
+    """The verdict on a program of kind assert."""
+    text, *tests = body
+    run = TestRun(peer, tests)
+    share_states(peer.link, run.uses, text)
+    answer = peer.ask("load", text, list(peer.link.shareable))
+    if answer != "loaded":
+        known = isinstance(answer, str) and answer in VERDICTS and answer != "passed"
+        return answer if known else "abnormal_exit"
+    return run.verdict()
+
+
+class TestRun:
+    """One run of the tests: what they see, what they count."""
+
+    def __init__(self, peer, tests):
+        (self.code, self.entry, self.calls_check, self.wanted, self.direct, self.any_assertion) = (
+            tests[:6]
+        )
+        (self.catches, self.judges, self.dynamic, self.constants, self.uses) = tests[6:11]
+        preamble, borrowed = tests[11:]
+        self.peer = peer
+        self.link = peer.link
+        self.begun = []
+        self.held = []
+        self.names = self.borrow(preamble, borrowed) if borrowed else {}
+
+    def borrow(self, preamble, borrowed):
+        """Names that the tests need and that stand in front of the program, defined here."""
+        space = {"__name__": "preamble"}
+        exec(marshal.loads(preamble), space)
+        self.link.shareable = {
+            name: value
+            for name, value in space.items()
+            if isinstance(value, type) and value.__module__ == "preamble" and name == value.__name__
+        }
+        return {name: space[name] for name in borrowed if name in space}
+
+    def space(self):
+        """The names that the tests see."""
+        surroundings = Surroundings(self.link, self.uses, self.constants)
+        space = Names(self) if self.has_variables() else {}
+        space.update(
+            {
+                "__name__": "tests",
+                "__builtins__": surroundings.builtins,
+                "<begun>": lambda: self.begun.append(1),
+                "<held>": lambda: self.held.append(1),
+                "<method>": surroundings.method,
+                **self.found,
+            }
+        )
+        return space
+
+    def has_variables(self):
+        """Look the wanted names up. Are there any that the program may bind anew?"""
+        self.found, variable = dict(self.names), self.dynamic
+        names = [name for name in self.wanted if name not in self.found]
+        if self.dynamic:
+            names += [
+                n for n in self.peer.ask("names") if type(n) is str and not n.startswith("__")
+            ]
+        for name in names:
+            answer = self.look_up(name)
+            if answer:
+                self.found[name] = answer[0]
+                variable = variable or not callable(answer[0])
+        if variable:
+            fixed = {n for n, v in self.found.items() if n in self.names or callable(v)}
+            self.found = {n: v for n, v in self.found.items() if self.dynamic or n in fixed}
+        return variable and not self.dynamic
+
+    def look_up(self, name):
+        """[what a name of the program is], or []."""
+        answer = self.peer.ask("find", name)
+        if type(answer) is Function:
+            return [answer]
+        if type(answer) is not tuple or not answer:
+            raise Ended
+        kind, *facts = answer
+        if kind == "module" and facts[0].split(".")[0] in NEAR | {
+            "numpy",
+            "random",
+            "os",
+            "sys",
+            "io",
+        }:
+            return [Surroundings.stand_in(self.link, facts[0])]
+        if kind == "import" and facts[0] in NEAR and facts[1] == name and name not in self.entry:
+            return [getattr(importlib.import_module(facts[0]), name)]
+        if kind in ("module", "import"):
+            return [self.link.request("eval", name)]
+        if kind == "value" and isinstance(facts[0], Mirror) and name in self.judges:
+            self.link.judges.add(facts[0])
+        return facts if kind == "value" else []
+
+    def verdict(self):
+        try:
+            try:
+                self.run()
+            finally:
+                if self.link.trouble:  # the tests swallowed it
+                    raise self.link.trouble
+        except Ended:
+            raise
+        except BaseException as e:
+            known = id(e) in {id(error()) for error in self.link.imports.values()}
+            wrong = isinstance(e, AssertionError) and not known
+            return "wrong_answer" if wrong else ended_by(e)
+        return self.ended_well()
+
+    def run(self):
+        space = self.space()
+        exec(marshal.loads(self.code), space)
+        if self.calls_check and "check" in space:
+            space["check"](self.peer.ask("bind", self.entry))
+
+    def ended_well(self):
+        """The verdict on tests that ran to their end: did every assertion complete, and hold?"""
+        if any(map(vanished, self.link.stopped)):
+            return "exception"
+        begun, held = len(self.begun), len(self.held)
+        if begun != held and not self.catches:  # a callback's, swallowed by the program
             return "wrong_answer"
-        return ended_by(e)
-    return ended_well(len(begun), len(held), direct, named)
+        if self.any_assertion and not begun:
+            return "wrong_answer"
+        return "passed" if held >= self.direct else "abnormal_exit"
 
 
-def ended_well(begun, held, direct, named):
-    """The verdict on tests that ran to their end: did every assertion complete, and hold?"""
-    if (
-        begun != held and "<no failure is caught>" in named
-    ):  # a callback's, swallowed by the program
-        return "wrong_answer"
-    return "passed" if held >= direct else "abnormal_exit"
+class Names(dict):
+    """The tests' names; those of the program as they are at the moment."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def __missing__(self, name):
+        if name in self.run.wanted:
+            for value in self.run.look_up(name):
+                return value
+        raise KeyError(name)
+
+
+def vanished(error):
+    """Did a StopIteration end in the interpreter, and not in a line of the tests?"""
+    trace = error.__traceback__
+    return trace is None or trace.tb_frame.f_code.co_filename.startswith(HERE)

@@ -1,12 +1,16 @@
 """Walls around a program, the strongest that the machine offers:
 
-    namespaces  user, pid, mount, network, IPC: a read-only machine, a directory in memory that ends with the run, no network but loopback
+    namespaces  user, pid, mount, network, IPC: a read-only machine, a directory in memory that
+                ends with the run, no network but loopback
     landlock    writes only below its own directory, no TCP, no signals to others
-    process     signals only to itself and younger processes (seccomp), a sweep of all descendants (the keeper is their subreaper);
-                root becomes `nobody` where that user can read Python, at this level and the one above
+    process     signals only to itself and younger processes (seccomp), a sweep of all descendants
+                (the keeper is their subreaper)
 
-and always: no new privileges, no capabilities, limits on address space, files and processes. The memory limit is watched, and a seccomp
-filter ends a program that asks for more than it at once, so that a failed allocation whose error was caught counts too.
+At the levels landlock and process, root becomes `nobody` where that user can read Python.
+
+At every level: no new privileges, no capabilities, limits on address space, files and processes.
+The memory limit is watched. A seccomp filter ends a program that asks at once for more memory
+than the limit. So a failed allocation whose error was caught counts too.
 
 The system is called by ctypes: no module of the standard library has these calls.
 """
@@ -24,13 +28,16 @@ from grader.messages import LEVELS, HarnessError
 
 LINUX = sys.platform == "linux"
 PROCESSES = 256  # processes and threads of a run
-libc = ctypes.PyDLL(
-    None, use_errno=True
-)  # PyDLL: calls keep the interpreter's lock, so a clone() is whole
+# PyDLL: calls keep the interpreter's lock, so a clone() is whole.
+libc = ctypes.PyDLL(None, use_errno=True)
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 NOSUID, NODEV, NOEXEC, RDONLY, REC, PRIVATE = 2, 4, 8, 1, 0x4000, 0x40000
+NOATIME = 0x400
 NO_CAPABILITIES = struct.pack("=Ii", 0x20080522, 0)
-MACHINE = {  # numbers of system calls; signals: kill, tkill, tgkill, rt_sigqueueinfo, pidfd_open
+# Numbers of system calls. signals: kill, tkill, tgkill, rt_sigqueueinfo, pidfd_open.
+# lasting: shmget, semget, msgget, mq_open, add_key, request_key, keyctl, which make what outlives a
+# process.
+MACHINE = {
     "x86_64": dict(
         arch=0xC000003E,
         mmap=9,
@@ -38,6 +45,7 @@ MACHINE = {  # numbers of system calls; signals: kill, tkill, tgkill, rt_sigqueu
         clone=56,
         signals=(62, 200, 234, 129, 434),
         traces=(101, 310, 311),
+        lasting=(29, 64, 68, 240, 248, 249, 250),
     ),
     "aarch64": dict(
         arch=0xC00000B7,
@@ -46,6 +54,7 @@ MACHINE = {  # numbers of system calls; signals: kill, tkill, tgkill, rt_sigqueu
         clone=220,
         signals=(129, 130, 131, 138, 434),
         traces=(117, 270, 271),
+        lasting=(194, 190, 186, 180, 217, 218, 219),
     ),
 }.get(os.uname().machine)
 
@@ -68,7 +77,10 @@ def mount(source, target, kind, flags, data=None):
 
 
 def choose_level():
-    """Build the strongest walls there are around the server -> (level, uid of nobody or None, why it is not the strongest)."""
+    """Build the strongest walls there are around the server.
+
+    Returns (level, uid of nobody or None, why it is not the strongest level).
+    """
     strongest = os.environ.get("RA3_SANDBOX_LEVEL", LEVELS[0])
     if strongest not in LEVELS:
         raise HarnessError(f"RA3_SANDBOX_LEVEL={strongest}: expected one of {', '.join(LEVELS)}")
@@ -82,9 +94,8 @@ def choose_level():
     nobody = None
     if LINUX and os.geteuid() == 0 and not trial(try_nobody):
         nobody = 65534
-    if (
-        strongest != "process" and LINUX and libc.syscall(444, None, 0, 1) >= 1
-    ):  # landlock_create_ruleset: its version
+    # 444: landlock_create_ruleset, asked for its version
+    if strongest != "process" and LINUX and libc.syscall(444, None, 0, 1) >= 1:
         return "landlock", nobody, why
     return "process", nobody, why
 
@@ -119,9 +130,8 @@ def enter_namespaces():
             f.write(text)
     mount(None, "/", None, REC | PRIVATE)
     attributes = struct.pack("4Q", RDONLY, 0, 0, 0)
-    system(
-        libc.syscall(442, -100, b"/", 0x8000, attributes, len(attributes)), "mount_setattr"
-    )  # recursively
+    # 0x8000: recursively
+    system(libc.syscall(442, -100, b"/", 0x8000, attributes, len(attributes)), "mount_setattr")
     mount(b"ra3", "/dev/shm", b"tmpfs", NOSUID | NODEV, b"size=1m,mode=0755")  # hides what is there
     import fcntl
 
@@ -177,7 +187,10 @@ def clone(flags):
 
 
 def landlock(cwd):
-    """Of a program: from now on it writes below cwd and to /dev/null only, opens no TCP connection, and signals nobody outside."""
+    """Of a program: from now on it writes below cwd and to /dev/null only.
+
+    It opens no TCP connection, and signals nobody outside.
+    """
     version = libc.syscall(444, None, 0, 1)
     writes = sum(
         1 << bit
@@ -208,6 +221,7 @@ def landlock(cwd):
     os.close(fd)
 
 
+# Of seccomp filters.
 LOAD, EQUAL, GREATER, AT_LEAST, RETURN, ALLOW, KILL, REFUSE = (
     0x20,
     0x15,
@@ -217,11 +231,14 @@ LOAD, EQUAL, GREATER, AT_LEAST, RETURN, ALLOW, KILL, REFUSE = (
     0x7FFF0000,
     0x80000000,
     0x50001,
-)  # of seccomp filters
+)
 
 
 def filter_calls(code):
-    """Install a seccomp filter. code: (operation, jump if true, jump if false, operand), behind a check of the machine."""
+    """Install a seccomp filter, behind a check of the machine.
+
+    code: steps (operation, jump if true, jump if false, operand).
+    """
     code = [
         (LOAD, 0, 0, 4),
         (EQUAL, 1, 0, MACHINE["arch"]),
@@ -240,9 +257,8 @@ def forbid_large_mappings(most):
     """A single mmap or mremap of more than `most` bytes ends the process with SIGSYS."""
     high, low = most >> 32, most & 0xFFFFFFFF
 
-    def too_large(
-        at, on
-    ):  # is the 64-bit argument at this offset larger? `on`: instructions from behind this to ALLOW
+    # Is the 64-bit argument at this offset larger? `on`: instructions from behind this to ALLOW.
+    def too_large(at, on):
         return [
             (LOAD, 0, 0, at + 4),
             (GREATER, on + 4, 0, high),
@@ -255,16 +271,34 @@ def forbid_large_mappings(most):
         [
             (EQUAL, 1, 0, MACHINE["mmap"]),
             (EQUAL, 5, 10, MACHINE["mremap"]),
-            *too_large(24, 5),
-            *too_large(32, 0),
+            *too_large(24, 5),  # mmap's length
+            *too_large(32, 0),  # mremap's new length
             (RETURN, 0, 0, ALLOW),
             (RETURN, 0, 0, KILL),
         ]
-    )  # mmap's length, mremap's new one
+    )
+
+
+def forbid_lasting():
+    """No System V memory, semaphores or queues, no POSIX queues, no keys.
+
+    The next run would find them.
+    """
+    calls = MACHINE["lasting"]
+    filter_calls(
+        [
+            *((EQUAL, len(calls) - i, 0, call) for i, call in enumerate(calls)),
+            (RETURN, 0, 0, ALLOW),
+            (RETURN, 0, 0, REFUSE),
+        ]
+    )
 
 
 def forbid_signals_out(pid):
-    """Without a namespace of processes: signals only to oneself and to younger processes (all of the grader's are older), and to one's own groups."""
+    """Without a namespace of processes: signals go only to the process itself and to younger ones.
+
+    They also go to its own groups. All processes of the grader are older.
+    """
     never, asked = MACHINE["traces"], MACHINE["signals"]
     n = len(never) + len(asked)
     filter_calls(

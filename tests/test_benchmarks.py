@@ -47,8 +47,8 @@ COUNTS = {
     "leetcode": 200,
     "leetcode-train": 1889,
     "leetcode-v0.3.1": 228,
-    "livecodebench": 879,
-    "livecodebench-2024-08": 279,
+    "livecodebench": 858,
+    "livecodebench-2024-08": 271,
     "codeforces": 344,
 }
 
@@ -241,7 +241,7 @@ BAD_LINES = {
     json.dumps({**OWN, "test": ["assert True"]}): "no tests",
     json.dumps({**OWN, "canonical_solution": None}): "",
     json.dumps({**OWN, "test": "  \n"}): "no tests: everything would pass",
-    json.dumps({**OWN, "test": "double(2)"}): "asserts nothing",
+    json.dumps({**OWN, "test": "double(2)"}): "assert nothing",
     json.dumps({**OWN, "entry_point": " "}): "needs an entry_point",
     json.dumps({**OWN, "test": "assert double(2) =="}): "do not compile",
     json.dumps({**OWN, "entry_point": "double("}): "do not compile",
@@ -347,7 +347,12 @@ def test_counts(suite):
     tasks, without = gradable(suite)
     check_tasks(tasks)
     assert len(tasks) == COUNTS[suite]
-    whole = {"codeforces": 408, "leetcode-train": 1890}.get(suite, COUNTS[suite])
+    whole = {
+        "codeforces": 408,
+        "leetcode-train": 1890,
+        "livecodebench": 879,
+        "livecodebench-2024-08": 279,
+    }.get(suite, COUNTS[suite])
     assert len(tasks) + sum(map(len, without.values())) == whole
     assert not {task.name for task in tasks} & {
         name for names in without.values() for name in names

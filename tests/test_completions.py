@@ -57,6 +57,7 @@ def test_sanitise():
     wanted = (
         "import os, sys\nfrom math import *\nLIMIT: int = 3\ndef helper(x):\n"
         "    # keep me\n    return x + LIMIT\n"
+        "def prints(x):\n    print(x)\n"
         '@staticmethod\ndef solve(x):\n    """Doc."""\n'
         "    # a thought\n    prints(x)\n    return helper(x)"
     )

@@ -1,4 +1,7 @@
-"""The grader: the verdict of every program of the corpus, the same however it is run, and nothing left behind."""
+"""The grader: the verdict of every program of the corpus, the same however it is run.
+
+Nothing is left behind.
+"""
 
 import contextlib
 import gc
@@ -86,7 +89,10 @@ def wrong_verdicts(names, verdicts):
 
 
 def processes(folder=None):
-    """Ids of the processes, but this one, that are called MARK, or whose command line, environment or directory holds `folder`."""
+    """Ids of the processes that are called MARK or belong to `folder`, without this one.
+
+    A process belongs to a folder if its command line, environment or directory holds the path.
+    """
     found = set()
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         if process.name != str(os.getpid()):
@@ -191,9 +197,7 @@ def test_verdict(batch, name):
     result = batch.first[name]
     assert result.verdict in CASES[name][1]
     assert result.isolation == batch.level
-    assert result.mode in (
-        ["stdio"] if CASES[name][0]["kind"] == "stdio" else ["separate", "in_process"]
-    )
+    assert result.mode == ("stdio" if CASES[name][0]["kind"] == "stdio" else "separate")
     limit = CASES[name][0].get("time_limit", SETTINGS["time_limit"])
     assert (
         0
@@ -208,28 +212,17 @@ def test_same_verdicts_shuffled(batch):
 
 
 @linux
-def test_mode(batch):
-    separate = [
-        "plain: right",
-        "plain: wrong",
-        "plain: right, check",
-        "plain: right, a method",
-        "result: nested lists",
-        "state: sorts in place",
-        "builtin replaced: all",
-        "module replaced: math.isclose",
-        "error: when called",
-        "exit: os._exit in the function",
-    ]
-    in_process = [
-        "class: stack",
-        "class: dataclass",
-        "lie: from a method",
-        "result: endless generator",
-        "result: closures",
-    ]
-    expected = dict.fromkeys(separate, "separate") | dict.fromkeys(in_process, "in_process")
-    assert {name: batch.first[name].mode for name in expected} == expected
+def test_apart(batch):
+    """A method of the program decides comparisons of its own objects only.
+
+    The result says so.
+    """
+    decided_by_the_program = {
+        name
+        for name, result in batch.first.items()
+        if result.verdict == "passed" and not result.apart
+    }
+    assert decided_by_the_program == {"class: stack", "class: operators", "class: order"}
 
 
 @linux
@@ -291,7 +284,10 @@ def test_limits(scratch):
         workers=1,
     )
     assert [result.verdict for result in timed] == ["timeout"] * 3
-    assert all(limit <= result.seconds < limit + 1 for result, limit in zip(timed, (1.0, 0.2, 1.0)))
+    assert all(
+        limit <= result.seconds < limit + 1
+        for result, limit in zip(timed, (1.0, 0.2, 1.0), strict=True)
+    )
     assert (
         grade([Job("import time\ntime.sleep(1)\n" + RIGHT, ADD, time_limit=30.0)], time_limit=0.5)[
             0
@@ -313,9 +309,11 @@ def test_environment(scratch, monkeypatch):
 import os, stat, sys
 def facts():
     return {
-        "directory": (stat.S_IMODE(os.stat(".").st_mode), os.stat(".").st_uid == os.geteuid(), os.listdir(".")),
+        "directory": (stat.S_IMODE(os.stat(".").st_mode), \
+os.stat(".").st_uid == os.geteuid(), os.listdir(".")),
         "private": "PRIVATE" in os.environ,
-        "python": (sys.flags.utf8_mode, sys.flags.hash_randomization, sys.stdout.encoding, open("x", "w").encoding.lower()),
+        "python": (sys.flags.utf8_mode, sys.flags.hash_randomization, \
+sys.stdout.encoding, open("x", "w").encoding.lower()),
         "stdin": (stat.S_ISREG(os.fstat(0).st_mode), sys.stdin.read()),
     }
 """
@@ -327,7 +325,11 @@ def facts():
     }
     assert grade([Job(look, f"assert facts() == {expected}", "facts")])[0].verdict == "passed"
     # of the directory, a stdio program sees nothing that another test left
-    fresh = "import os\nprint('seen' if os.path.exists('mine') else 'fresh', 'PRIVATE' in os.environ)\nopen('mine', 'w').close()\n"
+    fresh = (
+        "import os\n"
+        "print('seen' if os.path.exists('mine') else 'fresh', 'PRIVATE' in os.environ)\n"
+        "open('mine', 'w').close()\n"
+    )
     assert (
         grade(
             [
@@ -360,8 +362,10 @@ def connects():
 
 
 def test_a_program_finds_nothing_of_the_grader(scratch):
-    """No module of the grader, or of the project, is loaded or can be imported where programs run; and no file that the server loaded shares its
-    builtins with them."""
+    """No module of the grader or of the project is loaded, or can be imported, where programs run.
+
+    No file that the server loaded shares its builtins with them.
+    """
     files = {path.stem for path in (ROOT / "grader").glob("*.py")}
     look = f"""
 import builtins, importlib.util, os, sys, types
@@ -370,8 +374,10 @@ def below(file):
     return isinstance(file, str) and os.path.dirname(file) in HERE
 def modules():
     found = [name for name in sys.modules if name.split(".")[0] in ("grade", "grader", "torch")]
-    found += [name for name, module in sys.modules.items() if below(getattr(module, "__file__", None))]
-    for name in {["config", "train", "grader", *sorted(files), *sorted(f"grader.{name}" for name in files)]}:
+    found += [name for name, module in sys.modules.items() \
+if below(getattr(module, "__file__", None))]
+    for name in \
+{["config", "train", "grader", *sorted(files), *sorted(f"grader.{name}" for name in files)]}:
         try:
             spec = importlib.util.find_spec(name)
         except (ImportError, ValueError):
@@ -388,8 +394,10 @@ def builtins_of_files():
         space = todo.pop()
         if below(space.get("__file__")) and space["__file__"] not in seen:
             own = space["__builtins__"]
-            seen[space["__file__"]] = "shared" if own is builtins or own is vars(builtins) or own["__import__"] is not __import__ else "own"
-            todo += [value.__globals__ for value in space.values() if isinstance(value, types.FunctionType)]
+            seen[space["__file__"]] = "shared" if own is builtins or own is vars(builtins) \
+or own["__import__"] is not __import__ else "own"
+            todo += [value.__globals__ for value in space.values() \
+if isinstance(value, types.FunctionType)]
     return {{os.path.basename(file).removesuffix(".py"): said for file, said in seen.items()}}
 def add():
     return modules(), builtins_of_files()
@@ -413,7 +421,7 @@ class P:
         ),
     ]
     assert [(result.verdict, result.mode) for result in grade(jobs)] == [
-        ("passed", mode) for mode in ("separate", "in_process", "stdio")
+        ("passed", mode) for mode in ("separate", "separate", "stdio")
     ]
 
 
@@ -421,7 +429,13 @@ def test_links_are_not_followed(scratch, tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir(mode=0o750)
     (victim / "file").write_text("kept")
-    link = f"import os\nos.mkdir('d')\nos.symlink({str(victim)!r}, 'd/link')\nos.symlink({str(victim / 'file')!r}, 'link')\nos.chmod('d', 0)\n"
+    link = (
+        "import os\n"
+        "os.mkdir('d')\n"
+        f"os.symlink({str(victim)!r}, 'd/link')\n"
+        f"os.symlink({str(victim / 'file')!r}, 'link')\n"
+        "os.chmod('d', 0)\n"
+    )
     assert grade([Job(link + RIGHT, ADD), Job(link + WRONG, ADD)])[0].verdict == "passed"
     assert victim.stat().st_mode & 0o777 == 0o750
     assert (victim / "file").read_text() == "kept"
@@ -431,12 +445,14 @@ def test_links_are_not_followed(scratch, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_trainer_leaves_nothing(scratch, number):
     program = DAEMON + "daemon()\ntime.sleep(60)\n"
-    # a process that a shell started in the background ignores SIGINT, and so do its children: ask for it
+    # A process that a shell started in the background ignores SIGINT, and so do its children.
+    # The script asks for SIGINT.
     script = f"""
 import signal
 from grader import grade
 signal.signal(signal.SIGINT, signal.default_int_handler)
-grade.grade([grade.Job({program!r} + f"# {{i}}", "assert True") for i in range(4)], workers=2, time_limit=60.0)
+grade.grade([grade.Job({program!r} + f"# {{i}}", "assert True") for i in range(4)], \
+workers=2, time_limit=60.0)
 """
     trainer = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE)
     try:
@@ -475,7 +491,7 @@ def test_command_line(scratch, tmp_path):
     out = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0
     assert [list(row) for row in out] == [
-        ["name", "verdict", "seconds", "isolation", "mode"]
+        ["name", "verdict", "seconds", "isolation", "mode", "apart"]
     ] * len(rows)
     assert [row["name"] for row in out] == [row["name"] for row in rows]
     assert [row["verdict"] for row in out] == [
@@ -490,7 +506,7 @@ def test_command_line(scratch, tmp_path):
         "separate",
         "stdio",
         "separate",
-        "in_process",
+        "separate",
     ]
     assert (
         sum(out[0]["isolation"] in line for line in done.stderr.splitlines()) == 1
@@ -561,7 +577,8 @@ import json, sys
 import programs
 from grader import grade
 jobs = [grade.Job(**programs.CASES[name][0]) for name in json.loads(sys.argv[1])]
-print(json.dumps([(result.verdict, result.isolation) for result in grade.grade(jobs, workers=4, **programs.SETTINGS)]))
+print(json.dumps([(result.verdict, result.isolation) \
+for result in grade.grade(jobs, workers=4, **programs.SETTINGS)]))
 """
 
 
@@ -622,7 +639,7 @@ def test_every_level_and_user(level, ordinary):
             **user,
         )
         assert done.returncode == 0, done.stderr
-        verdicts, levels = zip(*json.loads(done.stdout))
+        verdicts, levels = zip(*json.loads(done.stdout), strict=True)
         assert wrong_verdicts(SMALL, verdicts) == {}
         assert len(set(levels)) == 1 and levels[0] in LEVELS[LEVELS.index(level) :]
         assert wait_for(lambda: not processes(scratch))

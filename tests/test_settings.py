@@ -36,7 +36,7 @@ FROZEN = {
     "rlvr": """
     bf16 clip_high clip_low completions data_dir decontaminate epochs eval_every eval_samples
     eval_split eval_suite eval_tasks grad_clip init mask_overlong max_new micro_tokens
-    minibatches model n_rl preset prompts reward reward_time rl_kl rl_lr rl_norm rl_std
+    minibatches model n_rl preset prompts reward reward_apart reward_time rl_kl rl_lr rl_norm rl_std
     rl_steps rl_warmup rollout_bf16 rounds seed suite temperature thoughts weights
     """.split(),
 }
