@@ -47,7 +47,7 @@ def test_a_setting_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(config, "Config", wider)
     assert config.parse([], {}, "")[0].warp == 3
     assert config.parse(["--warp", "5"], {}, "")[0].warp == 5
-    with pytest.raises(config.UserError, match="--warp 0: expected at least 1"):
+    with pytest.raises(config.UserError, match="--warp 0: expected a number of at least 1"):
         config.parse(["--warp", "0"], {}, "")
     with pytest.raises(config.UserError, match="--warp x: expected a whole number"):
         config.parse(["--warp", "x"], {}, "")

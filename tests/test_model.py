@@ -356,7 +356,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, net, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="m.pt: cannot be written .disk full.; make room"):
         checkpoints.save_model(net, path, step=2)
     monkeypatch.undo()
     assert checkpoints.load_model(path)[1] == {"step": 1} and os.listdir(tmp_path) == ["m.pt"]
