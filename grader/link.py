@@ -378,7 +378,7 @@ class Link:
         if short and not kwargs and ATOMS.issuperset(map(type, args)):
             containers = ()
         else:
-            containers = plain_containers((args, kwargs)) if short else None
+            containers = plain_containers((args, kwargs) if kwargs else args) if short else None
         with self.turn:
             if self.trouble:
                 raise self.trouble
@@ -490,7 +490,7 @@ class Link:
         number, _, target, method, args, kwargs, first = message
         containers, form, count = (), LONG, 0
         if kwargs or not ATOMS.issuperset(map(type, args)):
-            containers = plain_containers((args, kwargs))
+            containers = plain_containers((args, kwargs) if kwargs else args)
             count = count_references(containers)
         result = None
         try:
