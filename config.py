@@ -765,7 +765,9 @@ def writing(path, option="", advice=MAKE_ROOM):
         if not isinstance(cause, OSError) or isinstance(cause, BrokenPipeError):
             raise
         name = f"{option} {path}".strip()
-        raise UserError(f"{name}: cannot be written ({cause.strerror or cause}); {advice}") from None
+        raise UserError(
+            f"{name}: cannot be written ({cause.strerror or cause}); {advice}"
+        ) from None
 
 
 def check_output(option, path):

@@ -1676,7 +1676,7 @@ SCRIPTS = {  # name: (program, output)
 def test_scripts_end_as_in_the_interpreter(monkeypatch, level):
     monkeypatch.setenv("RA3_SANDBOX_LEVEL", level)
     jobs = [
-        Job(program, [{"input": "", "output": output}], kind="stdio", name=name)
+        Job(program, [{"input": "", "output": output}], kind="stdio", name=name, time_limit=30.0)
         for name, (program, output) in SCRIPTS.items()
     ]
     wrong = {
