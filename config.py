@@ -482,7 +482,6 @@ class Config:
         "pass",
         "pass: 1 if all tests pass; tests: the share of tests that pass; random: a coin (a check "
         "of the recipe)",
-        ("pass", "tests", "random"),
         of="rlvr",
     )
     reward_apart: bool = setting(

@@ -95,7 +95,9 @@ def log_prior(think, alpha, log_z):
 
 
 def kl_exact(q_act, entropy, alpha, log_z):
-    """KL_t in closed form (Prop. 5.1).
+    """KL_t in closed form (Prop. 5.1): the mean over q of what `kl_sample` gives under `exact`.
+
+    Runs take the sample: over thoughts, which are texts, the entropy has no closed form.
 
     q_act    (...) the probability of <act>
     entropy  (...) in nats of q over thoughts given <think>

@@ -57,7 +57,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import DIAGNOSE, ESTEP, ESTEP_BATCH, ROUNDING, estep_of, seed_of, selection_of
+from config import (
+    DIAGNOSE,
+    ESTEP,
+    ESTEP_BATCH,
+    ROUNDING,
+    estep_of,
+    progress_bar,
+    seed_of,
+    selection_of,
+)
 from data import ends_itself, infuse, inserted
 from elbo import kl_sample, never_thinks, prior_of, summary
 from engine import parallel, training
@@ -226,7 +235,9 @@ def plain_rollouts(
     rows = []
     base_logp = []
     with count_tokens(q, pi) as counts:
-        for snip, number in zip(snippets, tqdm(numbers, desc, delay=2, leave=False), strict=True):
+        for snip, number in zip(
+            snippets, progress_bar(numbers, desc=desc, leave=False), strict=True
+        ):
             for g in range(G):
                 uniforms = draw_uniforms(seed, number, g, len(snip.first), think_max)
                 rows.append(roll_out(q, pi, tok, snip, uniforms, think_max, need, **options))
@@ -467,9 +478,7 @@ def estep_step(run, q, pi, pi_fixed, opt, iteration, step):
     r = line_credit(rolls, prior, cfg.credit, cfg.gain_floor)  # r_t or delta_t
     A = credit(r, rolls.think, rolls.possible, rolls.G, cfg.discount, cfg.normalise)  # A_t
     options = dict(kl=cfg.kl, amp=cfg.bf16, micro_tokens=cfg.micro_tokens)
-    stats = run.backend.policy_gradient(
-        q, pi, run.tok, rolls, A, cfg.think_max, **options
-    )  # gradient
+    stats = run.backend.policy_gradient(q, pi, run.tok, rolls, A, cfg.think_max, **options)
     norm = parallel.clip(q, cfg.grad_clip).item()
     opt.step()
     opt.zero_grad(set_to_none=True)

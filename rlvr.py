@@ -50,7 +50,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import COIN, PROBLEMS, RLVR, RLVR_HELDOUT, ROUNDING, SHUFFLE, progress_bar, seed_of
+from config import (
+    COIN,
+    PROBLEMS,
+    RLVR,
+    RLVR_HELDOUT,
+    ROUNDING,
+    SHUFFLE,
+    UserError,
+    progress_bar,
+    seed_of,
+)
 from engine import parallel, training
 from engine.backend import FAST
 from engine.gradients import CompletionScores
@@ -182,6 +192,12 @@ def coin(samples, cfg, grader):
 
 # cfg.reward -> a function (samples, cfg, grader) -> R_i of each, once all verdicts are known
 REWARDS = {"pass": all_tests_pass, "tests": share_of_tests, "random": coin}
+
+
+def check_reward(cfg):
+    """Raises UserError for a --reward that is not in REWARDS."""
+    if cfg.reward not in REWARDS:
+        raise UserError(f"--reward {cfg.reward}: expected one of {', '.join(REWARDS)}")
 
 
 def grade_samples(samples, cfg, grader):

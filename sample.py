@@ -16,6 +16,7 @@ Shapes: V vocabulary.
 import dataclasses
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -166,6 +167,10 @@ def read_prompt(prompt):
             )
         return sys.stdin.read()
     if not os.path.exists(prompt):
+        if re.fullmatch(r"\S+(/\S+|\.(py|txt|md|jsonl?))", prompt):
+            raise UserError(
+                f"--prompt {prompt}: no such file; give a file's path, or the text itself"
+            )
         return prompt
     try:
         with open(prompt, encoding="utf-8") as f:

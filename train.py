@@ -414,6 +414,7 @@ def main(argv):
     parallel.settle(cfg)
     set_threads(cfg)
     logprobs.COMPILE = {"auto": None, "true": True, "false": False}[cfg.compile]
+    rlvr.check_reward(cfg)
     if args.dry_run is not None:
         plan.print_plan(cfg, stage, args.dry_run, Run(cfg, stage) if plan.shape(cfg)[1] else None)
         return

@@ -71,7 +71,7 @@ class Server:
         self.level, self.folder, why = marshal.loads(hello)
         if not Server.told:
             Server.told = True
-            print(f"sandbox: isolation level {self.level}{why}", file=sys.stderr, flush=True)
+            print(f"grader: isolation level {self.level}{why}", file=sys.stderr, flush=True)
 
     def run(self, mode, body, limits, numpy, stop):
         """One run -> (verdict, seconds, output, apart). Tried twice. Raises HarnessError."""
