@@ -229,7 +229,7 @@ class Config:
     )
     data_dir: str = setting(
         "",
-        "folder of the benchmarks' files; default: shared/data beside the project",
+        "folder of the benchmarks' files; default: ../shared/data",
         of="ntp rlvr",
     )
 

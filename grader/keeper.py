@@ -109,6 +109,14 @@ def directory_state(cwd):
         return None
 
 
+def why_too_much(pid, memory, level):
+    """M for too much memory, N for too many processes, else S."""
+    if peak_memory(pid) > memory:
+        return b"M"
+    many = level == "namespaces" and sum(map(str.isdigit, os.listdir("/proc"))) > PROCESSES
+    return b"N" if many else b"S"
+
+
 def watch_run(control, watch, link, pid, memory, level):
     """Watch a run until the server says that it is over; then end whatever is left of it.
 
@@ -123,10 +131,7 @@ def watch_run(control, watch, link, pid, memory, level):
     while not over:
         ready = dict(poll.poll(50))
         if status is None:
-            if peak_memory(pid) > memory:
-                reason = b"M"
-            elif level == "namespaces" and sum(map(str.isdigit, os.listdir("/proc"))) > PROCESSES:
-                reason = b"N"
+            reason = why_too_much(pid, memory, level)
             if reason != b"S":
                 os.kill(pid, signal.SIGKILL)
             ended, how = os.waitpid(pid, 0 if reason != b"S" else os.WNOHANG)
