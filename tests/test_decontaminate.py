@@ -63,7 +63,7 @@ def toy(monkeypatch, tmp_path):
             raise UserError(f"{name} is not there")
         return [Task("HumanEval/0", PROMPT, SOLUTION, "", "spread")]
 
-    monkeypatch.setattr(suites, "load", load)
+    monkeypatch.setattr(suites, "load_checked", load)
     (tmp_path / "none").mkdir()
     return str(tmp_path / "none")
 
@@ -554,7 +554,7 @@ def test_a_run_unchecked_says_so_and_one_that_cannot_check_is_refused(code, monk
     def nothing(name, data_dir=""):
         raise UserError(f"{name} is not there")
 
-    monkeypatch.setattr(suites, "load", nothing)
+    monkeypatch.setattr(suites, "load_checked", nothing)
     with pytest.raises(
         UserError,
         match="no benchmark to check the corpus against"
