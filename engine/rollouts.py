@@ -52,7 +52,6 @@ from engine.reader import Reader, length_batches
 # kinds of events: <act>; the first token of a thought; a further token; its end
 ACT, FIRST, TOKEN, END = range(4)
 EVENT = np.dtype([(name, np.int64) for name in ("row", "position", "kind", "line", "token")])
-NEEDS = ("latents", "rewards", "gains")  # what a rollout is for; each includes those before it
 
 
 @dataclasses.dataclass
