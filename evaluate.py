@@ -193,14 +193,18 @@ def rollouts_of(model, tok, snippets, G, cfg, seed, desc, backend=FAST):
     )
 
 
+def heldout_rollouts(model, tok, snippets, cfg, backend=FAST):
+    """The rollouts that the bound is a mean of: cfg.elbo_samples a snippet -> Rollouts."""
+    seed = (cfg.seed, BOUND)
+    return rollouts_of(model, tok, snippets, cfg.elbo_samples, cfg, seed, "bound", backend)
+
+
 def heldout_elbo(model, tok, snippets, cfg, hard=None, backend=FAST):
     """The bound of a model on held-out snippets, with itself as q -> dict of floats.
 
     hard: for each snippet the indices of its hard lines, if known.
     """
-    rolls = rollouts_of(
-        model, tok, snippets, cfg.elbo_samples, cfg, (cfg.seed, BOUND), "bound", backend
-    )
+    rolls = heldout_rollouts(model, tok, snippets, cfg, backend)
     return summary(rolls, prior_of(cfg, tok, model.cfg.vocab_size), hard)
 
 
@@ -445,8 +449,12 @@ def evaluate(run, names):
         if problems:
             rates, programs = solve_problems(run, name, model, problems)
             results[name].update(rates)
-        elbo = heldout_elbo(model, run.tok, run.heldout, run.cfg, run.hard, run.backend)
+        rolls = heldout_rollouts(model, run.tok, run.heldout, run.cfg, run.backend)
+        prior = prior_of(run.cfg, run.tok, model.cfg.vocab_size)
+        elbo = summary(rolls, prior, run.hard)
         results[name].update(elbo, flops=extra["flops"], measured=measured(run.cfg))
+        thoughts = thought_rows(run.tok, rolls, prior, run.hard)
+        write_rows(run.path(f"thoughts-{name}.jsonl"), thoughts)
     earlier = write_results(run, results)
     print_table(results)
     print_unlike(earlier, run.cfg)
@@ -460,7 +468,7 @@ def evaluate(run, names):
 def solve_problems(run, name, model, problems):
     """Sampled and greedy programs of a model -> ({rate: value}, rows of the greedy ones).
 
-    The greedy ones are written to samples-NAME.jsonl.
+    The greedy ones are written to samples-NAME.jsonl, the others to samples-NAME-domain.jsonl.
     """
     cfg = run.cfg
     model = inference_copy(model, cfg)
@@ -477,14 +485,77 @@ def solve_problems(run, name, model, problems):
     greedy = sample_and_grade(
         model, run.tok, problems, n=1, temperature=0.0, desc=f"{name}: greedy", **limits
     )
-    write_programs(run, name, greedy)
+    write_rows(run.path(f"samples-{name}.jsonl"), greedy)
+    write_rows(run.path(f"samples-{name}-domain.jsonl"), rows)
     rates = mean_pass_at_k(rows, cfg.samples)
     return {**rates, "greedy": mean_pass_at_k(greedy, 1)["pass@1"]}, greedy
 
 
+def thought_rows(tok, rolls, prior, hard=None):
+    """What rollouts say of each snippet, as rows of a .jsonl; numbers in nats.
+
+    name, prompt, lines   the snippet's text; a line stands there with its indentation
+    hard                  indices of its hard lines, where they are known
+    never                 log pi of each line when nothing is ever thought
+    rollouts              what `rollout_record` gives of each
+    """
+    rewards = rolls.rewards(prior).sum(1)  # (N,) sum_t r_t
+    rows = []
+    for b, base in enumerate(rolls.base_logp):
+        snip = rolls.rows[b * rolls.G].snip
+        prompt, lines = text_lines(tok, snip)
+        rows.append(
+            {
+                "name": snip.name,
+                "prompt": prompt,
+                "lines": lines,
+                "hard": list(hard[b]) if hard else [],
+                "never": decimals(base),
+                "rollouts": [
+                    rollout_record(tok, rolls.rows[n], float(rewards[n]))
+                    for n in range(b * rolls.G, (b + 1) * rolls.G)
+                ],
+            }
+        )
+    return rows
+
+
+def rollout_record(tok, row, reward):
+    """One rollout as a dict.
+
+    reward     sum_t r_t
+    nats       log pi of each line
+    p_think    before each line; None where it was not recorded
+    thoughts   [[line, text, gain], ...]
+    """
+    return {
+        "reward": round(reward, 4),
+        "nats": decimals(row.line_logp),
+        "p_think": None if row.p_think is None else decimals(row.p_think),
+        "thoughts": [
+            [line, tok.decode(ids).strip(), round(float(row.gain[line]), 4)]
+            for line, ids in sorted(row.thoughts.items())
+        ],
+    }
+
+
+def decimals(values):
+    """Example: array([-0.12345]) -> [-0.1235]"""
+    return [round(float(value), 4) for value in values]
+
+
+def text_lines(tok, snip):
+    """A snippet's prompt, and its lines as they stand, with their indentation -> (str, [str])."""
+    text = tok.decode(snip.ids[len(tok.bos) : -1])
+    begins = [len(tok.decode(snip.ids[len(tok.bos) : first])) for first in snip.first]
+    begins = [text.rfind("\n", 0, begin) + 1 for begin in begins] + [len(text)]
+    lines = [text[a:b].rstrip("\n") for a, b in zip(begins, begins[1:], strict=False)]
+    return text[: begins[0]].rstrip("\n"), lines
+
+
 @parallel.rank0_only
-def write_programs(run, name, rows):
-    path = run.path(f"samples-{name}.jsonl")
+def write_rows(path, rows):
+    """Write a JSON line a row, whole or not at all. Raises UserError."""
     with writing(path):
         with open(f"{path}.{os.getpid()}.part", "w") as f:
             f.writelines(json.dumps(row) + "\n" for row in rows)

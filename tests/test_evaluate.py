@@ -475,6 +475,45 @@ def test_bound_at_infinite_c(world):
     )
 
 
+def test_rows_of_thoughts_are_the_rollouts(world):
+    """Text, nats, P(think), gains and rewards of the rows of a .jsonl, against the rollouts."""
+    tok, model, snips, hard = world
+    cfg = config.make(elbo_samples=3, think_max=6, seed=3, c=0.5)
+    rolls = evaluate.heldout_rollouts(model, tok, snips, cfg)
+    prior = prior_of(cfg, tok, model.cfg.vocab_size)
+    rows = json.loads(json.dumps(evaluate.thought_rows(tok, rolls, prior, hard)))
+    assert [(len(row["rollouts"]), tuple(row["hard"])) for row in rows] == [(3, h) for h in hard]
+    thoughts = 0
+    for b, (row, snip) in enumerate(zip(rows, snips, strict=True)):
+        text = tok.decode(snip.ids[:-1])
+        assert "\n".join([row["prompt"], *row["lines"]]) == text
+        assert row["never"] == pytest.approx(rolls.base_logp[b], abs=1e-4)
+        for record, drawn in zip(row["rollouts"], rolls.rows[3 * b : 3 * b + 3], strict=True):
+            written = [line for line, *_ in record["thoughts"]]
+            assert written == sorted(drawn.thoughts)
+            assert record["nats"] == pytest.approx(drawn.line_logp, abs=1e-4)
+            assert record["reward"] == pytest.approx(
+                sum(record["nats"]) - 0.5 * len(written), abs=0.01
+            )
+            acts = [t for t in range(len(snip.first)) if t not in drawn.thoughts]
+            p_act = np.exp(drawn.logq[acts])
+            assert 1 - np.array(record["p_think"])[acts] == pytest.approx(p_act, abs=1e-3)
+            for line, text, gain in record["thoughts"]:
+                assert text == tok.decode(drawn.thoughts[line]).strip() and text[0] == "#"
+                assert gain == pytest.approx(drawn.gain[line], abs=1e-4)
+                thoughts += 1
+    assert thoughts > 10
+
+
+def test_lines_of_indented_code_in_words_of_its_own(world):
+    """A line of several physical lines, blank ones between, no indentation, characters of bytes."""
+    tok = world[0]
+    text = "x = [\n  1,\n]\n\n\nif x:\n    é = 'ü'\n    return\n"
+    prompt, lines = evaluate.text_lines(tok, data.snippet(tok, text, 12))
+    assert prompt == "x = [\n  1,\n]"
+    assert lines == ["if x:", "    é = 'ü'", "    return"]
+
+
 @pytest.fixture
 def run_of(tmp_path):
     """A run's folder that needs no model: a function of settings."""
