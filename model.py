@@ -20,6 +20,7 @@ H query heads, K key/value heads, E head width, V vocabulary, N = B T tokens of 
 """
 
 import dataclasses
+import inspect
 import math
 import typing
 
@@ -32,6 +33,9 @@ try:  # flash attention over documents of any length; CUDA only
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
     varlen_attn = None
+
+# torch 2.11 has no such argument, and is given repeated heads
+VARLEN_GROUPS = varlen_attn and "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 @dataclasses.dataclass
@@ -233,14 +237,19 @@ def attention(q, k, v, bias):
     """softmax(q k^T / sqrt(E) + bias) v with grouped heads -> (B, T, H, E).
 
     q (B, T, H, E); k, v (B, S, K, E); bias (1|B, 1, T, S), 0 or -inf; None: causal, T = S. On a
-    CPU two plain matrix products are faster than torch's fused kernel, forward and backward.
+    CPU two plain matrix products are faster than torch's fused kernel, forward and backward. On a
+    GPU only flash attention takes grouped heads, and it takes neither a bias nor float32. What
+    takes those, memory-efficient attention, is given repeated heads (cuDNN: `machine.device_of`).
     """
     if q.device.type == "cpu":
         return causal_attention_cpu(q, k, v) if bias is None else attention_cpu(q, k, v, bias)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T or S, E)
-    grouped = q.shape[1] != k.shape[1]
+    group = q.shape[1] // k.shape[1]
+    if group > 1 and (bias is not None or q.dtype == torch.float32):
+        k = k.repeat_interleave(group, 1)  # (B, H, S, E)
+        v = v.repeat_interleave(group, 1)  # (B, H, S, E)
     y = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=grouped
+        q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=q.shape[1] != k.shape[1]
     )
     return y.transpose(1, 2)  # (B, T, H, E)
 
@@ -295,13 +304,16 @@ def attend_documents(q, k, v, docs):
 def flash_documents(q, k, v, docs):
     """`attend_documents` by torch's kernel. q (N, H, E); k, v (N, K, E) -> (N, H, E)."""
     group = q.shape[1] // k.shape[1]
-    k = k.repeat_interleave(group, 1)  # torch 2.11 knows no grouped heads here
-    v = v.repeat_interleave(group, 1)
+    groups = {"enable_gqa": True} if VARLEN_GROUPS else {}
     if docs.keys is not None:
         k = k.index_select(0, docs.keys)
         v = v.index_select(0, docs.keys)
+    if group > 1 and not groups:
+        k = k.repeat_interleave(group, 1)
+        v = v.repeat_interleave(group, 1)
     lengths = (docs.longest, docs.longest_keys)
-    return varlen_attn(q, k, v, docs.bounds, docs.key_bounds, *lengths, window_size=(-1, 0))
+    bounds = (docs.bounds, docs.key_bounds)
+    return varlen_attn(q, k, v, *bounds, *lengths, window_size=(-1, 0), **groups)
 
 
 # ---------------------------------------------------------------- rotary positions

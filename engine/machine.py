@@ -34,7 +34,11 @@ def graphs():
 
 
 def device_of(cfg):
-    """The torch device of the settings. Raises UserError if it is not there."""
+    """The torch device of the settings. Raises UserError if it is not there.
+
+    On a GPU attention never goes to cuDNN from then on: it makes a plan for every new shape, and
+    rollouts bring new shapes at every step.
+    """
     cuda = torch.cuda.is_available()
     name = cfg.device
     if name == "auto":
@@ -44,7 +48,10 @@ def device_of(cfg):
     except (RuntimeError, AssertionError):
         expected = "cpu or cuda" if cuda else "cpu"
         raise UserError(f"--device {name}: not available here; expected {expected}") from None
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    return device
 
 
 # weights of a feed-forward matrix; below that, threads wait for one another longer than they work

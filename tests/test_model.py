@@ -12,9 +12,10 @@ import pytest
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import config
 import model
 from config import UserError
-from engine import packing
+from engine import machine, packing
 from formats import checkpoints, gguf, tokenizers
 from model import ModelConfig, Transformer
 
@@ -309,6 +310,57 @@ def test_the_kernel_for_documents_takes_what_it_is_given():
     if model.varlen_attn is None:
         pytest.skip("this torch has no varlen_attn")
     inspect.signature(model.varlen_attn).bind(*range(7), window_size=(-1, 0))
+
+
+@pytest.mark.parametrize("groups", [True, False])
+def test_grouped_heads_of_documents(monkeypatch, groups):
+    """The kernel gets grouped heads where it takes them, and repeated ones elsewhere."""
+    got = {}
+
+    def kernel(q, k, v, *bounds, **settings):
+        got.update(settings, heads=k.shape[1])
+        return q
+
+    monkeypatch.setattr(model, "varlen_attn", kernel)
+    monkeypatch.setattr(model, "VARLEN_GROUPS", groups)
+    q, k, v = (torch.zeros(6, heads, 8) for heads in (4, 2, 2))
+    model.flash_documents(q, k, v, model.Documents(torch.tensor([[0, 0, 0, 1, 1, 1]])))
+    want = dict(heads=2, enable_gqa=True) if groups else dict(heads=4)
+    assert got == want | dict(window_size=(-1, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_of_a_gpu_fits_a_fused_kernel(monkeypatch, dtype, masked):
+    """Grouped heads reach torch's attention only where flash attention takes them."""
+    got = {}
+
+    def fused(q, k, v, **settings):
+        got.update(settings, heads=k.shape[1])
+        return q
+
+    monkeypatch.setattr(model.F, "scaled_dot_product_attention", fused)
+    q, k, v = (torch.zeros(2, 5, heads, 8, dtype=dtype, device="meta") for heads in (4, 2, 2))
+    bias = torch.zeros(2, 1, 5, 5, dtype=dtype, device="meta") if masked else None
+    assert model.attention(q, k, v, bias).shape == (2, 5, 4, 8)
+    flash = dtype == torch.bfloat16 and not masked
+    assert (got["heads"], got["enable_gqa"]) == ((2, True) if flash else (4, False))
+    assert (got["attn_mask"] is bias) and got["is_causal"] == (not masked)
+
+
+def test_no_attention_goes_to_cudnn(monkeypatch):
+    """It plans every new shape anew; `device_of` turns it off on a GPU, and only there."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine.torch, "empty", lambda *size, device: None)
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        assert machine.device_of(config.make(device="cpu")).type == "cpu"
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        assert machine.device_of(config.make(device="cuda")).type == "cuda"
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_right_padding_changes_nothing(net):
