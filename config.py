@@ -132,6 +132,12 @@ class Config:
     resume: bool = setting(
         False, "go on where a killed run stopped; stages that are done are not repeated", of=""
     )
+    track: str = setting(
+        "none",
+        "mirror metrics.jsonl and the settings to TensorBoard, Weights & Biases or trackio",
+        ("none", "tensorboard", "wandb", "trackio"),
+        of="",
+    )
     save_every: int = setting(
         5, "steps between checkpoints (pretraining: five times as many)", of="", least=1
     )

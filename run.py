@@ -36,6 +36,7 @@ from engine.machine import device_of
 from formats.checkpoints import load_model, save_model, write_whole
 from formats.tokenizers import check_checkpoint, digest
 from model import ModelConfig
+from track import check_tracker, open_mirror
 
 
 class Run:
@@ -48,6 +49,7 @@ class Run:
         self.stage = stage
         self.out = cfg.out
         self.locks = []  # open files
+        self.mirrors = {}  # of --track, by model
         self.device = device_of(cfg)
         self.settings = rlvr_settings(cfg) if stage == "rlvr" else stage_settings(cfg)
         self.started = time.time()
@@ -355,7 +357,19 @@ class Run:
             path = self.path("metrics.jsonl")
             with writing(path), self.exclusive(), open(path, "a") as f:
                 f.write(json.dumps(row) + "\n")
+            self.mirror(name, row)
         self.lines += 1
+
+    def mirror(self, name, row):
+        """Send a line of metrics.jsonl to --track; the first time, all lines of the model."""
+        if self.cfg.track == "none":
+            return
+        if name in self.mirrors:
+            self.mirrors[name](row, self.lines)
+            return
+        self.mirrors[name] = open_mirror(self.cfg, name)
+        for step, logged in enumerate(self.metrics(name)):
+            self.mirrors[name](logged, step)
 
 
 def model_of(row):
@@ -403,6 +417,7 @@ def checked_run(cfg, stage):
             "run, or leave out --resume to start one"
         )
     check_name(cfg, stage)
+    check_tracker(cfg.track)
     check_needs(run, stage)
     if cfg.preset == "tiny" and stage in ("pretrain", "em", "all"):
         check_base(run)
