@@ -34,7 +34,8 @@ def token_logprobs(hidden, weight, targets, sets=(), chunk=None, entropy=False, 
     Row 0: log p(target). Row i: log of the summed probability of the ids in sets[i-1].
     With entropy=True one more row: the entropy of each distribution (nats, detached).
     Float64 factors give float64. Matrix products are in the type of their factors, or in autocast's
-    where that is on; all else is in float32. Memory does not grow with N times V. Differentiable.
+    where that is on; `exact_on_gpu` has an exception. All else is in float32. Memory does not grow
+    with N times V. Differentiable.
     An id outside the vocabulary gives nan, an id of `without` gives -inf.
     """
     ids = [i for group in sets for i in group]
@@ -181,6 +182,8 @@ class Softmax(torch.autograd.Function):
         """A block of x, and of the logits of p', if there is one: (n, C)."""
 
         def product(h, w):
+            if exact_on_gpu(h, w) and ctx.dtype == torch.float32:
+                return torch.mm(h[rows].to(w.dtype), w[cols].T, out_dtype=torch.float32)
             return h[rows].to(ctx.dtype) @ w[cols].to(ctx.dtype).T
 
         x = ctx.kept.pop((rows.start, cols.start), None)
@@ -197,6 +200,15 @@ def product_type(hidden, weight):
     if torch.is_autocast_enabled(hidden.device.type) and dtype != torch.float64:
         return torch.get_autocast_dtype(hidden.device.type)
     return dtype
+
+
+def exact_on_gpu(hidden, weight):
+    """Are the factors float32 states and a bfloat16 weight on a GPU?
+
+    Such states are those of a bfloat16 model, bfloat16 numbers too. There the product of bfloat16
+    tensors with a float32 result is the float32 product, from tensor cores.
+    """
+    return hidden.is_cuda and (hidden.dtype, weight.dtype) == (torch.float32, torch.bfloat16)
 
 
 def block_size(chunk, device):

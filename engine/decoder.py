@@ -16,10 +16,10 @@ and writes in place. On a GPU it is recorded as a CUDA graph when a shape comes 
 replayed from then on; lengths are rounded up to multiples of 128 and counts to powers of two, so
 that there are few shapes. On a CPU the same function runs eagerly, on buffers that grow as needed.
 
-Numbers: the residual stream and the logits are float32, whatever the weights' type; the head is a
-float32 copy. With bfloat16 weights, 1.3% of the tokens of SmolLM2 are recorded with a probability
-off by more than a tenth from that of one forward pass over the row. With a head in bfloat16 it
-would be 3.7%, and with a residual stream in bfloat16 4.2%.
+Numbers: the residual stream and the logits are float32, whatever the weights' type. With bfloat16
+weights, 1.3% of the tokens of SmolLM2 are recorded with a probability off by more than a tenth from
+that of one forward pass over the row. With a head in bfloat16 it would be 3.7%, and with a residual
+stream in bfloat16 4.2%.
 
 Shapes: B slots in use, P prompts that rows are at, M rows of a prompt at most, Sp slots of prompts,
 Sn slots of own tokens, D width, H query heads, K key/value heads, G = H/K, E head width,
@@ -33,7 +33,7 @@ import typing
 import numpy as np
 import torch
 
-from engine.layers import stacked_layers, stacked_linear
+from engine.layers import head_product, stacked_layers
 from model import Cache, attention_bias, block
 
 
@@ -82,7 +82,7 @@ class Decoder:
             pick, temperature=temperature, top_p=top_p, synonyms=ids(list(synonyms))
         )
         self.layers = stacked_layers(model)
-        self.head = stacked_linear([model.head or model.embed], torch.float32)
+        self.head = head_product(model)
         # on a CPU buffers grow; on a GPU they stay where they are, for the graphs
         self.grow_buffers = device.type != "cuda"
         self.quantum = 16 if self.grow_buffers else 128  # lengths are multiples of it
@@ -423,7 +423,7 @@ class Decoder:
 
     def draw(self, hidden, uniforms):
         """A token per row and its log-probability: (N,), (N,). hidden (N, D), uniforms (N,)."""
-        logits = self.head(hidden.float())  # (N, V)
+        logits = self.head(hidden)  # (N, V)
         if len(self.forbid):
             logits.index_fill_(1, self.forbid, -torch.inf)
         # on a CPU as many rows at a time as its cache holds

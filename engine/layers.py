@@ -67,6 +67,29 @@ def stacked_linear(modules, dtype):
     return product
 
 
+def scoring_head(model):
+    """(V, D) the head for log-probabilities of `model`'s states: in float32 at least.
+
+    On a GPU one in bfloat16 stays as it is: `logprobs.exact_on_gpu` takes it so.
+    """
+    weight = model.head_weight
+    if weight.is_cuda and weight.dtype == torch.bfloat16:
+        return weight
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def head_product(model):
+    """The function hidden (N, D) -> logits (N, V), a float32 product of states in the model's type.
+
+    bfloat16 on a GPU: tensor cores multiply bfloat16 numbers exactly, and sum in float32.
+    """
+    if model.device.type == "cuda" and model.dtype == torch.bfloat16:
+        weight = model.head_weight
+        return lambda hidden: torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    product = stacked_linear([model.head or model.embed], torch.float32)
+    return lambda hidden: product(hidden.float())
+
+
 def packing_helps(weight):
     """Is the product faster with weights in oneDNN's layout?"""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():

@@ -13,7 +13,7 @@ import typing
 import numpy as np
 import torch
 
-from engine.layers import stacked_layers
+from engine.layers import scoring_head, stacked_layers
 from model import attention, attention_bias, block, rotate
 
 
@@ -33,13 +33,13 @@ class Reader:
     """A model that runs given tokens on caches that rows share, in few and full batches.
 
     layers  StackedLayers of the model, if there are any already
-    head    (V, D) float32
+    head    (V, D) as `scoring_head` has it
     """
 
     def __init__(self, model, layers=None):
         self.model = model
         self.layers = layers or stacked_layers(model)
-        self.head = model.head_weight.float()
+        self.head = scoring_head(model)
 
     def read(self, tokens, start, seen=(), keep=None, max_tokens=4096):
         """Run lists of tokens, each the continuation of a row of caches.

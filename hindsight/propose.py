@@ -76,6 +76,7 @@ import torch
 from config import JUDGE, seed_of
 from data import canonical, ends_itself, infuse, inserted, mark
 from elbo import Prior, code_logprobs, reward
+from engine.layers import scoring_head
 from engine.sample import generate
 from logprobs import none_logprobs, token_logprobs
 
@@ -167,7 +168,7 @@ def forward(model, cache, rows):
 
 
 def float32_at_least(tensor):
-    """A tensor in float32; one in float64 stays. States and heads are scored so, as in elbo.py."""
+    """A tensor in float32; one in float64 stays. States are scored so, as in elbo.py."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -176,7 +177,7 @@ def score_jobs(model, tok, cache, jobs, batch=64):
 
     jobs: list of ScoringJob. batch: rows in a forward pass.
     """
-    head = float32_at_least(model.head_weight)  # (V, D)
+    head = scoring_head(model)  # (V, D)
     parts = 1 + max(part for job in jobs for _, _, part in job.wanted)
     out = torch.zeros(len(jobs) * parts, dtype=torch.float64)
     tokens = 0
@@ -244,7 +245,7 @@ def score_code(model, tok, cache, snippets):
             table.append((b, j - 1, snip.ids[j], j in snip.first))
     b, j, target, opens = torch.tensor(table, device=model.device).T  # (code tokens,) each
     states = float32_at_least(hidden[b, j])  # (code tokens, D)
-    head = float32_at_least(model.head_weight)  # (V, D)
+    head = scoring_head(model)  # (V, D)
     opens = opens > 0
     logp = code_logprobs(states, head, target, opens, tok.thought_ids)
     act = torch.zeros_like(logp)  # (code tokens,)
@@ -345,7 +346,7 @@ def log_think(model, hidden, snippets, attempts):
     columns = [snippets[a.b].first[a.t] - 1 for a in attempts]
     heads = torch.tensor([a.head for a in attempts], device=model.device)
     states = float32_at_least(hidden[rows, columns])  # (M, D)
-    logp = token_logprobs(states, float32_at_least(model.head_weight), heads)[0]
+    logp = token_logprobs(states, scoring_head(model), heads)[0]
     return logp.double().cpu().numpy()
 
 

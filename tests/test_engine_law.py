@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from engine import packing
-from engine.layers import stacked_layers, stacked_linear
+from engine.layers import head_product, scoring_head, stacked_layers, stacked_linear
 from engine.reader import length_batches
 from engine.rollouts import EVENT, Rollouts, Row, merge, split
+from logprobs import token_logprobs
 from model import ModelConfig, Transformer
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -29,6 +30,8 @@ TWINS = {  # function of engine/ -> the test that holds it equal to its plain tw
     "gradients.ntp_gradient": "test_backend.py::test_em",
     "gradients.policy_gradient": "test_estep.py::test_gradient_by_definition",
     "gradients.score_completions": "test_rlvr.py::test_update_is_the_equation",
+    "layers.head_product": "test_engine_law.py::test_heads",
+    "layers.scoring_head": "test_engine_law.py::test_heads",
     "layers.stacked_layers": "test_engine_law.py::test_stacked_weights",
     "layers.stacked_linear": "test_engine_law.py::test_stacked_weights",
     "machine.compile_blocks": "test_mstep.py::test_compiled_steps",
@@ -156,6 +159,23 @@ def test_stacked_weights(width, bias):
         for y, module in zip(layer.gate_up(x), (part.gate, part.up), strict=True):
             torch.testing.assert_close(y, module(x), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(stacked_linear([part.o], torch.float32)(x), part.o(x))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads(tied, dtype):
+    """Logits and log-probabilities of the fast paths are those of a head in float32."""
+    cfg = ModelConfig(90, 1, 4, 2, 32, 48, 16, tied=tied)
+    model = Transformer(cfg).init_weights(0).to(dtype)
+    gen = torch.Generator().manual_seed(0)
+    hidden = torch.randn(70, 32, generator=gen).to(dtype)
+    ids = torch.randint(90, (70,), generator=gen)
+    with torch.no_grad():
+        logits = hidden.float() @ model.head_weight.float().T  # (N, V)
+        torch.testing.assert_close(head_product(model)(hidden), logits)
+        logp = token_logprobs(hidden.float(), scoring_head(model), ids)[0]  # (N,)
+        want = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+        torch.testing.assert_close(logp, want)
 
 
 def test_length_batches():
