@@ -34,7 +34,7 @@ from domain import domain_tasks
 from elbo import never_thinks, prior_of, summary
 from engine import parallel
 from engine.backend import FAST
-from engine.machine import device_of, set_threads
+from engine.machine import device_of, rows_at_once, set_threads
 from engine.sample import Completion
 from engine.training import inference_copy
 from formats import huggingface
@@ -129,7 +129,6 @@ def sample_and_grade(
         tasks,
         n=n,
         seeds=parallel.shard(numbers),
-        batch=128,
         progress=progress,
         **sampling,
     )
@@ -186,7 +185,7 @@ def rollouts_of(model, tok, snippets, G, cfg, seed, desc, backend=FAST):
         cfg.think_max,
         seed,
         numbers=list(range(len(snippets))),
-        at_once=max(1, 128 // G),
+        at_once=max(1, rows_at_once(model.device) // G),
         desc=desc,
         horizon=cfg.horizon,
         rate=0.0 if never_thinks(cfg) else None,

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 from engine.layers import head_product, stacked_layers
+from engine.machine import tokens_at_once
 from model import Cache, attention_bias, block
 
 
@@ -257,7 +258,7 @@ class Decoder:
             self.shared.fit(self.Sp)
         free = sorted(set(range(self.prompts)) - set(self.prompt_slot.values()))
         while wanted:
-            count = max(1, 4096 // len(prompts[wanted[0]]))
+            count = max(1, tokens_at_once(self.model.device) // len(prompts[wanted[0]]))
             batch = wanted[:count]
             slots = free[: len(batch)]
             self._read_batch([prompts[i] for i in batch], slots)

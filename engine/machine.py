@@ -54,6 +54,16 @@ def device_of(cfg):
     return device
 
 
+def tokens_at_once(device):
+    """Tokens of a forward pass over given ones, padding too, that keep the device busy."""
+    return 32768 if device.type == "cuda" else 4096
+
+
+def rows_at_once(device):
+    """Rows of a batch that samples, that keep the device busy."""
+    return 512 if device.type == "cuda" else 128
+
+
 # weights of a feed-forward matrix; below that, threads wait for one another longer than they work
 SMALL = 2**18
 

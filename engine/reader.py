@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from engine.layers import scoring_head, stacked_layers
+from engine.machine import tokens_at_once
 from model import attention, attention_bias, block, rotate
 
 
@@ -41,7 +42,7 @@ class Reader:
         self.layers = layers or stacked_layers(model)
         self.head = scoring_head(model)
 
-    def read(self, tokens, start, seen=(), keep=None, max_tokens=4096):
+    def read(self, tokens, start, seen=(), keep=None):
         """Run lists of tokens, each the continuation of a row of caches.
 
         tokens      N lists of ids, none empty
@@ -50,13 +51,12 @@ class Reader:
                     lengths[i] slots of row rows[i] of each cache, and to itself
         keep        (Cache, rows (N,), slots (N,)): the new keys are written to row rows[i], from
                     slot slots[i] on; None: they are dropped
-        max_tokens  padded tokens of a batch
 
         Yields (numbers (n,), offsets (n,), hidden (M, D)) per batch: the states of
         tokens[numbers[i]] begin at hidden[offsets[i]].
         """
         sizes = np.array([len(ids) for ids in tokens])
-        for numbers in length_batches(sizes, max_tokens):
+        for numbers in length_batches(sizes, tokens_at_once(self.model.device)):
             hidden = self.forward(
                 [tokens[i] for i in numbers],
                 self._select(start, numbers),

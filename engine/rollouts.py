@@ -47,6 +47,7 @@ from data import ends_itself, inserted
 from elbo import decision_logprobs, line_logprobs, reward
 from engine import parallel
 from engine.decoder import Decoder
+from engine.machine import tokens_at_once
 from engine.reader import Reader, length_batches
 
 # kinds of events: <act>; the first token of a thought; a further token; its end
@@ -609,7 +610,7 @@ def score_rows(reader, tok, snippets, rows, gains, states):
         row.line_logp[:] = base[row.group]
     thinkers = [row for row in rows if row.thoughts]
     sizes = np.array([len(row.ids) - row.prefix for row in thinkers])
-    for numbers in length_batches(sizes, 4 * 4096):
+    for numbers in length_batches(sizes, 4 * tokens_at_once(reader.model.device)):
         batch = [thinkers[i] for i in numbers]
         context = Context(cache, None, np.arange(len(batch)))
         if gains:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from config import UserError, progress_bar, sample_seed
 from engine.decoder import Decoder
+from engine.machine import rows_at_once
 
 
 @dataclasses.dataclass
@@ -49,7 +50,7 @@ def generate(
     seed=0,
     seeds=None,
     n=1,
-    batch=64,
+    batch=None,
     stop=None,
     decode=None,
     progress=False,
@@ -67,7 +68,8 @@ def generate(
     seed         an int, or the beginning of a seed, as `config.sample_seed` takes it
     seeds        one int per prompt, used instead of its index: a prompt keeps its samples when
                  others are left out
-    batch        rows sampled at once; halved as often as memory runs out
+    batch        rows sampled at once, halved as often as memory runs out; None: as many as keep
+                 the device busy
     stop         strings; a row ends with the token that completes one (the caller cuts the text).
                  Needs `decode`: ids -> str
     forbid       token ids that are not drawn: the distribution is the model's, given that the
@@ -79,6 +81,7 @@ def generate(
     range; UserError if memory does not suffice for one row.
     """
     stop = [stop] if isinstance(stop, str) else list(stop or [])
+    batch = rows_at_once(model.device) if batch is None else batch
     check_prompts(model, prompts, seeds)
     check_settings(max_new, temperature, top_p, n, batch)
     check_stops(stop, decode)

@@ -77,6 +77,7 @@ from config import JUDGE, seed_of
 from data import canonical, ends_itself, infuse, inserted, mark
 from elbo import Prior, code_logprobs, reward
 from engine.layers import scoring_head
+from engine.machine import rows_at_once
 from engine.sample import generate
 from logprobs import none_logprobs, token_logprobs
 
@@ -172,11 +173,12 @@ def float32_at_least(tensor):
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def score_jobs(model, tok, cache, jobs, batch=64):
+def score_jobs(model, tok, cache, jobs):
     """Sums of log-probabilities over the parts of rows -> ((N, parts) float64, tokens run).
 
-    jobs: list of ScoringJob. batch: rows in a forward pass.
+    jobs: list of ScoringJob.
     """
+    batch = rows_at_once(model.device) // 2  # each with a copy of its snippet's cache
     head = scoring_head(model)  # (V, D)
     parts = 1 + max(part for job in jobs for _, _, part in job.wanted)
     out = torch.zeros(len(jobs) * parts, dtype=torch.float64)
@@ -372,7 +374,6 @@ def draw_thoughts(model, tok, attempts, counts, think_max, seed, seeds):
                 seed=(*seed, kind),
                 seeds=seeds,
                 n=n,
-                batch=128,
                 stop=["\n", "\r"],
                 decode=tok.decode,
             )
