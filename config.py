@@ -84,12 +84,14 @@ class Config:
     # the run
     preset: str = setting(
         "tiny",
-        "tiny: a small model on the built-in domain; smollm2: SmolLM2-135M on real Python; "
+        "tiny: a small model on the built-in domain; smollm2: SmolLM2-135M on real Python, on a "
+        "laptop; smollm2-gpu: the same on a GPU; "
         "qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b, qwen2.5-7b, llama-3.2-1b, llama-3.1-8b: those, "
         "likewise",
         (
             "tiny",
             "smollm2",
+            "smollm2-gpu",
             "qwen2.5-0.5b",
             "qwen2.5-1.5b",
             "qwen2.5-3b",
@@ -633,6 +635,19 @@ PRESETS = {
         rl_lr=2e-6,
         micro_tokens=2560,
         eval_samples=1,
+    ),
+    "smollm2-gpu": dict(
+        LARGE,
+        max_tokens=256,
+        n_expert=0,
+        micro_tokens=32_768,
+        lr=5e-5,
+        save_every=1000,
+        estep_lr=1e-5,
+        snippets=32,
+        mstep_steps=16,
+        infuse=4000,
+        estep_steps=16,
     ),
     "qwen2.5-0.5b": dict(LARGE, model="Qwen/Qwen2.5-0.5B", lr=2e-5),
     "qwen2.5-1.5b": dict(LARGE, model="Qwen/Qwen2.5-1.5B"),

@@ -23,6 +23,7 @@ Units: bytes, unless said otherwise.
 """
 
 import os
+import typing
 
 import torch
 
@@ -41,10 +42,36 @@ READ = 0.3  # assumed: the same in the forward passes of rollouts
 LINE = 10.5  # assumed: tokens a line
 THINKS = 0.3  # assumed: share of lines with a thought (the paper: fewer than 0.4)
 
+
+class Card(typing.NamedTuple):
+    """A device that is not here."""
+
+    name: str
+    gib: float  # memory as torch tells it
+    flops: float  # a second of a dense bfloat16 product, sums in float32
+    bytes: float  # a second of memory
+
+
+# From the makers' data sheets, in the order in which names are looked up.
+CARDS = {
+    "h200": Card("H200", 139.8, 989e12, 4.8e12),
+    "h100": Card("H100 SXM", 79.2, 989e12, 3.35e12),
+    "a100": Card("A100 SXM, 80 GB", 79.2, 312e12, 2.04e12),
+    "4090": Card("RTX 4090", 23.6, 165e12, 1.01e12),
+}
+
+
+def card_named(name):
+    """The Card of a device's name, or None. Example: "NVIDIA H100 80GB HBM3" -> CARDS["h100"]"""
+    return next((card for key, card in CARDS.items() if key in name.lower()), None)
+
+
 LLAMA = dict(rope_theta=5e5, norm_eps=1e-5, max_len=131072)
 QWEN = dict(rope_theta=1e6, norm_eps=1e-6, qkv_bias=True)
+SMOLLM2 = ModelConfig(49152, 30, 9, 3, 576, 1536, 8192, 1e5, tied=True)
 SHAPES = {  # as published, for presets whose model is not here
-    "smollm2": ModelConfig(49152, 30, 9, 3, 576, 1536, 8192, 1e5, tied=True),
+    "smollm2": SMOLLM2,
+    "smollm2-gpu": SMOLLM2,
     "qwen2.5-0.5b": ModelConfig(151936, 24, 14, 2, 896, 4864, 32768, tied=True, **QWEN),
     "qwen2.5-1.5b": ModelConfig(151936, 28, 12, 2, 1536, 8960, 131072, tied=True, **QWEN),
     "qwen2.5-3b": ModelConfig(151936, 36, 16, 2, 2048, 11008, 32768, tied=True, **QWEN),

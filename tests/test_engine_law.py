@@ -65,11 +65,11 @@ TWINS = {  # function of engine/ -> the test that holds it equal to its plain tw
 }
 
 NO_RESULT = {  # what computes nothing of a result: devices, clocks, records, text for people
-    *("machine." + name for name in ("cpu_seconds", "device_of", "graphs")),
+    *("machine." + name for name in ("cpu_seconds", "device_of", "device_seconds", "graphs")),
     *("machine." + name for name in ("machine_rates", "set_threads", "settle_memory")),
     *("machine." + name for name in ("rows_at_once", "steps_bar", "timed", "tokens_at_once")),
     *("parallel." + name for name in ("rank", "rank0_only", "ranks", "settle", "workers", "world")),
-    *("plan." + name for name in ("print_plan", "shape")),
+    *("plan." + name for name in ("card_named", "print_plan", "shape", "training_memory")),
     "backend.Backend",
     "gradients.CompletionScores",
     "gradients.GradientStats",

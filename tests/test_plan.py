@@ -27,6 +27,7 @@ def test_published_shapes():
     """
     said = {
         "smollm2": 134.5,
+        "smollm2-gpu": 134.5,
         "qwen2.5-0.5b": 494.0,
         "qwen2.5-1.5b": 1543.7,
         "qwen2.5-3b": 3085.9,

@@ -1,0 +1,221 @@
+"""python -m speed gpu: its stages at their smallest, what is told of faults, and what travels."""
+
+import json
+import pathlib
+import sys
+import time
+
+import pytest
+import torch
+
+from config import UserError
+from speed import gpu, pack, parity
+
+torch.set_num_threads(1)
+
+
+def rows(out, name):
+    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+
+
+def run_stage(folder, letter, device="cpu", seconds=60.0):
+    """A stage in this process -> (whether it ended well, its folder of results)."""
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    work = folder / "work"
+    ends = time.monotonic() + seconds
+    job = gpu.StageJob(out, work, device=device, tiny=True, compile="false", ends=ends)
+    return gpu.run_stage(gpu.STAGES[letter], job), out
+
+
+# ---------------------------------------------------------------- stages
+
+
+def test_ceilings(tmp_path):
+    ended, out = run_stage(tmp_path, "a")
+    assert ended and [row["what"] for row in rows(out, "ceilings")][0] == "machine"
+    product = next(row for row in rows(out, "ceilings") if row["what"].startswith("product"))
+    assert product["bfloat16"] > 0 and product["float32"] > 0
+
+
+def test_domain(tmp_path):
+    ended, out = run_stage(tmp_path, "d")
+    assert ended and [row["model"] for row in rows(out, "domain")] == ["base", "ntp", "ra3"]
+    assert all(row["seconds"] > 0 and row["elbo"] < 0 for row in rows(out, "domain"))
+
+
+def test_midtrain(tmp_path):
+    """Every model is trained and measured; equal tokens and more compute are what they say."""
+    ended, out = run_stage(tmp_path, "e")
+    lines = rows(out, "midtrain")
+    assert ended and not [row for row in lines if "error" in row]
+    trained = {row["model"]: row for row in lines if row["what"] == "training"}
+    assert set(trained) == {"base", "ntp"} | {
+        prefix + name for name in ("ra3", "best-of-n", "hindsight") for prefix in ("", "ntp-as-")
+    }
+    tokens = [trained[name]["mstep_tokens"] for name in ("ntp", "ra3", "best-of-n")]
+    assert max(tokens) <= 1.1 * min(tokens)
+    assert trained["ntp-as-ra3"]["tflop"] > 1.2 * trained["ntp"]["tflop"]
+    for what in ("held out", "domain"):
+        assert {row["model"] for row in lines if row["what"] == what} == set(trained)
+
+
+@pytest.mark.slow
+def test_rates(tmp_path):
+    ended, out = run_stage(tmp_path, "c")
+    assert ended and not (out / "rates.traceback").exists()
+    groups = {row["group"] for row in json.loads((out / "rates.json").read_text())["rows"]}
+    assert groups == {group.__name__ for group in gpu.card.ROWS} - {"grpo_on_card"}
+
+
+def few_checks(monkeypatch, **more):
+    """Only two of the checks, and others."""
+    checks = {name: parity.CHECKS[name] for name in ("logits", "rollouts")}
+    monkeypatch.setattr(parity, "CHECKS", {**checks, **more})
+
+
+def test_parity_sees_a_wrong_number_and_goes_on(tmp_path, monkeypatch):
+    """One check agrees, one number is off, one check fails, and the last one agrees again."""
+    few_checks(monkeypatch)
+    expected = parity.cpu_references()
+    expected["logits"]["logits"][5] += 1.0
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    torch.save({**expected, "broken": {}}, packed / parity.FILE)
+
+    def broken(world, device):
+        raise RuntimeError("no kernel")
+
+    few_checks(monkeypatch, broken=parity.Check(broken), other=parity.Check(broken))
+    job = gpu.StageJob(tmp_path, tmp_path / "work", packed, "cpu", True, "false")
+    assert gpu.run_stage(gpu.STAGES["b"], job)
+    agrees = {
+        (row["check"], row.get("quantity")): row.get("agrees") for row in rows(tmp_path, "parity")
+    }
+    assert agrees == {
+        ("logits", "tokens"): True,
+        ("logits", "logits"): False,
+        **{("rollouts", quantity): True for quantity in expected["rollouts"]},
+        ("broken", None): False,
+        ("other", None): None,
+    }
+    assert "RuntimeError: no kernel" in (tmp_path / "parity.traceback").read_text()
+
+
+def test_differences():
+    ids = torch.tensor([1, 2, 3, 4])
+    assert parity.difference(ids, torch.tensor([1, 2, 3, 5])) == 0.25
+    assert parity.difference(ids, ids[:3]) == float("inf")
+    assert parity.difference(torch.tensor([3.0]), torch.tensor([4.0])) == 0.25
+    assert parity.difference(torch.tensor([0.5]), torch.tensor([0.0])) == 0.5
+    nan = torch.tensor([1.0, float("nan")])
+    assert parity.difference(nan, nan) == 0.0
+    assert parity.difference(nan, torch.tensor([1.0, 2.0])) == float("inf")
+
+
+def test_a_failed_stage_leaves_its_traceback(tmp_path, monkeypatch):
+    def fails(job):
+        raise ZeroDivisionError("so")
+
+    monkeypatch.setitem(gpu.STAGES, "a", gpu.Stage("ceilings", 0.1, fails))
+    ended, out = run_stage(tmp_path, "a")
+    assert not ended and "ZeroDivisionError: so" in (out / "ceilings.traceback").read_text()
+
+
+# ---------------------------------------------------------------- the runner
+
+
+def test_time_that_is_left_goes_on():
+    ends = gpu.shares("abcde", 540.0)
+    assert ends["e"] == pytest.approx(540) and list(ends.values()) == sorted(ends.values())
+    assert gpu.shares("ab", 100.0) == pytest.approx({"a": 25.0, "b": 100.0})
+
+
+def test_the_next_stage_follows_a_late_and_a_failed_one(tmp_path, monkeypatch):
+    scripts = {
+        "a": "import time; print('begun', flush=True); time.sleep(60)",
+        "b": "raise SystemExit(3)",
+        "c": "print('well')",
+    }
+    monkeypatch.setattr(gpu, "GRACE", 0.2)
+    monkeypatch.setattr(gpu, "LEAST", 0.1)
+    monkeypatch.setattr(gpu, "shares", lambda letters, seconds: {"a": 1.0, "b": 20.0, "c": 40.0})
+    monkeypatch.setattr(
+        gpu, "command_of", lambda letter, *_: [sys.executable, "-c", scripts[letter]]
+    )
+    gpu.main(["--only", "a,b,c", "--out", str(tmp_path)])
+    statuses = [row["status"] for row in rows(tmp_path, "stages")]
+    assert statuses == ["ended late", "failed (3)", "ok"]
+    assert (tmp_path / "ceilings.log").read_text() == "begun\n"
+    assert (tmp_path / "rates.log").read_text() == "well\n"
+
+
+@pytest.mark.parametrize("argv", [["--only", "a,x"], ["--skip", "a,b,c,d,e"], ["--packed", "none"]])
+def test_mistakes_are_one_line(tmp_path, argv):
+    with pytest.raises(SystemExit) as stop:
+        gpu.main([*argv, "--out", str(tmp_path)])
+    assert ": " in stop.value.code and "\n" not in stop.value.code
+
+
+@pytest.mark.slow
+def test_the_command_as_a_rehearsal(tmp_path):
+    """All stages, each in its process."""
+    gpu.main(["--tiny", "--device", "cpu", "--minutes", "3", "--out", str(tmp_path)])
+    assert [row["status"] for row in rows(tmp_path, "stages")] == ["ok"] * 5
+    assert all(row["agrees"] for row in rows(tmp_path, "parity") if "agrees" in row)
+    assert (tmp_path / "runs" / "domain-em" / "metrics.jsonl").exists()
+    assert not list(pathlib.Path(tmp_path).rglob("*.pt"))
+
+
+# ---------------------------------------------------------------- what travels
+
+
+def a_pack(folder):
+    """A pack of three parts, made of a file of 250 bytes and a package."""
+    content = folder / "content"
+    (content / "packages" / "carried_along").mkdir(parents=True)
+    (content / "packages" / "carried_along" / "__init__.py").write_text("NUMBER = 7\n")
+    (content / "corpus.bin").write_bytes(bytes(range(250)))
+    archive = folder / "pack.tar"
+    with pack.tarfile.open(archive, "w") as tar:
+        tar.add(content, ".")
+    out = folder / "pack"
+    out.mkdir()
+    parts = pack.cut_in_parts(archive, out, archive.stat().st_size // 3 + 1)
+    (out / pack.LIST).write_text(json.dumps({"parts": parts}))
+    return out
+
+
+def test_parts_are_joined(tmp_path, monkeypatch):
+    out = a_pack(tmp_path)
+    assert len(list(out.glob("part-*"))) == 3
+    pack.unpack(out)
+    assert (out / pack.JOINED / "corpus.bin").read_bytes() == bytes(range(250))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    pack.use(out / pack.JOINED)
+    import carried_along
+
+    assert carried_along.NUMBER == 7
+    (out / "part-00").unlink()
+    pack.unpack(out)  # joined already: nothing is read
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_part_that_is_not_what_it_was(tmp_path, damage):
+    out = a_pack(tmp_path)
+    if damage == "missing":
+        (out / "part-01").unlink()
+    else:
+        content = (out / "part-01").read_bytes()
+        (out / "part-01").write_bytes(content[:-1] + b"x")
+    with pytest.raises(UserError, match="part-01: "):
+        pack.unpack(out)
+    assert not (out / pack.JOINED).exists()
+
+
+def test_the_references_travel(tmp_path, monkeypatch):
+    few_checks(monkeypatch)
+    pack.write_pack(tmp_path, "stdlib", tiny=True)
+    pack.unpack(tmp_path)
+    found = torch.load(tmp_path / pack.JOINED / parity.FILE, weights_only=True)
+    assert set(found) == {"logits", "rollouts"}
