@@ -247,6 +247,9 @@ WAITS |= {"equal", "is_nonzero", "_local_scalar_dense"}
 INDEXED = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
 NO_NUMBERS = {"embedding", "gather", "index_select", "scatter", "mm"}  # not even of dimension 0
 
+# operations that the CPU does not have: their results
+KERNELS = {aten.mm.dtype: lambda a, b, dtype: a.to(dtype) @ b.to(dtype)}
+
 
 def name_of(func):
     return func._schema.name.split("::")[1]
@@ -321,8 +324,10 @@ def compute(func, args, kwargs):
         result = func(*inner_args, **inner_kwargs)
     else:
         LOG.launch(name_of(func))
-        record = func if LOG.recording is None else LOG.recording.recorder(func)
-        result = record(*inner_args, **inner_kwargs)
+        kernel = KERNELS.get(func, func)
+        if LOG.recording is not None:
+            kernel = LOG.recording.recorder(kernel, schema)
+        result = kernel(*inner_args, **inner_kwargs)
     if schema.is_mutable and any(r.alias_info is not None for r in schema.returns):
         return kwargs.get("out", args[0] if args else None)
     # a view of an ordinary tensor is an ordinary tensor in inference mode too
@@ -518,18 +523,18 @@ class Graph:
     """torch.cuda.CUDAGraph: operations, on the tensors that they had."""
 
     def __init__(self, keep_graph=False):
-        self.operations = []
+        self.operations = []  # (kernel, args, kwargs, its results, or None: it writes in place)
         self.before = []  # (tensor, its numbers before the operation that wrote to it)
 
-    def recorder(self, func):
-        """The function that records a call of an operation, and computes its result for now."""
+    def recorder(self, kernel, schema):
+        """The function that records a call of a kernel, and computes its result for now."""
 
         def record(*args, **kwargs):
-            for argument, x in zip(func._schema.arguments, args, strict=False):
+            for argument, x in zip(schema.arguments, args, strict=False):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     self.before += [(t, t.clone()) for t in leaves(x)]
-            result = func(*args, **kwargs)
-            self.operations.append((func, args, kwargs, result))
+            result = kernel(*args, **kwargs)
+            self.operations.append((kernel, args, kwargs, None if schema.is_mutable else result))
             return result
 
         return record
@@ -538,18 +543,16 @@ class Graph:
         """Undo what recording has computed."""
         for x, before in reversed(self.before):
             x.copy_(before)
-        for func, *_, result in self.operations:
-            for x in [] if func._schema.is_mutable else leaves(result):
+        for *_, result in self.operations:
+            for x in leaves(result):
                 if isinstance(x, torch.Tensor) and x.is_floating_point():
                     x.fill_(math.nan)
 
     def replay(self):
         LOG.replays += 1
-        for func, args, kwargs, result in self.operations:
-            again = func(*args, **kwargs)
-            if func._schema.is_mutable:
-                continue
-            for x, y in zip(leaves(result), leaves(again), strict=True):
+        for kernel, args, kwargs, result in self.operations:
+            again = kernel(*args, **kwargs)
+            for x, y in zip(leaves(result), leaves(again), strict=False):
                 if isinstance(x, torch.Tensor):
                     x.copy_(y)
 
