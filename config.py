@@ -529,6 +529,9 @@ class Config:
         "base,ntp,ra3", "models of the run's folder that --stage eval evaluates", of=""
     )
     elbo_samples: int = setting(8, "rollouts a held-out snippet for the bound", of="", least=1)
+    report: bool = setting(
+        True, "--stage em: at the end, a page to look at, report.html in the run's folder", of=""
+    )
 
 
 SECTIONS = {

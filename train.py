@@ -14,10 +14,12 @@
     all        the same as em
 
 The run's folder holds settings-NAME.json, tokenizer.txt, checkpoints by name, metrics.jsonl (a
-line a step), results.json and samples-NAME.jsonl; settings.json is of the last command. Every batch
-and every draw is a function of (seed, stage, iteration, step), so a checkpoint needs weights,
-optimizer and position only: a killed run goes on with --resume as if nothing had happened, bit for
-bit on the CPU. A finished one goes on with more --iters.
+line a step), results.json, samples-NAME.jsonl (greedy programs), samples-NAME-domain.jsonl (sampled
+ones), thoughts-NAME.jsonl (rollouts over held-out code) and report.html, a page of all that;
+settings.json is of the last command. Every batch and every draw is a function of (seed, stage,
+iteration, step), so a checkpoint needs weights, optimizer and position only: a killed run goes on
+with --resume as if nothing had happened, bit for bit on the CPU. A finished one goes on with more
+--iters.
 
 FLOPs are counted as 2 P a token forward and 6 P a token trained. P: parameters without the
 embedding, plus the head.
@@ -26,6 +28,7 @@ embedding, plus the head.
 import collections
 import os
 import random
+import subprocess
 import sys
 import time
 
@@ -435,6 +438,21 @@ def main(argv):
     print(f"\n{time.time() - run.started:.0f} s; everything is in {run.out}/")
     if stage in ("em", "all"):
         print(closing_words(run, results))
+        if cfg.report:
+            write_report(run)
+
+
+@parallel.rank0_only
+def write_report(run):
+    """report.html in the run's folder, by `python -m report`. Where that fails, it is only told."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    command = [sys.executable, "-m", "report", os.path.abspath(run.out)]
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)
+    again = f"python -m report {run.out}"
+    if done.returncode:
+        print(f"no page of the run was made (above); this makes it: {again}", file=sys.stderr)
+    else:
+        print(f"a page to look at: {run.path('report.html')}")
 
 
 def mid_train(run):

@@ -1,10 +1,14 @@
-"""RLVR curves: figures, a table, a page to look at; and two models compared, with an interval.
+"""A page of a run, to look at; of several runs one that compares them; and RLVR curves.
 
-    python -m report runs/tiny-5 runs/tiny-6 --models rlvr-base,rlvr-ntp,rlvr-ra3 --out rlvr.png
-    python -m report runs/tiny-5 runs/tiny-6 --paired rlvr-ra3,rlvr-ntp --html report.html
+    python -m report runs/tiny-0                          -> runs/tiny-0/report.html
+    python -m report runs/tiny-0 runs/tiny-1              -> runs/report.html, a folder is a seed
+    python -m report runs/tiny-0 runs/tiny-1 --out docs/figures/rlvr.png
+    python -m report runs/tiny-0 runs/tiny-1 --paired rlvr-ra3,rlvr-ntp
     python -m report --rows runs/a/greedy-ra3-mbpp+.jsonl runs/a/greedy-ntp-mbpp+.jsonl
 
-A curve is the held-out pass rate of a model (`pass@1` of its lines of phase rlvr-heldout in
+train.py --stage em makes the first one at its end. A page stands alone: no network, no script.
+
+A curve of RLVR is the held-out pass rate of a model (`pass@1` of its lines of phase rlvr-heldout in
 metrics.jsonl); a folder is a seed. Drawn are every seed, their mean, and a band of one standard
 deviation (n - 1) to either side, wherever all seeds have values; between its points a seed is
 interpolated.
@@ -26,6 +30,7 @@ import os
 import numpy as np
 
 from config import Parser, UserError, check_output, command, convert, write_output
+from report.compare import comparison_page
 from report.curves import (
     HELD,
     TRAIN,
@@ -36,15 +41,22 @@ from report.curves import (
     select,
 )
 from report.figures import curves_figure, training_figure
-from report.page import page
+from report.files import open_folder
+from report.markup import escape, paragraph, table
+from report.page import run_page
 from report.pairs import paired_over_problems
 
 OPTIONS = {
-    "--models": ("NAME[,NAME...]", "", "models to show (default: all that have a curve)"),
-    "--out": ("FILE", "rlvr.png", "figure of the curves (default rlvr.png)"),
-    "--training": ("FILE", "", "figure of the training metrics against steps"),
-    "--html": ("FILE", "", "a page with figures, table, settings and samples, all in one file"),
-    "--max-step": ("N", "", "cut everything after this step"),
+    "--html": (
+        "FILE",
+        "",
+        "the page (default report.html in the run's folder; of several runs, in the folder that "
+        "holds them all)",
+    ),
+    "--models": ("NAME[,NAME...]", "", "RLVR: models to show (default: all that have a curve)"),
+    "--out": ("FILE", "", "RLVR: figure of the curves"),
+    "--training": ("FILE", "", "RLVR: figure of the training metrics against steps"),
+    "--max-step": ("N", "", "RLVR: cut everything after this step"),
     "--threshold": ("RATE", "", "pass rate that the steps are counted to; default: see --against"),
     "--against": (
         "NAME",
@@ -57,6 +69,7 @@ OPTIONS = {
         "print the difference of the final pass rates of two models, by seed, with its interval",
     ),
 }
+ABOUT_CURVES = ("models", "out", "training", "max_step", "threshold", "against", "paired")
 
 
 def report_options(argv):
@@ -66,7 +79,7 @@ def report_options(argv):
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="folders of runs, a seed each")
+    parser.add_argument("folders", nargs="*", metavar="RUN", help="folders of runs, a seed each")
     parser.add_argument(
         "--rows",
         nargs=2,
@@ -77,7 +90,7 @@ def report_options(argv):
         parser.add_argument(option, metavar=metavar, default=default, help=text)
     args = parser.parse_args(argv)
     if not args.folders and not args.rows:
-        raise UserError("nothing to do: expected FOLDER ..., or --rows FILE FILE; see --help")
+        raise UserError("nothing to do: expected RUN ..., or --rows FILE FILE; see --help")
     folders = [os.path.normpath(folder) for folder in args.folders]
     if len({os.path.realpath(folder) for folder in folders}) < len(folders):
         raise UserError(f"{' '.join(args.folders)}: expected each folder once, as each is a seed")
@@ -127,35 +140,67 @@ def main(argv):
     if not folders:
         return
     runs = {folder: read_metrics(folder, max_step) for folder in folders}
+    curves = rlvr_curves(args, runs)
+    rlvr = ""
+    if curves:
+        goal = f"the end of {args.against or 'rlvr-ntp'}" if rate is None else args.threshold
+        lines = curve_table(curves, thresholds_of(runs, args.against, rate), goal)
+        notes = notes_of(runs, pair)
+        print("\n\n".join([markdown_table(lines), *notes]))
+        write_figures(args, runs, curves)
+        cells = [[escape(cell) for cell in line] for line in lines]
+        rlvr = table(cells, "Held-out pass rates", "plain") + "".join(map(paragraph, notes))
+    write_page(args, folders, rlvr)
+
+
+def write_page(args, folders, rlvr):
+    """The page of a run, or of several, with the RLVR curves' table. Raises UserError."""
+    runs = [open_folder(folder) for folder in folders]
+    text = comparison_page(runs, rlvr) if len(runs) > 1 else run_page(runs[0], rlvr)
+    page = args.html or os.path.join(common_folder(folders), "report.html")
+    write_output(page, "--html", text.encode("utf-8", "replace"))
+    print(page)
+
+
+def common_folder(folders):
+    """A run's own folder; of several runs the one that holds them all.
+
+    Example: ["runs/tiny-0", "runs/tiny-1"] -> "runs"
+    """
+    if len(folders) == 1:
+        return folders[0]
+    return os.path.relpath(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+
+
+def rlvr_curves(args, runs):
+    """{model: curve} of the models to show; {} without any. runs: {folder: read_metrics(folder)}.
+
+    Raises UserError if there are none and an option asks for them.
+    """
     names = {model for curves in runs.values() for model in curves[HELD]}
     models = list(dict.fromkeys(args.models.split(","))) if args.models else sorted(names)
-    if not models:
+    if not models and any(vars(args)[option] for option in ABOUT_CURVES):
         raise UserError(
-            f"{', '.join(folders)}: no lines of phase {HELD}; expected runs of train.py --stage "
-            "rlvr"
+            f"{', '.join(runs)}: no lines of phase {HELD}; expected runs of train.py --stage rlvr"
         )
-    curves = {model: select(runs, HELD, model) for model in models}
-    goal = f"the end of {args.against or 'rlvr-ntp'}" if rate is None else args.threshold
-    table = curve_table(curves, thresholds_of(runs, args.against, rate), goal)
-    notes = []
-    if pair:
-        a, b = (select(runs, HELD, name) for name in pair)
-        notes.append(paired_over_seeds(a, b, pair))
-    print("\n\n".join([markdown_table(table), *notes]))
-    write_files(args, runs, curves, table, notes)
+    return {model: select(runs, HELD, model) for model in models}
 
 
-def write_files(args, runs, curves, table, notes):
-    """The figures, and the page. Raises UserError."""
-    figures = {"held-out pass rate": curves_figure(curves)}
-    write_output(args.out, "--out", figures["held-out pass rate"])
+def notes_of(runs, pair):
+    """The comparison of a pair of models, as lines; none without a pair. Raises UserError."""
+    if not pair:
+        return []
+    a, b = (select(runs, HELD, name) for name in pair)
+    return [paired_over_seeds(a, b, pair)]
+
+
+def write_figures(args, runs, curves):
+    """The figures that were asked for. Raises UserError."""
+    if args.out:
+        write_output(args.out, "--out", curves_figure(curves))
     if args.training:
         training = {model: select(runs, TRAIN, model) for model in curves}
-        figures["training"] = training_figure(training)
-        write_output(args.training, "--training", figures["training"])
-    if args.html:
-        text = page(figures, table, notes, curves, list(runs))
-        write_output(args.html, "--html", text.encode())
+        write_output(args.training, "--training", training_figure(training))
 
 
 if __name__ == "__main__":

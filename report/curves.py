@@ -3,14 +3,13 @@
 __main__.py defines the numbers.
 """
 
-import json
 import os
-import sys
 
 import numpy as np
 
 from benchmarks.rates import seed_interval
 from config import UserError
+from report.files import json_lines
 
 HELD = "rlvr-heldout"  # phases of metrics.jsonl
 TRAIN = "rlvr"
@@ -18,47 +17,6 @@ NEEDED = {HELD: ("step", "sampled_tokens", "cpu_s", "flops", "pass@1"), TRAIN: (
 
 
 # ---------------------------------------------------------------- files
-
-
-def json_lines(path):
-    """[(line number, row)] of a .jsonl file. Raises UserError.
-
-    A last line that was cut off is left out, with a note.
-    """
-    try:
-        with open(path, errors="replace") as f:
-            lines = f.read().split("\n")  # after a whole last line comes an empty one
-    except OSError as e:
-        raise UserError(
-            f"{path}: cannot be read ({e.strerror}); expected the folder of a run"
-        ) from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows += [(number, json.loads(line))] if line else []
-        except ValueError:
-            if number < len(lines):
-                raise UserError(
-                    f"{path}, line {number}: not JSON; expected one object a line"
-                ) from None
-            print(
-                f"{path}: half a last line is left out; the run is being written, or was killed",
-                file=sys.stderr,
-            )
-    return rows
-
-
-def json_file(path):
-    """The object of a .json file, {} if there is none. Raises UserError."""
-    try:
-        with open(path) as f:
-            return dict(json.load(f))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError):
-        raise UserError(
-            f"{path}: cannot be read as a JSON object; write it again, or remove it"
-        ) from None
 
 
 def read_metrics(folder, max_step=np.inf):

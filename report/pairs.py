@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.rates import paired_interval, pass_rates
 from config import UserError
-from report.curves import json_lines
+from report.files import json_lines
 
 
 def paired_over_problems(path_a, path_b):

@@ -1,6 +1,7 @@
 """Reports: the numbers by hand, from metrics made by hand; figures, page and command."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -162,10 +163,11 @@ def test_table_by_hand(two, unseen, tmp_path, capfd):
     assert cells(shown.out, "c")[:7] == ["c", "1", "0", "0.300", "0.300", "0.300", "never (0 of 1)"]
     assert "steps to the end of rlvr-ntp" in shown.out and shown.err == ""
     # half a width of 12.706 x .141 / sqrt(2)
-    assert shown.out.splitlines()[-1] == (
+    assert shown.out.splitlines()[-2:] == [
         "a - rlvr-ntp, pass rate at the end: +0.000 ± 0.141, 95% [-1.271, +1.271] over 2 seeds "
-        f"({two[0]} +0.100, {two[1]} -0.100)"
-    )
+        f"({two[0]} +0.100, {two[1]} -0.100)",
+        os.path.relpath(tmp_path / "report.html"),
+    ]
     report_command.main(
         [
             *two,
@@ -272,24 +274,13 @@ def test_figures_and_page_are_written(two, tmp_path, capfd):
     report_command.main(
         [*two, "--models", "a", "--out", str(out), "--training", str(plots), "--html", str(page)]
     )
-    assert (
-        out.read_bytes().startswith(PNG)
-        and plots.read_bytes().startswith(PNG)
-        and min(len(p.read_bytes()) for p in (out, plots)) > 10_000
-    )
+    assert out.read_bytes().startswith(PNG) and plots.read_bytes().startswith(PNG)
+    assert min(len(p.read_bytes()) for p in (out, plots)) > 10_000
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 2 and not re.search(
-        r'(src|href)="(?!data:)', text
-    )  # nothing outside it
-    assert (
-        "<td>0.700 ± 0.141</td>" in text
-        and "<td>seed</td><td>0 / 1</td>" in text
-        and "<td>rl_lr</td><td>0.0002</td>" in text
-    )
-    assert (
-        text.count("<mark>    # a &lt;b&gt;</mark>\n    return x &lt; 1</pre>") == 6
-        and "&quot;verdicts&quot;: {&quot;passed&quot;: 1}" in text
-    )
+    assert not re.search(r'(src|href)="(?!data:|#)', text)  # nothing outside it
+    assert "<td>0.700 ± 0.141</td>" in text and "Held-out pass rate" in text
+    assert re.search("seed</th><td>0</td><td>1</td>", text)
+    assert re.search("rl_lr</th><td>0.0002</td>", text)
 
 
 def test_figures_show_seeds_mean_and_band(two):
@@ -366,10 +357,10 @@ def test_damaged_metrics(line, shown, tmp_path):
 @pytest.mark.parametrize(
     "given, shown",
     [
-        ("", "FOLDER"),
+        ("", "expected RUN"),
         ("{tmp}/no", "no/metrics.jsonl: cannot be read"),
         ("{tmp}/s0 {tmp}/s0/", "each folder once"),
-        ("{tmp}/plain", "no lines of phase rlvr-heldout"),
+        ("{tmp}/plain --out {tmp}/r.png", "no lines of phase rlvr-heldout"),
         (
             "{tmp}/s0 {tmp}/s1 --models a,rlvr-x",
             "rlvr-x: no lines of phase rlvr-heldout in .*s0, .*s1; there are: a, c, rlvr-ntp",
@@ -404,7 +395,11 @@ def test_mistakes_give_one_clear_line(given, shown, two, unseen, tmp_path):
     "name, text, shown",
     [
         ("settings.json", "[1", "settings.json: cannot be read as a JSON object"),
-        ("samples-a.jsonl", '{"task_id": 1}\n', "samples-a.jsonl: expected rows with task_id"),
+        (
+            "samples-a.jsonl",
+            '{"task_id": 1}\n',
+            "samples-a.jsonl, line 1: expected an object with task_id",
+        ),
     ],
 )
 def test_damaged_files_of_the_page(name, text, shown, two, unseen, tmp_path):

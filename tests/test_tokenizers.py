@@ -833,6 +833,8 @@ def test_a_run_from_a_folder_and_its_export(kind, weights, published, tmp_path):
         ["--stage", "em"]
         + [part for key, value in given.items() for part in ("--" + key, str(value))]
     )
+    page = open(os.path.join(out, "report.html")).read()
+    assert "Thoughts on held-out expert code" in page and "Programs" not in page
     base, ra3 = (load_model(os.path.join(out, name + ".pt"))[0] for name in ("base", "ra3"))
     assert ra3.dtype == getattr(torch, weights) and not torch.equal(
         base.embed.weight, ra3.embed.weight

@@ -25,7 +25,7 @@ def run(out, *more):
 def whole(tmp_path_factory):
     """One uninterrupted run from nothing: pretrain, ntp, two EM iterations, evaluation."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    run(out, "--save-every", "1000")
+    run(out, "--save-every", "1000", "--report", "true")
     return out
 
 
@@ -213,6 +213,15 @@ def test_results(whole):
         assert 0 <= said["pass@1"] <= said["pass@5"] <= 1
         assert len(open(whole / f"samples-{name}.jsonl").readlines()) == 2
     assert results["ra3"]["flops"] > results["ntp"]["flops"] > 0
+
+
+def test_the_page_at_the_end(whole):
+    """report.html, with the sections of what was measured, and nothing outside it."""
+    page = (whole / "report.html").read_text()
+    titles = re.findall("<h2[^>]*>([^<]*)<", page)
+    assert titles[:3] == ["Results", "Curves", "Thoughts on held-out expert code"]
+    assert "Programs side by side" in titles and "RLVR" not in titles
+    assert "http" not in page and "<script" not in page
 
 
 def test_ntp_of_equal_compute(whole, tmp_path):

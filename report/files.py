@@ -1,0 +1,147 @@
+"""Files of a run's folder, read with as little as there is.
+
+Lines of metrics.jsonl: docs/metrics.md. Rows of samples-NAME.jsonl and thoughts-NAME.jsonl:
+evaluate.py. What is not there is empty.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+
+from config import UserError
+
+HALF_A_LINE = "half a last line is left out; the run is being written, or was killed"
+FIRST_MODELS = ("base", "ntp", "ra3")
+
+
+def json_lines(path, quiet=False):
+    """[(line number, row)] of a .jsonl file. Raises UserError.
+
+    A last line that was cut off is left out, with a note unless `quiet`.
+    """
+    try:
+        with open(path, errors="replace") as f:
+            lines = f.read().split("\n")  # after a whole last line comes an empty one
+    except OSError as e:
+        raise UserError(
+            f"{path}: cannot be read ({e.strerror}); expected the folder of a run"
+        ) from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows += [(number, json.loads(line))] if line else []
+        except ValueError:
+            if number < len(lines):
+                raise UserError(
+                    f"{path}, line {number}: not JSON; expected one object a line"
+                ) from None
+            if not quiet:
+                print(f"{path}: {HALF_A_LINE}", file=sys.stderr)
+    return rows
+
+
+def json_file(path):
+    """The object of a .json file, {} if there is none. Raises UserError."""
+    try:
+        with open(path) as f:
+            return dict(json.load(f))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError):
+        raise UserError(
+            f"{path}: cannot be read as a JSON object; write it again, or remove it"
+        ) from None
+
+
+# ---------------------------------------------------------------- a run's folder
+
+
+@dataclasses.dataclass
+class Folder:
+    """What a run's folder says, without its weights."""
+
+    path: str
+    settings: dict  # of the last command
+    results: dict  # {model: {figure: value}}
+    metrics: list  # lines of metrics.jsonl, as dicts
+    thoughts: dict  # {model: rows of thoughts-NAME.jsonl}
+    programs: dict  # {(model, suite): rows of greedy programs}
+    samples: dict  # {(model, suite): rows of sampled programs}
+
+    @property
+    def name(self):
+        """The folder's own name. Example: runs/tiny-0 -> tiny-0"""
+        return os.path.basename(os.path.abspath(self.path))
+
+    @property
+    def models(self):
+        """Names of the models that have results or thoughts: base, ntp and ra3 first."""
+        names = [*self.results, *self.thoughts]
+        return sorted(dict.fromkeys(names), key=lambda name: (rank_of(name), names.index(name)))
+
+    def rows(self, model, phase):
+        """The metrics of a model in a phase, in order."""
+        return [row for row in self.metrics if row["model"] == model and row["phase"] == phase]
+
+    def models_of(self, phase):
+        """Names of the models that have metrics of a phase."""
+        names = dict.fromkeys(row["model"] for row in self.metrics if row["phase"] == phase)
+        return sorted(names, key=rank_of)
+
+
+def rank_of(model):
+    """Example: "ntp" -> 1; any other name -> 3"""
+    return FIRST_MODELS.index(model) if model in FIRST_MODELS else len(FIRST_MODELS)
+
+
+def open_folder(path):
+    """Read a run's folder -> Folder. Raises UserError."""
+    metrics = []
+    for number, row in json_lines(os.path.join(path, "metrics.jsonl"), quiet=True):
+        if not isinstance(row, dict) or not {"model", "phase"} <= row.keys():
+            raise UserError(
+                f"{path}/metrics.jsonl, line {number}: expected an object with model and phase"
+            )
+        metrics.append(row)
+    results = json_file(os.path.join(path, "results.json"))
+    thoughts = {}
+    programs = {}
+    samples = {}
+    for name in sorted(os.listdir(path)):
+        if match := re.fullmatch(r"thoughts-(.+)\.jsonl", name):
+            thoughts[match[1]] = objects(os.path.join(path, name), ("lines", "never", "rollouts"))
+        elif match := re.fullmatch(r"(samples|greedy)-(.+)\.jsonl", name):
+            model, suite, greedy = model_and_suite(match[2], match[1], results)
+            rows = objects(os.path.join(path, name), ("task_id", "verdict", "completion"))
+            (programs if greedy else samples)[model, suite] = rows
+    settings = json_file(os.path.join(path, "settings.json"))
+    return Folder(path, settings, results, metrics, thoughts, programs, samples)
+
+
+def model_and_suite(name, kind, results):
+    """Whose programs a file holds -> (model, suite, whether they are greedy).
+
+    Example: "ra3", "samples" -> ("ra3", "domain", True)     train.py
+    Example: "ra3-domain", "samples" -> ("ra3", "domain", False)
+    Example: "base-mbpp+", "greedy" -> ("base", "mbpp+", True)     evaluate.py
+    """
+    if kind == "samples" and (name in results or "-" not in name):
+        return name, "domain", True
+    known = [model for model in (*results, *FIRST_MODELS) if name.startswith(f"{model}-")]
+    model = max(known, key=len, default=name.split("-")[0])
+    return model, name[len(model) + 1 :], kind == "greedy"
+
+
+def objects(path, keys):
+    """The rows of a .jsonl, each with these keys. Raises UserError."""
+    rows = []
+    for number, row in json_lines(path):
+        if not isinstance(row, dict) or not set(keys) <= row.keys():
+            raise UserError(
+                f"{path}, line {number}: expected an object with {', '.join(keys)}; "
+                "train.py --stage eval writes the file again"
+            )
+        rows.append(row)
+    return rows
