@@ -221,6 +221,17 @@ class Config:
     cache: str = setting(
         "", "folder of prepared corpora; default: corpora, beside the run's folder", of=""
     )
+    stages: str = setting(
+        "2,3",
+        "built-in domain: hard lines of a program, one a stage; several numbers with commas: one "
+        "of them, drawn for each program; above 3, block, rows and max_new follow unless given",
+        of="ntp rlvr",
+    )
+    base_stages: str = setting(
+        "2,3",
+        "the same for the functions of the base corpus; --stages alone changes both",
+        of="pretrain",
+    )
     n_expert: int = setting(4000, "expert snippets, at most; real code: 0: all", of="ntp")
     n_heldout: int = setting(
         64, "held-out expert snippets for the bound; never trained on", of="ntp", least=1
@@ -354,6 +365,13 @@ class Config:
         "1: a plain sample of q",
         of="em",
         least=1,
+    )
+    choose_by: str = setting(
+        "line",
+        "what is chosen among these rollouts, or those of best-of-n: the latent of each line by "
+        "itself (line), or a rollout as it is (snippet)",
+        ("line", "snippet"),
+        of="em",
     )
     infuse: int = setting(
         1200,
@@ -875,6 +893,7 @@ def make(preset="tiny", **values):
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: expected one of {', '.join(PRESETS)}")
     cfg = Config(**{"preset": preset, **PRESETS[preset], **values})
+    fit_stages(cfg, values)
     cfg.out = cfg.out or f"runs/{cfg.preset}-{cfg.seed}"
     beside = os.path.dirname(os.path.normpath(cfg.out)) or "."
     cfg.cache = cfg.cache or os.path.join(beside, "corpora")
@@ -885,6 +904,38 @@ def make(preset="tiny", **values):
     check_thoughts(cfg)
     check_engine(cfg)
     return cfg
+
+
+def stages_of(text, option="--stages"):
+    """The numbers of stages in a setting. Example: "2,3" -> (2, 3). Raises UserError."""
+    try:
+        lengths = tuple(int(number) for number in text.split(","))
+    except ValueError:
+        lengths = (0,)
+    if not all(1 <= n <= MOST_STAGES for n in lengths):
+        raise UserError(
+            f"{option} {text}: expected whole numbers from 1 to {MOST_STAGES}, with commas between"
+        )
+    return lengths
+
+
+MOST_STAGES = 9  # of a program: each stage has a verb of its own, and domain.STAGES has so many
+TOKENS_A_STAGE = 96  # room for a stage with its notes; the block of the default has it three times
+
+
+def fit_stages(cfg, values):
+    """Make room for long programs: settings that were not given follow from the longest one."""
+    if "base_stages" not in values:
+        cfg.base_stages = cfg.stages
+    lengths = stages_of(cfg.stages)
+    longest = max(*lengths, *stages_of(cfg.base_stages, "--base-stages"))
+    if cfg.preset != "tiny" or longest <= 3:
+        return
+    block = TOKENS_A_STAGE * longest
+    fitting = {"block": block, "rows": cfg.rows * cfg.block // block, "max_new": block}
+    for name, value in fitting.items():
+        if name not in values:
+            setattr(cfg, name, value)
 
 
 def check_value(field, value):

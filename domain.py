@@ -4,22 +4,23 @@ A task is a small pipeline over a list of digits:
 
     def bend(xs):                               xs = list(xs)
         \"\"\"                                     ys = []
-        shift: a eight b flip c tri d up        for x in xs:
-        drop: e two f neg g dec h jump              ys.append((x + 6) % 10)      <- hard
+        shift: a eight b flip c tri d up e inc  for x in xs:
+        drop: f two g neg h dec i jump j tri        ys.append((x + 7) % 10)      <- hard
         return xs                               xs = ys
-        \"\"\"                                     xs = [x for x in xs if x != 2]  <- hard
+        \"\"\"                                     xs = [x for x in xs if x != 6]  <- hard
                                                 return xs
 
 Every stage of it is given as a chain of labelled steps on a digit (`STEPS`, all bijections): start
-at eight, flip it to 1, triple it to 3, up to 6. The expert writes the folded constant and no
-comment. Most lines are boilerplate that the docstring's words determine. The two or three lines
-with a folded constant are *hard*: a small network cannot fold three steps in one pass, but it can
-restate them one by one in a comment, one hop a token,
+at eight, flip it to 1, triple it to 3, up to 6, increment it to 7. The expert writes the folded
+constant and no comment. Most lines are boilerplate that the docstring's words determine. The lines
+with a folded constant, one a stage, are *hard*: a small network cannot fold four steps in one pass,
+but it can restate them one by one in a comment, one hop a token,
 
-        # shift: a eight b flip 1 c tri 3 d up 6
+        # shift: a eight b flip 1 c tri 3 d up 6 e inc 7
 
 and then copy the last digit. A guess is right one time in ten, and a program with three hard lines
-one time in a thousand: the reward of a program is sparse, the reward of a line is not.
+one time in a thousand: the reward of a program is sparse, the reward of a line is not. A program
+has two or three stages, or as many as `--stages` says.
 
 **The base corpus** (what "pre-training" sees) is broad: worked exercises (a note and its line),
 such functions with comments before some lines, and other functions. The comments are useful (a
@@ -29,11 +30,12 @@ tells training which comments help, nor which lines are hard: `hard` and `notes`
 oracle row and the figures only.
 
 Held-out tasks are disjoint by construction: a chain belongs to one split, by a checksum of its text
-(`split_of`).
+(`split_of`). Of the 100,000 chains 9,375 are the test split's, of which a seed's 100 tasks use 250.
 """
 
 import itertools
 import random
+import string
 import zlib
 
 from tasks import Task
@@ -58,12 +60,13 @@ STEPS = {
     "swap": [x ^ 1 for x in range(10)],
 }  # name -> what it makes of each digit, a bijection
 
+N_STEPS = 4  # of a chain
 STARTS = "zero one two three four five six seven eight nine".split()
 
 
-def random_chain(rng, n_steps=3):
-    """A start digit and n steps. Example: (8, ("flip", "tri", "up"))"""
-    return rng.randrange(10), tuple(rng.choices(sorted(STEPS), k=n_steps))
+def random_chain(rng):
+    """A start digit and N_STEPS steps. Example: (8, ("flip", "tri", "up", "inc"))"""
+    return rng.randrange(10), tuple(rng.choices(sorted(STEPS), k=N_STEPS))
 
 
 def split_of(chain):
@@ -100,6 +103,8 @@ STAGES = {
     "scale": ["ys = []", "for x in xs:", "    ys.append(x * 10 + {k})", "xs = ys"],
     "front": ["head = {k}", "xs = [head] + xs"],
 }
+
+LENGTHS = (2, 3)  # stages of a function, unless it is told
 
 RETURNS = ["return xs", "return xs[::-1]", "return tuple(xs)"]
 
@@ -138,16 +143,19 @@ JUNK = [
 ]
 
 
-def random_function(rng, split):
+def random_function(rng, split, lengths=LENGTHS):
     """What a function is made of: (name, stages, return line).
 
-    A stage is (verb, chain, labels of its steps).
+    lengths   numbers of stages, one of which is drawn; at most len(STAGES)
+
+    A stage is (verb, chain, labels of its start and steps).
     """
     stages = []
-    for i, verb in enumerate(rng.sample(sorted(STAGES), rng.choice((2, 3)))):
+    for i, verb in enumerate(rng.sample(sorted(STAGES), rng.choice(lengths))):
         while split_of(chain := random_chain(rng)) != split:
             pass
-        stages.append((verb, chain, "abcdefghijkl"[4 * i : 4 * i + 4]))
+        first = (N_STEPS + 1) * i
+        stages.append((verb, chain, string.ascii_letters[first : first + N_STEPS + 1]))
     return rng.choice(NAMES), stages, rng.choice(RETURNS)
 
 
@@ -189,13 +197,13 @@ def solution_text(body):
     return "".join(f"\n    {line}" for line in body)
 
 
-def expert_task(seed, index, split, tests=False):
-    """Task number `index` of a split, deterministic in (seed, index, split).
+def expert_task(seed, index, split, lengths=LENGTHS, tests=False):
+    """Task number `index` of a split, deterministic in (seed, index, split, lengths).
 
     tests   give it unit tests; the result is None if no tests can tell its constants apart
     """
     rng = random.Random(f"{seed}/{split}/{index}")
-    name, stages, form = random_function(rng, split)
+    name, stages, form = random_function(rng, split, lengths)
     constants = [fold(chain)[-1] for _, chain, _ in stages]
     body, hard = body_lines(stages, constants, form)
     notes = tuple((line, worked(*stage)) for line, stage in zip(hard, stages, strict=True))
@@ -237,13 +245,13 @@ def unit_tests(rng, name, stages, constants, form):
     return "".join(f"assert {name}({x}) == {y!r}\n" for x, y in pairs)
 
 
-def domain_tasks(seed, n, split):
+def domain_tasks(seed, n, split, lengths=LENGTHS):
     """n tasks of a split with unit tests, which every change of a single folded constant fails."""
-    candidates = (expert_task(seed, index, split, tests=True) for index in itertools.count())
+    candidates = (expert_task(seed, i, split, lengths, tests=True) for i in itertools.count())
     return list(itertools.islice(filter(None, candidates), n))
 
 
-def base_text(rng, exercises=0.15, useful=0.3):
+def base_text(rng, exercises=0.15, useful=0.3, lengths=LENGTHS):
     """One text of the base corpus, from chains of the training split -> (prompt, rest).
 
     exercises   share of worked exercises; an eighth of the other texts are `other_function`s
@@ -251,10 +259,10 @@ def base_text(rng, exercises=0.15, useful=0.3):
     """
     kind = rng.random()
     if kind < exercises:
-        return exercise(rng)
+        return exercise(rng, lengths)
     if kind < exercises + (1 - exercises) / 8:
         return other_function(rng)
-    name, stages, form = random_function(rng, "train")
+    name, stages, form = random_function(rng, "train", lengths)
     body, hard = body_lines(stages, [fold(chain)[-1] for _, chain, _ in stages], form)
     lines = []
     for i, line in enumerate(body):
@@ -288,7 +296,7 @@ def base_comment(rng, stage, stages, useful):
     return rng.choice(JUNK) if r < useful + wrong + 0.06 else None
 
 
-def exercise(rng):
+def exercise(rng, lengths):
     """A worked exercise -> (prompt, rest): chains, then for each its note and its hard line.
 
     Here a note is followed by its line every time, so a small network learns to *read* notes while
@@ -296,7 +304,7 @@ def exercise(rng):
     seeds learned to read notes late, or not at all, and to such a base no thought is worth
     anything.
     """
-    _, stages, _ = random_function(rng, "train")
+    _, stages, _ = random_function(rng, "train", lengths)
     chains = "\n".join(spell(*stage) for stage in stages)
     rest = ""
     for verb, chain, labels in stages:

@@ -41,6 +41,9 @@ Departures from the paper
 10. `horizon=1`: one latent a snippet, before its first line. This is BRiTE.
 11. `gain_floor` bounds what one bad thought can cost. A wrong worked note costs five nats, a right
     one brings two. Without the floor, thinking dies before lines where two of three are right.
+12. Of several rollouts the M-step gets the latents that are best line by line (`choose_by=line`),
+    as if what a thought is worth did not depend on the thoughts before it. The chance that one
+    rollout has all H notes right falls as p^H; that one of n has each right does not.
 
 Shapes: B snippets, G rollouts each, N = B*G rows, L lines, T tokens, V vocabulary, D width.
 """
@@ -581,8 +584,8 @@ class Proposer:
     backend: Backend = FAST
 
 
-def rolled_out(source, snippets, numbers, n, rate=None):
-    """n rollouts of q over each snippet, with rewards if n > 1 -> Rollouts."""
+def rolled_out(source, snippets, numbers, n, rate=None, need="latents"):
+    """n rollouts of q over each snippet -> Rollouts. need: nothing but latents if n is 1."""
     cfg = source.cfg
     rolls = source.backend.rollout(
         source.q,
@@ -594,38 +597,46 @@ def rolled_out(source, snippets, numbers, n, rate=None):
         source.seed,
         numbers=numbers,
         horizon=cfg.horizon,
-        need="rewards" if n > 1 else "latents",
+        need=need if n > 1 else "latents",
         rate=rate,
     )
     source.stats["forward_tokens"] += rolls.forward_tokens
     return rolls
 
 
-def total_rewards(source, rolls):
-    """sum_t r_t of the n rollouts of each snippet: (B, n)."""
-    prior = prior_of(source.cfg, source.tok, source.pi.cfg.vocab_size)
-    return rolls.rewards(prior).sum(1).reshape(-1, rolls.G)
-
-
 def resampled(source, snippets, numbers):
-    """One of cfg.resample rollouts of q, drawn in proportion to exp(sum_t r_t).
-
-    Of one rollout: a plain sample of q.
-    """
+    """Of cfg.resample rollouts of q, a draw in proportion to exp(reward). Of one: a sample of q."""
     n = source.cfg.resample
-    rolls = rolled_out(source, snippets, numbers, n)
-    noise = [np.random.default_rng(seed_of(*source.seed, i)).gumbel(size=n) for i in numbers]
+    noise = [np.random.default_rng(seed_of(*source.seed, i)) for i in numbers]
     # Gumbel: argmax of reward + noise is a draw from softmax(reward)
-    best = (total_rewards(source, rolls) + np.array(noise)).argmax(1)  # (B,)
-    return [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
+    return select(source, snippets, numbers, n, lambda b, shape: noise[b].gumbel(size=shape))
 
 
 def best_of_n(source, snippets, numbers):
-    """Of cfg.best_of rollouts of the frozen model (q is pi) the one with the largest sum_t r_t."""
-    n = source.cfg.best_of
-    rolls = rolled_out(source, snippets, numbers, n)
-    best = total_rewards(source, rolls).argmax(1)  # (B,)
-    return [rolls.rows[b * n + k].thoughts for b, k in enumerate(best)]
+    """Of cfg.best_of rollouts of the frozen model (q is pi) the best by reward."""
+    return select(source, snippets, numbers, source.cfg.best_of, lambda b, shape: np.zeros(shape))
+
+
+def select(source, snippets, numbers, n, noise):
+    """Of n rollouts of each snippet, the latents with the largest reward + noise(b, shape).
+
+    choose_by=snippet   one rollout as it is, by sum_t r_t
+    choose_by=line      before each line the latent of one rollout, by delta_t (departure 12)
+    """
+    by_line = source.cfg.choose_by == "line"
+    rolls = rolled_out(source, snippets, numbers, n, need="gains" if by_line else "rewards")
+    prior = prior_of(source.cfg, source.tok, source.pi.cfg.vocab_size)
+    if by_line:
+        rewards = line_credit(rolls, prior).reshape(len(snippets), n, -1)  # (B, n, L) delta_t
+    else:
+        rewards = rolls.rewards(prior).sum(1).reshape(-1, n, 1)  # (B, n, 1) sum_t r_t
+    thoughts = []
+    for b, snip in enumerate(snippets):
+        best = (rewards[b] + noise(b, rewards[b].shape)).argmax(0)  # (L,) or (1,)
+        lines = range(len(snip.first))
+        rows = [rolls.rows[b * n + best[t if by_line else 0]] for t in lines]
+        thoughts.append({t: rows[t].thoughts[t] for t in lines if t in rows[t].thoughts})
+    return thoughts
 
 
 def in_hindsight(source, snippets, numbers):

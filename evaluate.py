@@ -29,7 +29,7 @@ from benchmarks import suites
 from benchmarks.rates import mean_pass_at_k, pass_rates, rate_interval
 from benchmarks.samples import SampleFile, path_of, read_completions
 from benchmarks.sanitise import sanitised
-from config import BOUND, EVALUATE, SHOW, UserError, parse, writing
+from config import BOUND, EVALUATE, SHOW, UserError, parse, stages_of, writing
 from domain import domain_tasks
 from elbo import never_thinks, prior_of, summary
 from engine import parallel
@@ -318,7 +318,7 @@ def main(argv):
 def load_problems(name, cfg):
     """The problems of a suite, of a file, or of the built-in domain. Raises UserError."""
     if name == "domain":
-        return domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
+        return domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split, stages_of(cfg.stages))
     return suites.load(name, cfg.data_dir)
 
 
@@ -564,7 +564,7 @@ def write_rows(path, rows):
 # settings that decide what the figures of a model are figures of
 MEASURED = (
     "data unit docstrings keep_comments max_tokens min_lines n_heldout seed eval_split eval_tasks "
-    "samples temperature max_new rollout_bf16 elbo_samples c kl_prior alpha think_max horizon"
+    "stages samples temperature max_new rollout_bf16 elbo_samples c kl_prior alpha think_max horizon"
 ).split()
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import data
 import domain
-from config import UserError, deciding, differences, writing
+from config import UserError, deciding, differences, stages_of, writing
 from corpus.decontaminate import line
 from corpus.prepare import arguments_of, prepare_corpus, tokenizer_of
 from corpus.problems import problems
@@ -146,7 +146,8 @@ class Run:
 
     def domain_snippets(self, split, n):
         """(tasks, snippets) number 0 .. n-1 of a split of the built-in domain."""
-        tasks = [domain.expert_task(self.cfg.seed, i, split) for i in range(n)]
+        lengths = stages_of(self.cfg.stages)
+        tasks = [domain.expert_task(self.cfg.seed, i, split, lengths) for i in range(n)]
         snippets = [
             data.snippet(self.tok, task.prompt + task.solution, len(task.prompt), task.name)
             for task in tasks

@@ -52,6 +52,7 @@ from config import (
     deciding,
     estep_of,
     parse,
+    stages_of,
 )
 from elbo import never_thinks
 from engine import documents, parallel, plan, training
@@ -192,9 +193,10 @@ def base_batch(run, lap, step):
     cfg, docs, kinds = run.cfg, [], []
     rng = random.Random(f"{cfg.seed}/{PRETRAIN}/{lap}/{step}")
     passed = 1.0 if lap else min(1.0, step / (0.7 * cfg.pretrain_steps))
+    lengths = stages_of(cfg.base_stages)
     exercises = cfg.exercises + (LATER_EXERCISES - cfg.exercises) * passed
     while sum(map(len, docs)) < 0.9 * cfg.rows * cfg.block:
-        prompt, rest = domain.base_text(rng, exercises, cfg.useful)
+        prompt, rest = domain.base_text(rng, exercises, cfg.useful, lengths)
         ids = run.tok.encode(prompt + rest) + [run.tok.eos]
         context = len(run.tok.encode(prompt))
         if len(ids) <= cfg.block:
@@ -210,7 +212,8 @@ def note_skill(run, model):
     notes_right   share of them that is right
     note_nats     mean of log pi(line | its own right note) - log pi(line | no thought), nats
     """
-    tasks = [domain.expert_task(run.cfg.seed, i, "val") for i in range(48)]
+    lengths = stages_of(run.cfg.base_stages)
+    tasks = [domain.expert_task(run.cfg.seed, i, "val", lengths) for i in range(48)]
     snippets = [data.snippet(run.tok, t.prompt + t.solution, len(t.prompt), t.name) for t in tasks]
     seed = (run.cfg.seed, DIAGNOSE, 0)
     rolls = rollouts_of(model, run.tok, snippets, 4, run.cfg, seed, "skill", run.backend)

@@ -621,5 +621,6 @@ def tokenizer_of(cfg):
     if os.path.exists(path):
         return tokenizers.load_tokenizer(path)
     rng = random.Random("tokenizer")
-    texts = ["".join(base_text(rng)) for _ in range(2000)]
+    lengths = config.stages_of(cfg.base_stages)
+    texts = ["".join(base_text(rng, lengths=lengths)) for _ in range(2000)]
     return tokenizers.train_tokenizer(texts, cfg.vocab_size)

@@ -8,7 +8,7 @@ import zlib
 from tqdm import tqdm
 
 from benchmarks import suites
-from config import UserError
+from config import UserError, stages_of
 from corpus.decontaminate import checker
 from domain import domain_tasks
 
@@ -43,7 +43,7 @@ def training_suite(cfg, name):
     """A suite of --suite -> (problems to train on, problems set aside). Raises UserError."""
     if name == "domain":
         aside = [] if cfg.eval_suite else evaluation_suite(cfg, name)
-        return domain_tasks(cfg.seed, cfg.n_rl, "rl"), aside
+        return domain_tasks(cfg.seed, cfg.n_rl, "rl", stages_of(cfg.stages)), aside
     if name not in TRAINING.values() and not name.endswith(".jsonl"):
         hint = "; that one is there to be evaluated on" if name in suites.SUITES else ""
         raise UserError(
@@ -72,7 +72,7 @@ def decontaminated(name, tasks, data_dir):
 def evaluation_suite(cfg, name):
     """Problems to evaluate on. Raises UserError."""
     if name == "domain":
-        return domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)
+        return domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split, stages_of(cfg.stages))
     return suites.load(name, cfg.data_dir)
 
 
