@@ -919,8 +919,10 @@ def stages_of(text, option="--stages"):
     return lengths
 
 
-MOST_STAGES = 9  # of a program: each stage has a verb of its own, and domain.STAGES has so many
-TOKENS_A_STAGE = 96  # room for a stage with its notes; the block of the default has it three times
+# Each stage of a program has a verb of its own, and domain.STAGES has so many.
+MOST_STAGES = 9
+# Room for a stage with its notes. The default's block has it three times.
+TOKENS_A_STAGE = 96
 
 
 def fit_stages(cfg, values):

@@ -564,7 +564,8 @@ def write_rows(path, rows):
 # settings that decide what the figures of a model are figures of
 MEASURED = (
     "data unit docstrings keep_comments max_tokens min_lines n_heldout seed eval_split eval_tasks "
-    "stages samples temperature max_new rollout_bf16 elbo_samples c kl_prior alpha think_max horizon"
+    "stages samples temperature max_new rollout_bf16 elbo_samples c kl_prior alpha think_max "
+    "horizon"
 ).split()
 
 

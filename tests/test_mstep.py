@@ -14,6 +14,7 @@ import torch
 
 import config
 import domain
+import estep
 import mstep
 from config import UserError, seed_of
 from corpus import prepare, store
@@ -421,7 +422,7 @@ def test_best_of_n(tok, snips, model, c):
     """The rollout that best-of-n writes has the largest sum_t r_t of its group, by the rewards of
     the same rollouts drawn again.
     """
-    cfg = settings(estep="best-of-n", best_of=3, c=c)
+    cfg = settings(estep="best-of-n", best_of=3, c=c, choose_by="snippet")
     docs = documents_of(model, tok, snips, cfg)[0]
     rows, unlike = rolled(model, tok, snips, cfg, 3).rows, 0
     for b, doc in enumerate(docs):
@@ -436,9 +437,46 @@ def test_best_of_n(tok, snips, model, c):
     assert unlike >= 3  # there was something to choose from
 
 
+@pytest.mark.parametrize("c", [0.05, 1.0])
+def test_best_of_n_by_line(tok, snips, model, c):
+    """Before each line the latent with the largest gain less c, 0 for <act>, by the definition."""
+    cfg = settings(estep="best-of-n", best_of=3, c=c, choose_by="line")
+    docs = documents_of(model, tok, snips, cfg)[0]
+    rows = rolled(model, tok, snips, cfg, 3).rows
+    mixed = 0
+    for b, doc in enumerate(docs):
+        group = [row.thoughts for row in rows[3 * b : 3 * b + 3]]
+        gain = [estep.gains(model, tok, snips[b], thoughts) for thoughts in group]
+        thoughts = {}
+        for t in range(len(snips[b].first)):
+            delta = [z[t] - c if t in z else 0.0 for z in gain]
+            best = group[max(range(3), key=lambda g: delta[g])]
+            thoughts |= {t: best[t]} if t in best else {}
+        assert doc == mstep.write(tok, snips[b], thoughts, cfg.block, empty())[0]
+        mixed += thoughts not in group
+    assert mixed  # what no single rollout has
+
+
+@pytest.mark.parametrize("choose_by", ["line", "snippet"])
+def test_draws_are_in_proportion_to_exp_reward(tok, snips, model, monkeypatch, choose_by):
+    """How often each of three rollouts is taken, of 600 draws: softmax of its reward."""
+    cfg = settings(resample=3, c=0.3, choose_by=choose_by)
+    rolls = rolled(model, tok, snips[:1], cfg, 3)
+    for k, row in enumerate(rolls.rows):  # each thinks before line 1, and says its number
+        row.thoughts = {1: tok.encode(f" # {k}")}
+        row.gain = np.where(np.arange(len(row.first)) == 1, 0.7 * k, 0.0)
+        row.line_logp = -np.ones(len(row.first)) + row.gain
+    monkeypatch.setattr(estep, "rolled_out", lambda *arguments, **options: rolls)
+    source = estep.Proposer(model, model, tok, cfg, SEED, collections.Counter())
+    drawn = [estep.resampled(source, snips[:1], [i])[0][1] for i in range(600)]
+    share = [drawn.count(row.thoughts[1]) / 600 for row in rolls.rows]
+    weights = np.exp([0.0, 0.7, 1.4])
+    assert share == pytest.approx(weights / weights.sum(), abs=0.06)
+
+
 def test_infinite_c_infuses_nothing(tok, snips, model):
     """At c = inf the documents are the expert's own, whatever the E-step, and no model is asked."""
-    for estep in ("reinforce", "best-of-n", "none", "random"):
-        docs, kinds, stats = documents_of(None, tok, snips, settings(estep=estep, c=float("inf")))
+    for way in ("reinforce", "best-of-n", "none", "random"):
+        docs, kinds, stats = documents_of(None, tok, snips, settings(estep=way, c=float("inf")))
         assert docs == [s.ids for s in snips] and stats["think"] == stats["forward_tokens"] == 0
         assert kinds == [[PROMPT] * s.prompt + [CODE] * (len(s.ids) - s.prompt) for s in snips]

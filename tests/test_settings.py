@@ -18,26 +18,26 @@ from config import PRESETS, RESULTS, Config, UserError, deciding, make, seed_of,
 from run import rlvr_settings, stage_settings
 
 FROZEN = {
-    "pretrain": "base_check exercises pretrain_lr pretrain_steps useful".split(),
+    "pretrain": "base_check base_stages exercises pretrain_lr pretrain_steps useful".split(),
     "base": """
     bf16 block d_ff d_model grad_clip max_len n_head n_layer rows seed vocab_size weight_decay
     weights
     """.split(),
     "ntp": """
     data data_dir decontaminate docstrings infuse iters keep_comments lr match max_tokens
-    min_lines model mstep_steps n_expert n_heldout near_duplicate preset text_column unit
+    min_lines model mstep_steps n_expert n_heldout near_duplicate preset stages text_column unit
     warmup
     """.split(),
     "em": """
-    alpha best_of c credit discount estep estep_lr estep_lr_decay estep_steps floor gain_floor group
-    horizon kl kl_prior name normalise own proposals rate reach resample rollout_bf16 selection
-    snippets think_max tried
+    alpha best_of c choose_by credit discount estep estep_lr estep_lr_decay estep_steps floor
+    gain_floor group horizon kl kl_prior name normalise own proposals rate reach resample
+    rollout_bf16 selection snippets think_max tried
     """.split(),
     "rlvr": """
     bf16 clip_high clip_low completions data_dir decontaminate epochs eval_every eval_samples
     eval_split eval_suite eval_tasks grad_clip init mask_overlong max_new micro_tokens
     minibatches model n_rl preset prompts reward reward_apart reward_time rl_kl rl_lr rl_norm rl_std
-    rl_steps rl_warmup rollout_bf16 rounds seed suite temperature thoughts weights
+    stages rl_steps rl_warmup rollout_bf16 rounds seed suite temperature thoughts weights
     """.split(),
 }
 POSITIVE = """

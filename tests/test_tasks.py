@@ -135,6 +135,29 @@ def test_solutions_pass_and_other_constants_fail(problems, monkeypatch):
                 assert wrong != task.solution and not passes(task, wrong), (task, wrong)
 
 
+def test_tasks_of_every_length():
+    """One hard line a stage, told apart by the tests, with a label for every step."""
+    for n in range(1, len(domain.STAGES) + 1):
+        for task in domain.domain_tasks(3, 3, "test", lengths=(n,)):
+            labels = re.findall(r" ([a-zA-Z]) (?=\w+)", task.prompt.split("return")[0])
+            assert len(task.hard) == len(task.notes) == n
+            assert len(labels) == len(set(labels)) == n * (domain.N_STEPS + 1)
+            assert passes(task, task.solution)
+    lengths = [len(domain.expert_task(0, i, "val", lengths=(1, 4)).hard) for i in range(60)]
+    assert set(lengths) == {1, 4} and 15 < lengths.count(1) < 45
+
+
+def test_test_chains_are_of_a_large_pool():
+    """Two seeds' test tasks share few chains: at most one in fifteen."""
+
+    def chains(seed):
+        tasks = [domain.expert_task(seed, i, "test") for i in range(100)]
+        return {note.split(": ")[1] for task in tasks for _, note in task.notes}
+
+    for seed in range(4):
+        assert len(chains(seed) & chains(seed + 5)) <= len(chains(seed)) / 15
+
+
 def test_steps_are_bijections():
     """The table of steps is arithmetic modulo 10; each step reaches every digit."""
     assert domain.STEPS == {name: [f(x) % 10 for x in range(10)] for name, f in MEANING.items()}
@@ -161,7 +184,11 @@ def test_worked_notes_are_right():
             for label, step in zip(steps[::2], steps[1::2], strict=True):
                 value = MEANING[step](value) % 10
                 want += f" {label} {step} {value}"
-            assert note == want and len(steps) == 6 and str(value) in re.findall(r"\d", lines[t])
+            assert (
+                note == want
+                and len(steps) == 2 * domain.N_STEPS
+                and str(value) in re.findall(r"\d", lines[t])
+            )
 
 
 def test_a_slip_is_wrong():
@@ -173,8 +200,8 @@ def test_a_slip_is_wrong():
     for _ in range(200):
         chain = domain.random_chain(rng)
         right, wrong = (
-            domain.worked("v", chain, "abcd"),
-            domain.worked("v", chain, "abcd", slip=rng),
+            domain.worked("v", chain, "abcde"),
+            domain.worked("v", chain, "abcde", slip=rng),
         )
         assert right != wrong and right[-1] != wrong[-1]
 
