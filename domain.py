@@ -296,7 +296,7 @@ def base_comment(rng, stage, stages, useful):
     return rng.choice(JUNK) if r < useful + wrong + 0.06 else None
 
 
-def exercise(rng, lengths):
+def exercise(rng, lengths=LENGTHS):
     """A worked exercise -> (prompt, rest): chains, then for each its note and its hard line.
 
     Here a note is followed by its line every time, so a small network learns to *read* notes while
