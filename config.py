@@ -248,7 +248,7 @@ class Config:
     )
     data_dir: str = setting(
         "",
-        "folder of the benchmarks' files; default: ../shared/data",
+        "folder of the benchmarks' files; default: shared/data beside the project's folder",
         of="ntp rlvr",
     )
 
@@ -738,6 +738,14 @@ def program_name():
     return f"python -m {spec.name.removesuffix('.__main__')}"
 
 
+def nearest(word, words):
+    """The one of the words that is so like a word that it may be meant; "" if none is.
+
+    Example: "gruop", ["group", "groups"] -> "group"
+    """
+    return next(iter(difflib.get_close_matches(word, words, 1, cutoff=0.75)), "")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with a mistake told in one line and the nearest setting named."""
 
@@ -753,8 +761,9 @@ class Parser(argparse.ArgumentParser):
         """One line about the first argument that is not known, with the nearest option."""
         unknown = arguments.split()[0]
         options = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown.split("=")[0].replace("_", "-"), options, 1)
-        suggestion = f"; did you mean {near[0]}?" if near else ""
+        words = {option.lstrip("-"): option for option in options}
+        near = nearest(unknown.split("=")[0].replace("_", "-").lstrip("-"), words)
+        suggestion = f"; did you mean {words[near]}?" if near else ""
         return f"{unknown}: no such setting{suggestion}; see --help"
 
 

@@ -18,6 +18,8 @@ same model scores the expert's lines. What thinking is worth to it is the differ
 
 import collections
 import copy
+import dataclasses
+import functools
 import json
 import os
 import sys
@@ -29,7 +31,17 @@ from benchmarks import suites
 from benchmarks.rates import mean_pass_at_k, pass_rates, rate_interval
 from benchmarks.samples import SampleFile, path_of, read_completions
 from benchmarks.sanitise import sanitised
-from config import BOUND, EVALUATE, SHOW, UserError, parse, stages_of, writing
+from config import (
+    BOUND,
+    EVALUATE,
+    SHOW,
+    UserError,
+    command,
+    parse,
+    program_name,
+    stages_of,
+    writing,
+)
 from domain import domain_tasks
 from elbo import never_thinks, prior_of, summary
 from engine import parallel
@@ -136,13 +148,19 @@ def sample_and_grade(
     return grade_completions(tasks, texts, sanitise, progress)
 
 
-def grade_completions(tasks, completions, sanitise=False, progress=True):
+def grade_completions(tasks, completions, sanitise=False, progress=True, kind="completion"):
     """Run the tests of this rank's share of tasks -> the rows of all ranks, in order.
 
-    completions: a list of texts a task.
+    completions   a list of texts a task
+    kind          what a text is: "completion", or "solution": a whole program
     """
     pairs = [(task, text) for task, texts in zip(tasks, completions, strict=True) for text in texts]
     jobs = [job_of(task, text) for task, text in pairs]
+    if kind == "solution":
+        jobs = [
+            dataclasses.replace(job, program=f"{text}\n")
+            for job, (_, text) in zip(jobs, pairs, strict=True)
+        ]
     if sanitise:
         jobs = [sanitised(job) for job in jobs]
     results = grade(jobs, progress=progress, desc="grading", workers=parallel.workers())
@@ -150,7 +168,7 @@ def grade_completions(tasks, completions, sanitise=False, progress=True):
         [
             {
                 "task_id": task.name,
-                "completion": text,
+                kind: text,
                 "verdict": result.verdict,
                 "seconds": round(result.seconds, 3),
             }
@@ -252,7 +270,8 @@ OPTIONS = {
     "--suite": dict(
         default="humaneval",
         metavar="NAME[,NAME...]",
-        help="domain, or suites of `python -m benchmarks --list` (default humaneval)",
+        help="domain, suites of `python -m benchmarks --list`, or .jsonl files in HumanEval's "
+        "format (default humaneval)",
     ),
     "--checkpoint": dict(
         default="",
@@ -276,7 +295,8 @@ OPTIONS = {
         default="",
         metavar="FILE",
         help="grade these with the suite's tests instead of sampling: a .jsonl of task_id and "
-        "completion, as --samples-out writes it; problems that it does not hold are left out "
+        "completion, as --samples-out writes it, or of task_id and solution, a whole program, as "
+        "EvalPlus writes it; problems that it does not hold are left out "
         "(humaneval's tests for samples of humaneval+, or with --sanitise)",
     ),
     "--sanitise": dict(
@@ -298,11 +318,10 @@ def main(argv):
     parallel.settle(cfg)
     set_threads(cfg)
     names = [name for name in args.suite.split(",") if name]
-    if not names or args.limit < 0:
-        raise UserError(
-            f"--suite {args.suite} --limit {args.limit}: expected at least one name, and a limit "
-            "that is not negative"
-        )
+    if not names:
+        raise UserError(f"--suite {args.suite}: expected at least one name, such as humaneval")
+    if args.limit < 0:
+        raise UserError(f"--limit {args.limit}: expected a number of at least 0; 0: all problems")
     problem_sets = {name: load_problems(name, cfg)[: args.limit or None] for name in names}
     paths = {name: path_of(cfg, args, name, len(names) > 1) for name in names}
     if args.completions:
@@ -319,12 +338,13 @@ def load_problems(name, cfg):
     """The problems of a suite, of a file, or of the built-in domain. Raises UserError."""
     if name == "domain":
         return domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split, stages_of(cfg.stages))
+    suites.check_suite(name, ["domain"])
     return suites.load(name, cfg.data_dir)
 
 
 def grade_suite(name, tasks, cfg, args, path):
     """Grade the completions of a file -> (its SampleFile, how they were made). Raises UserError."""
-    completions = read_completions(args.completions, tasks)
+    kind, completions = read_completions(args.completions, tasks)
     if os.path.realpath(path) == os.path.realpath(args.completions):
         raise UserError(
             f"--samples-out {path}: this is what --completions reads; give another path"
@@ -336,7 +356,9 @@ def grade_suite(name, tasks, cfg, args, path):
 
     def grade_some(some_tasks, start):
         texts = [completions[task.name] for task in some_tasks]
-        return grade_completions(parallel.shard(some_tasks), parallel.shard(texts), args.sanitise)
+        return grade_completions(
+            parallel.shard(some_tasks), parallel.shard(texts), args.sanitise, kind=kind
+        )
 
     return collect_rows(SampleFile(path, settings, n), tasks, cfg.resume, grade_some), source
 
@@ -416,19 +438,21 @@ def print_score(file, source):
     file.check()
 
 
-if __name__ == "__main__":
+GO_ON = "the same command with --resume goes on"
+
+
+def on_all_ranks(main, argv):
+    """main, joined to torchrun's ranks. A failure of the grader is one line, and exit status 1."""
     try:
         with parallel.ranks():
-            main(sys.argv[1:])
-    except UserError as e:
-        print(f"evaluate.py: {e}", file=sys.stderr)
-        sys.exit(2)
+            main(argv)
     except HarnessError as e:
-        print(f"evaluate.py: the grader failed: {e}", file=sys.stderr)
+        print(f"{program_name()}: the grader failed: {e}; {GO_ON}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command with --resume goes on", file=sys.stderr)
-        sys.exit(130)
+
+
+if __name__ == "__main__":
+    command(functools.partial(on_all_ranks, main), f"stopped; {GO_ON}")
 
 
 # ---------------------------------------------------------------- the stage `eval` of train.py

@@ -6,9 +6,9 @@ because every batch and every draw is a function of (seed, stage, iteration, ste
 written all or nothing.
 
 Several processes may work in one folder, each on models of other names: NAME is locked by the file
-.NAME.lock as long as a process makes it. metrics.jsonl and results.json are for all, and .lock is
-held while one of them is written. The system opens the locks of a process that ends, however it
-ends.
+.NAME.lock as long as a process makes it, or --stage eval evaluates it. metrics.jsonl and
+results.json are for all, and .lock is held while one of them is written. The system opens the locks
+of a process that ends, however it ends.
 """
 
 import contextlib
@@ -67,16 +67,19 @@ class Run:
 
     @parallel.rank0_only
     def begin(self):
-        """Make the folder, lock what this stage makes, and note the settings.
+        """Make the folder, lock what this stage makes or evaluates, and note the settings.
 
-        `checked_run` comes first. Raises UserError.
+        With nothing to make nothing is noted. `checked_run` comes first. Raises UserError.
         """
         with writing(self.out, "--out", "give another path"):
             os.makedirs(self.out, exist_ok=True)
             names = names_to_make(self, self.stage)
-            for name in names:
+            for name in names_to_lock(self, self.stage):
                 self.lock(name)
+            for name in names:
                 self.remove_parts(name)
+            if not names:
+                return
             settings = dataclasses.asdict(self.cfg)
             self.write_json("settings.json", settings)  # of the last command
             for name in names:
@@ -96,7 +99,10 @@ class Run:
     # ------------------------------------------------------------ several processes
 
     def lock(self, name):
-        """Keep other processes from making NAME, until this one ends. Raises UserError."""
+        """Keep other processes from making or evaluating NAME, until this one ends.
+
+        Raises UserError.
+        """
         f = open(self.path(f".{name}.lock"), "a")
         try:
             fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,7 +110,7 @@ class Run:
             f.close()
             raise UserError(
                 f"--out {self.out}: another process works on {name} there; wait for it, or give "
-                "another --name or --out"
+                "another --name, --models or --out"
             ) from None
         self.locks.append(f)
 
@@ -547,13 +553,25 @@ def names_to_make(run, stage):
     if stage == "pretrain":
         return base
     if stage == "ntp":
-        return [ntp_name(cfg)]
+        again = cfg.match or not done(run, ntp_name(cfg), deciding("ntp"))
+        return [ntp_name(cfg)] if again else []
     if stage == "rlvr":
-        return [*(base if cfg.init == "base" else []), rlvr_name(cfg)]
+        base = base if cfg.init == "base" else []
+        return base if done(run, rlvr_name(cfg), run.settings) else [*base, rlvr_name(cfg)]
     if stage in ("em", "all"):
         ntp = [] if current(run, "ntp", deciding("ntp")) else ["ntp"]
-        return [*base, *ntp, cfg.name or "ra3"]
+        name = cfg.name or "ra3"
+        ra3 = [] if done(run, name, stage_settings(cfg)) else [name]
+        return [*base, *ntp, *ra3]
     return []
+
+
+def names_to_lock(run, stage):
+    """The models that no other process may make or evaluate meanwhile."""
+    if stage == "eval":
+        return names_to_evaluate(run.cfg, stage)
+    evaluated = [run.cfg.name or "ra3"] if stage in ("em", "all") else []
+    return list(dict.fromkeys([*names_to_make(run, stage), *evaluated]))
 
 
 def current(run, name, fields):

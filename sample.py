@@ -165,7 +165,7 @@ def read_prompt(prompt):
             raise UserError(
                 "no prompt: expected --prompt FILE or text, standard input, or --interactive"
             )
-        return sys.stdin.read()
+        return "".join(stdin_lines(sys.stdin))
     if not os.path.exists(prompt):
         if re.fullmatch(r"\S+(/\S+|\.(py|txt|md|jsonl?))", prompt):
             raise UserError(
@@ -181,11 +181,19 @@ def read_prompt(prompt):
         ) from None
 
 
+def stdin_lines(stream):
+    """Yield the lines of standard input. Raises UserError if they are no text."""
+    try:
+        yield from stream
+    except UnicodeDecodeError as e:
+        raise UserError(f"standard input: cannot be read as text ({e}); give text") from None
+
+
 def interactive_prompts(stream):
     """Yield prompts from a terminal, each ended by an empty line, until the end of input."""
     lines = []
     print("a prompt, then an empty line; Ctrl-D ends", file=sys.stderr)
-    for line in stream:
+    for line in stdin_lines(stream):
         if line.strip():
             lines.append(line)
         elif lines:
@@ -206,7 +214,11 @@ def with_preset_of(cfg, checkpoint):
 
 
 def print_samples(model, tok, text, cfg, number):
-    """Print cfg.samples continuations of a prompt, the prompt before each. Raises UserError."""
+    """Print cfg.samples continuations of a prompt, the prompt before each. Raises UserError.
+
+    The prompt loses the newlines at its end, as in training: the model writes newline and
+    indentation as one token.
+    """
     text = text.rstrip("\n")
     ids, head = tok.start(text)
     if not text.strip():
@@ -234,7 +246,11 @@ OPTIONS = {
     "--checkpoint": dict(
         default="", metavar="FILE", help="the model; default: the preset's, as loaded"
     ),
-    "--prompt": dict(metavar="FILE", help="a file, or the text itself; default: standard input"),
+    "--prompt": dict(
+        metavar="FILE",
+        help="a file, or the text itself; default: standard input; newlines at its end are left "
+        "out, because the model writes its own",
+    ),
     "--samples": dict(
         type=int, default=1, metavar="N", help="continuations of a prompt (default 1)"
     ),

@@ -16,16 +16,17 @@
 The run's folder holds settings-NAME.json, tokenizer.txt, checkpoints by name, metrics.jsonl (a
 line a step), results.json, samples-NAME.jsonl (greedy programs), samples-NAME-domain.jsonl (sampled
 ones), thoughts-NAME.jsonl (rollouts over held-out code) and report.html, a page of all that;
-settings.json is of the last command. Every batch and every draw is a function of (seed, stage,
-iteration, step), so a checkpoint needs weights, optimizer and position only: a killed run goes on
-with --resume as if nothing had happened, bit for bit on the CPU. A finished one goes on with more
---iters.
+settings.json is of the last command that made a model. Every batch and every draw is a function of
+(seed, stage, iteration, step), so a checkpoint needs weights, optimizer and position only: a killed
+run goes on with --resume as if nothing had happened, bit for bit on the CPU. A finished one goes on
+with more --iters.
 
 FLOPs are counted as 2 P a token forward and 6 P a token trained. P: parameters without the
 embedding, plus the head.
 """
 
 import collections
+import functools
 import os
 import random
 import subprocess
@@ -59,9 +60,8 @@ from engine import documents, parallel, plan, training
 from engine.backend import FAST, Backend
 from engine.machine import set_threads, steps_bar
 from engine.training import inference_copy
-from evaluate import evaluate, heldout_elbo, rollouts_of
+from evaluate import GO_ON, evaluate, heldout_elbo, on_all_ranks, rollouts_of
 from formats import huggingface, tokenizers
-from grader.messages import HarnessError
 from model import Transformer, work_size
 from run import (
     Run,
@@ -426,8 +426,7 @@ def main(argv):
         return
     run = checked_run(cfg, stage)
     run.backend = backend_of(cfg)
-    if stage != "eval":
-        run.begin()
+    run.begin()
     if stage in ("pretrain", "em", "all") or stage == "rlvr" and cfg.init == "base":
         pretrain(run)
     if stage == "ntp" and (cfg.match or not done(run, ntp_name(cfg), deciding("ntp"))):
@@ -466,18 +465,6 @@ def mid_train(run):
         em(run)
 
 
-def on_all_ranks(argv):
-    """main, joined to torchrun's ranks. A failure of the grader is one line, and exit status 1."""
-    try:
-        with parallel.ranks():
-            main(argv)
-    except HarnessError as e:
-        print(
-            f"train.py: the grader failed: {e}; the same command with --resume goes on",
-            file=sys.stderr,
-        )
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    command(on_all_ranks, "stopped; the same command with --resume goes on")
+    stopped = f"stopped; {GO_ON}; an evaluation begins again"
+    command(functools.partial(on_all_ranks, main), stopped)

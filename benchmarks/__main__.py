@@ -79,7 +79,7 @@ def benchmark_options(argv):
     parser.add_argument(
         "--data-dir",
         default="",
-        help="folder of the data (default ../shared/data beside the project)",
+        help="folder of the data (default shared/data beside the project's folder)",
     )
     return parser.parse_args(argv)
 

@@ -127,6 +127,11 @@ BESIDE = os.path.join(os.path.dirname(PROJECT), "shared", "data")  # beside the 
 HUMAN_EVAL = os.path.join(PROJECT, "benchmarks", "data", "HumanEval.jsonl.gz")
 
 
+def data_folder(data_dir=""):
+    """The folder of the data as messages show it: --data-dir, or BESIDE from where we are."""
+    return data_dir or os.path.relpath(BESIDE)
+
+
 def read_rows(file, data_dir=""):
     """The records of one of FILES.
 
@@ -138,7 +143,7 @@ def read_rows(file, data_dir=""):
         f"it is {known.path} of github.com/{known.repository} at commit {known.commit} "
         f"({known.licence})"
     )
-    path = find_file(file, data_dir or BESIDE, origin)
+    path = find_file(file, data_folder(data_dir), origin)
     text = file_bytes(path, known.items, origin)
     sha256 = hashlib.sha256(text).hexdigest()
     if sha256 != known.sha256:

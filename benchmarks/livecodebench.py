@@ -11,7 +11,7 @@ import pickle
 import zlib
 
 from benchmarks.codeforces import SCRIPT_STOPS
-from benchmarks.files import BESIDE, read_rows
+from benchmarks.files import data_folder, read_rows
 from benchmarks.leetcode import IN_CLASS_STOPS, after, leetcode_parts, statement
 from config import UserError
 from tasks import Task
@@ -68,7 +68,7 @@ def livecodebench_official(data_dir=""):
     """
     tasks = []
     for i in ("", 2, 3, 4, 5):
-        path = os.path.join(data_dir or BESIDE, "livecodebench", f"test{i}.jsonl")
+        path = os.path.join(data_folder(data_dir), "livecodebench", f"test{i}.jsonl")
         try:
             with open(path) as f:
                 tasks += [livecodebench_task(json.loads(line)) for line in f]

@@ -9,38 +9,65 @@ import os
 
 from config import UserError
 
+KINDS = ("completion", "solution")  # what stands after the prompt; a whole program (EvalPlus)
+
 
 def read_completions(path, tasks):
-    """{task_id: [completions]} of a .jsonl such as --samples-out writes, for those of the tasks.
+    """(which of KINDS, {task_id: [texts]}) of a .jsonl, for those of the tasks.
 
     Problems that the file does not hold are left out. Raises UserError.
     """
-    found = {}
-    number = 0
-    try:
-        with open(path) as f:
-            for line in f:
-                number += 1
-                row = json.loads(line)
-                found.setdefault(row["task_id"], []).append(row["completion"] + "")
-    except OSError as e:
+    texts, kinds = {}, set()
+    for number, line in enumerate(text_lines_of(path), 1):
+        kind, name, text = read_answer(line, f"--completions {path}: line {number}")
+        texts.setdefault(name, []).append(text)
+        kinds.add(kind)
+    if len(kinds) > 1:
         raise UserError(
-            f"--completions {path}: cannot be read ({e.strerror}); give a .jsonl of task_id and "
-            "completion, as --samples-out writes it"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"--completions {path}: line {number} is no object with task_id and completion; give "
-            "a .jsonl as --samples-out writes it"
-        ) from None
-    found = {task.name: found[task.name] for task in tasks if task.name in found}
-    counts = sorted({len(texts) for texts in found.values()})
+            f"--completions {path}: holds lines with completion and lines with solution; give a "
+            "file with one of the two"
+        )
+    texts = {task.name: texts[task.name] for task in tasks if task.name in texts}
+    counts = sorted({len(of_task) for of_task in texts.values()})
     if len(counts) != 1:
         raise UserError(
             f"--completions {path}: expected equally many completions for each problem of the "
             f"suite that it holds; there are {', '.join(map(str, counts)) or 'none at all'}"
         )
-    return found
+    return kinds.pop(), texts
+
+
+def text_lines_of(path):
+    """The lines of a text file. Raises UserError if it is none."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            return f.readlines()
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or f"no text: {e}"
+        raise UserError(
+            f"--completions {path}: cannot be read ({reason}); give a .jsonl of task_id and "
+            "completion, as --samples-out writes it"
+        ) from None
+
+
+def read_answer(line, place):
+    """(which of KINDS, task_id, text) of a line of --completions. Raises UserError."""
+    try:
+        row = json.loads(line)
+        kinds = [kind for kind in KINDS if kind in row]
+        name, texts = row["task_id"], [row[kind] + "" for kind in kinds]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{place} is no object with task_id and completion; give a .jsonl as --samples-out "
+            "writes it, or with solution in place of completion as EvalPlus does"
+        ) from None
+    if len(kinds) != 1:
+        raise UserError(
+            f"{place} holds {'both' if kinds else 'neither'} completion {'and' if kinds else 'nor'}"
+            " solution; expected what stands after the prompt as completion, or a whole program as "
+            "solution"
+        )
+    return kinds[0], name, texts[0]
 
 
 def settings_path(path):

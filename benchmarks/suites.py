@@ -17,7 +17,6 @@ Conventions of all suites
 
 import collections
 import dataclasses
-import difflib
 import functools
 import json
 import typing
@@ -34,7 +33,7 @@ from benchmarks.humaneval_mbpp import (
 )
 from benchmarks.leetcode import leetcode
 from benchmarks.livecodebench import livecodebench, livecodebench_official
-from config import UserError
+from config import UserError, nearest
 from grader.assertions import check_job, prepare
 from tasks import Task, job_of, preamble_of
 
@@ -177,16 +176,23 @@ SUITES = {
 }
 
 
+def check_suite(name, others=()):
+    """Raises UserError for what is no suite, no .jsonl file and none of the other names allowed."""
+    names = [*others, *SUITES]
+    if name in names or name.endswith(".jsonl"):
+        return
+    near = nearest(name, names)
+    hint = f"; did you mean {near}?" if near else ""
+    raise UserError(f"suite {name}: expected one of {', '.join(names)}, or a .jsonl file{hint}")
+
+
 def gradable(name, data_dir=""):
     """The tasks of a suite -> (tasks that can be graded, {reason: names of those that cannot}).
 
     A task cannot be graded where no comparison with one expected answer tells right from wrong.
     Raises UserError for an unknown name, and for files that are missing or not as we know them.
     """
-    if name not in SUITES:
-        near = difflib.get_close_matches(name, SUITES, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"suite {name}: expected one of {', '.join(SUITES)}{hint}")
+    check_suite(name)
     suite = SUITES[name]
     tasks, dropped = [], {}
     for task in suite.reader(data_dir):

@@ -73,6 +73,7 @@ def evaluation_suite(cfg, name):
     """Problems to evaluate on. Raises UserError."""
     if name == "domain":
         return domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split, stages_of(cfg.stages))
+    suites.check_suite(name, ["domain"])
     return suites.load(name, cfg.data_dir)
 
 

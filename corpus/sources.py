@@ -13,7 +13,6 @@ Files are listed; records are read in order and never held together.
 """
 
 import dataclasses
-import difflib
 import gzip
 import importlib.metadata
 import io
@@ -28,7 +27,7 @@ import zlib
 
 from tqdm import tqdm
 
-from config import UserError
+from config import UserError, nearest
 
 SKIP_STDLIB = {
     "test",
@@ -203,8 +202,8 @@ def distribution_of(module):
         return known[module][0]
     installed = (str(d.metadata["Name"]) for d in importlib.metadata.distributions())
     names = {*known, *sys.stdlib_module_names, *installed}
-    near = difflib.get_close_matches(module, names, 1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    near = nearest(module, names)
+    hint = f" (did you mean {near}?)" if near else ""
     raise UserError(
         f"corpus {module!r}: no such file or folder, and no installed package of that name{hint}; "
         f"{EXPECTED}"

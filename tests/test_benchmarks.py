@@ -927,6 +927,16 @@ def test_list(pretend, capsys):
     assert re.match(r"\| leetcode \| - \| - .*not usable: .*is not there", cells["leetcode"])
 
 
+def test_list_names_no_folder_of_the_machine(monkeypatch, capsys):
+    """Where the data is not there, its folder is named as seen from here."""
+    monkeypatch.setattr("benchmarks.files.BESIDE", os.path.join(os.getcwd(), "..", "nowhere"))
+    benchmarks_command.main(["--list"])
+    table = capsys.readouterr().out
+    assert "not usable: ../nowhere/livecodebench/test.jsonl is not there" in table
+    assert len(re.findall(r"not usable: \.\./nowhere/", table)) == len(suites.SUITES) - 1
+    assert os.path.dirname(os.getcwd()) not in table
+
+
 def test_registries_follow_from_the_records():
     """What may be trained on is checked against what is evaluated; names lead to suites."""
     for name, suite in suites.SUITES.items():
@@ -964,7 +974,7 @@ def test_a_new_suite_is_one_record(monkeypatch, capsys):
     [
         ([], "nothing to do"),
         (["--referencs"], "did you mean --references"),
-        (["--references", "nosuch"], "suite nosuch"),
+        (["--references", "nosuch"], r"suite nosuch: expected one of humaneval, .*jsonl file$"),
     ],
 )
 def test_command_line_mistakes(argv, words):

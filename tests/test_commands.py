@@ -157,6 +157,28 @@ def test_writing_leaves_other_errors_alone():
             raise OSError(28, "full")
 
 
+# ---------------------------------------------------------------- a setting that may be meant
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        ("--gruop", "--group"),
+        ("--num_samples", "--samples"),
+        ("--itres=3", "--iters"),
+        ("--learning-rate", ""),
+        ("--batch-size", ""),
+        ("--verbose", ""),
+        ("--nosuch", ""),
+    ],
+)
+def test_a_suggestion_is_near(typed, meant):
+    with pytest.raises(config.UserError) as error:
+        config.parse([typed], {}, "text")
+    hint = f"; did you mean {meant}?" if meant else ""
+    assert str(error.value).endswith(f": no such setting{hint}; see --help")
+
+
 # ---------------------------------------------------------------- numbers of other commands
 
 

@@ -358,6 +358,8 @@ def test_em_runs_with_the_core_only(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results) == ["base", "ntp", "ra3"]
+    log = done.stdout + done.stderr  # no bars in it
+    assert "\r" not in log and "\x1b" not in log and len(log.splitlines()) < 100
 
 
 def test_requirements_are_the_core():

@@ -361,13 +361,39 @@ def test_given_completions_are_graded(monkeypatch, tmp_path, capsys):
         ([], ["syntax_error", "passed", "passed", "wrong_answer"]),
         (["--sanitise"], ["passed", "passed", "passed", "wrong_answer"]),
     ):
-        evaluate.main(["--suite", "mine", "--completions", str(path), *more])
+        evaluate.main(["--suite", "mine.jsonl", "--completions", str(path), *more])
         score = json.loads(capsys.readouterr().out)
         rows = lines_of(tmp_path / "given-graded-mine.jsonl")
         assert [row["task_id"] for row in rows] == ["T/0", "T/0", "T/2", "T/2"]
         assert [row["verdict"] for row in rows] == verdicts
         assert score["problems"] == 2 and score["samples"] == 2
         assert score["pass@1"] == verdicts.count("passed") / 4
+
+
+def test_given_solutions_are_whole_programs(monkeypatch, tmp_path, capsys):
+    """As EvalPlus writes them: the prompt is not put before them; graded rows can be read again."""
+    suite = [tasks.Task("T/0", "def f():\n    x = 1\n", "", "assert f() == 1", "f")]
+    monkeypatch.setattr(evaluate.suites, "load", lambda name, data_dir: suite)
+    path = tmp_path / "given.jsonl"
+    programs = ["import math\n\ndef f():\n    return 1", "    return x"]
+    rows = [{"task_id": "T/0", "solution": program} for program in programs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for source in (path, tmp_path / "given-graded-mine.jsonl"):
+        evaluate.main(["--suite", "mine.jsonl", "--completions", str(source)])
+        graded = lines_of(json.loads(capsys.readouterr().out)["file"])
+        assert [row["solution"] for row in graded] == programs
+        assert [row["verdict"] for row in graded] == ["passed", "syntax_error"]
+
+
+def test_mistakes_on_the_command_line():
+    for argv, message in (
+        ("--suite nosuch", r"suite nosuch: expected one of domain, humaneval, .*, or a .jsonl fil"),
+        ("--suite domian", "did you mean domain"),
+        ("--suite ,", "--suite ,: expected at least one name, such as humaneval$"),
+        ("--limit -1", "--limit -1: expected a number of at least 0; 0: all problems$"),
+    ):
+        with pytest.raises(config.UserError, match=message):
+            evaluate.main(argv.split())
 
 
 def test_mistakes_in_given_completions(monkeypatch, tmp_path):
@@ -379,6 +405,9 @@ def test_mistakes_in_given_completions(monkeypatch, tmp_path):
     path = tmp_path / "bad.jsonl"
     for text, message in (
         ("{}\n", "line 1 is no object"),
+        ('{"task_id": "T/0"}\n', "line 1 holds neither completion nor solution"),
+        (row + row.replace("}", ', "solution": ""}'), "line 2 holds both completion and solution"),
+        (row + row.replace("completion", "solution"), "lines with completion and lines with sol"),
         ('{"task_id": "T/0", "completion": 3}\n', "line 1 is no object"),
         (row + "{", "line 2 is no object"),
         ("", "there are none at all"),
@@ -386,12 +415,17 @@ def test_mistakes_in_given_completions(monkeypatch, tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(config.UserError, match=message):
-            evaluate.main(["--suite", "mine", "--completions", str(path)])
+            evaluate.main(["--suite", "mine.jsonl", "--completions", str(path)])
+    path.write_bytes(b"\x1f\x8b\xff")
+    with pytest.raises(config.UserError, match="bad.jsonl: cannot be read .no text: .* give a"):
+        evaluate.main(["--suite", "mine.jsonl", "--completions", str(path)])
     path.write_text(row)
     with pytest.raises(config.UserError, match="this is what --completions reads"):
-        evaluate.main(["--suite", "mine", "--completions", str(path), "--samples-out", str(path)])
+        evaluate.main(
+            ["--suite", "mine.jsonl", "--completions", str(path), "--samples-out", str(path)]
+        )
     with pytest.raises(config.UserError, match="none.jsonl: cannot be read"):
-        evaluate.main(["--suite", "mine", "--completions", str(tmp_path / "none.jsonl")])
+        evaluate.main(["--suite", "mine.jsonl", "--completions", str(tmp_path / "none.jsonl")])
 
 
 @pytest.fixture
@@ -427,9 +461,9 @@ def test_where_samples_go(returns_zero_and_one, monkeypatch, tmp_path, capsys):
         (["--temperature", "0"], "runs/tiny-3/greedy-mine.jsonl"),
         (["--temperature", "1"], "runs/tiny-3/samples-mine.jsonl"),
         ([*checkpoint, "--out", "here"], "here/samples-ntp-mine.jsonl"),
-        (["--suite", "mine,yours", "--samples-out", "./a"], "./a-mine"),
+        (["--suite", "mine.jsonl,yours.jsonl", "--samples-out", "./a"], "./a-mine"),
     ):
-        evaluate.main(["--suite", "mine", "--seed", "3", *more])
+        evaluate.main(["--suite", "mine.jsonl", "--seed", "3", *more])
         assert json.loads(capsys.readouterr().out.split("\n")[0])["file"] == wanted
         assert (tmp_path / wanted).exists()
 

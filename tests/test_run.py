@@ -170,8 +170,46 @@ def test_two_processes_in_one_folder(folder, tmp_path):
     assert steps["a"] == steps["b"] != []
 
 
+HOLDER = """
+import fcntl, sys
+f = open(sys.argv[1], "a")
+fcntl.lockf(f, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_evaluation_has_its_models_for_itself(folder, tmp_path):
+    """Neither evaluated twice at once, nor made again meanwhile; other models may be evaluated."""
+    out = copy_of(folder, tmp_path, ".pt", ".txt", ".jsonl", ".json")
+    before = listing(out)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(out / ".ra3.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdout.readline() == b"locked\n"
+        for more in (["--stage", "eval", "--models", "ra3"], ["--resume"], ["--lr", "0.5"]):
+            with pytest.raises(UserError, match="another process works on ra3 there; "):
+                start(out, *more)
+        after = {name: sum for name, sum in listing(out).items() if not name.endswith(".lock")}
+        assert after == before
+        start(out, "--stage", "eval", "--models", "base")
+        child.stdin.close()
+    start(out, "--stage", "eval", "--models", "ra3")
+
+
+def test_nothing_is_noted_where_nothing_is_made(folder, tmp_path):
+    """--resume of a finished run leaves the settings that its models were made with."""
+    out = copy_of(folder, tmp_path, ".pt", ".txt", ".jsonl", ".json")
+    before = {path.name: path.read_bytes() for path in out.glob("settings*.json")}
+    for stage in ("pretrain", "ntp", "em"):
+        start(out, "--resume", "--stage", stage, "--save-every", "7")
+        assert {path.name: path.read_bytes() for path in out.glob("settings*.json")} == before
+
+
 def test_names_to_make(folder, tmp_path):
-    """What a stage locks: what it writes, and no model that is there already."""
+    """What a stage writes: no model that is there already, or with --resume is done."""
     out = copy_of(folder, tmp_path, *BASE)
 
     def names(stage, *more):
@@ -180,6 +218,7 @@ def test_names_to_make(folder, tmp_path):
 
     assert names("em") == ["ra3"] and names("em", ("name", "x")) == ["x"]
     assert names("em", ("lr", 0.5)) == ["ntp", "ra3"]
+    assert names("ntp") == ["ntp"] and names("ntp", ("resume", True)) == []
     assert names("pretrain") == names("eval") == []
     assert names("ntp", ("match", "ra3")) == ["ntp-as-ra3"]
     assert names("rlvr", ("init", "base")) == ["rlvr-base"]

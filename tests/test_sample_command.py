@@ -151,6 +151,15 @@ def test_mistakes(monkeypatch, checkpoint, argv, message):
     assert "\n" not in str(error.value)[:300]
 
 
+@pytest.mark.parametrize("more", [[], ["--interactive"]])
+def test_standard_input_that_is_no_text(monkeypatch, checkpoint, more):
+    binary = io.TextIOWrapper(io.BytesIO(b"def f():\n\n\xff\xfe\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", binary)
+    with pytest.raises(UserError, match="standard input: cannot be read as text") as error:
+        sample.main(["--checkpoint", str(checkpoint), "--max-new", "1", *more])
+    assert "\n" not in str(error.value)
+
+
 def test_no_prompt_on_a_terminal(monkeypatch, checkpoint):
     monkeypatch.setattr(sys, "stdin", Terminal())
     with pytest.raises(UserError, match="no prompt: expected --prompt"):
