@@ -1047,6 +1047,7 @@ JUDGE = 16  # lines and thoughts that are judged
 EXCHANGE = 17  # thoughts of other snippets
 SAMPLE = 18  # anything else that is sampled
 ROUNDING = 19  # weights rounded to bfloat16: (purpose of the training, iteration, step, ...)
+THEORY = 20  # tasks and demonstrations of theory.py
 COUNTERS = 8  # the most counters of a seed
 
 

@@ -21,6 +21,7 @@ ARROWS = {
     "elbo": "logprobs",
     "formats": "model data config",
     "engine": "model data logprobs elbo formats config",
+    "theory": "config",
     "tasks": "grader",
     "domain": "tasks",
     "benchmarks": "tasks grader data config",
