@@ -108,6 +108,13 @@ def test_tasks(rooms):
         np.testing.assert_allclose(alone, 1.0)
 
 
+def test_decoys_do_as_a_skill_in_half_of_the_rooms():
+    _, models = theory.draw_rooms(np.random.default_rng(0), 3, rooms=20, cells=4, total=60)
+    right = models["option"][0].reshape(3, 20, 60, 4) > 0  # (skills, rooms, Z, S)
+    copies = right.all(-1).any(0)  # (rooms, Z)
+    assert copies[:, :3].all() and 0.45 < copies[:, 3:].mean() < 0.55
+
+
 @pytest.mark.parametrize("kind", ["primitive", "option"])
 def test_the_smallest_subset_by_enumeration(rooms, kind):
     """Every subset, each of its policies by a linear solve; and a larger set loses no more."""
@@ -165,6 +172,14 @@ def test_demonstrations_of_one_set_are_geometric():
     assert needed == math.ceil(math.log(0.1) / math.log(0.8)) == 11
     assert theory.demonstrations(fails[:0], np.array([0.2, 0.8]), 0.1, rng) == 0
     assert theory.demonstrations(~fails & fails, np.array([0.2, 0.8]), 0.1, rng) == math.inf
+
+
+def test_the_pruning_bound_is_a_union_bound():
+    """After so many demonstrations all sets together outlive them with at most delta."""
+    assert theory.pruning_bound(2, 12, 0.1, 0.1) == pytest.approx(20 * math.log(120))
+    for size, total, delta, sigma in itertools.product((1, 3), (4, 9), (0.3, 0.01), (0.05, 0.5)):
+        n = theory.pruning_bound(size, total, delta, sigma)
+        assert math.comb(total, size) * (1 - sigma) ** n <= delta
 
 
 SMALL = [
