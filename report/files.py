@@ -106,6 +106,7 @@ def open_folder(path):
             )
         metrics.append(row)
     results = json_file(os.path.join(path, "results.json"))
+    models = {*results, *FIRST_MODELS, *(row["model"] for row in metrics)}
     thoughts = {}
     programs = {}
     samples = {}
@@ -113,23 +114,24 @@ def open_folder(path):
         if match := re.fullmatch(r"thoughts-(.+)\.jsonl", name):
             thoughts[match[1]] = objects(os.path.join(path, name), ("lines", "never", "rollouts"))
         elif match := re.fullmatch(r"(samples|greedy)-(.+)\.jsonl", name):
-            model, suite, greedy = model_and_suite(match[2], match[1], results)
+            model, suite, greedy = model_and_suite(match[2], match[1], models)
             rows = objects(os.path.join(path, name), ("task_id", "verdict", "completion"))
             (programs if greedy else samples)[model, suite] = rows
     settings = json_file(os.path.join(path, "settings.json"))
     return Folder(path, settings, results, metrics, thoughts, programs, samples)
 
 
-def model_and_suite(name, kind, results):
+def model_and_suite(name, kind, models):
     """Whose programs a file holds -> (model, suite, whether they are greedy).
 
+    models: names of the run's models
     Example: "ra3", "samples" -> ("ra3", "domain", True)     train.py
     Example: "ra3-domain", "samples" -> ("ra3", "domain", False)
     Example: "base-mbpp+", "greedy" -> ("base", "mbpp+", True)     evaluate.py
     """
-    if kind == "samples" and (name in results or "-" not in name):
+    if kind == "samples" and (name in models or "-" not in name):
         return name, "domain", True
-    known = [model for model in (*results, *FIRST_MODELS) if name.startswith(f"{model}-")]
+    known = [model for model in models if name.startswith(f"{model}-")]
     model = max(known, key=len, default=name.split("-")[0])
     return model, name[len(model) + 1 :], kind == "greedy"
 
