@@ -46,7 +46,8 @@ from domain import domain_tasks
 from elbo import never_thinks, prior_of, summary
 from engine import parallel
 from engine.backend import FAST
-from engine.machine import device_of, rows_at_once, set_threads
+from engine.machine import device_of, set_threads
+from engine.rollouts import rows_of_rollouts
 from engine.sample import Completion
 from engine.training import inference_copy
 from formats import huggingface
@@ -203,7 +204,7 @@ def rollouts_of(model, tok, snippets, G, cfg, seed, desc, backend=FAST):
         cfg.think_max,
         seed,
         numbers=list(range(len(snippets))),
-        at_once=max(1, rows_at_once(model.device) // G),
+        at_once=max(1, rows_of_rollouts(model, snippets, cfg.think_max) // G),
         desc=desc,
         horizon=cfg.horizon,
         rate=0.0 if never_thinks(cfg) else None,

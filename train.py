@@ -405,11 +405,10 @@ OPTIONS = {
     "--stage": {"default": "em", "choices": STAGES, "help": "what to do (default em)"},
     "--dry-run": {
         "nargs": "?",
-        "type": float,
-        "const": 0,
-        "metavar": "GIB",
+        "const": "",
+        "metavar": "DEVICE",
         "help": "only say what the run takes: memory, tokens, hours, and whether it fits the "
-        "device (or one of so many GiB)",
+        "device, or another: h100, h200, a100, 4090, or such as 80GiB,700TFLOP/s,3000GB/s",
     },
 }
 
@@ -422,7 +421,8 @@ def main(argv):
     logprobs.COMPILE = {"auto": None, "true": True, "false": False}[cfg.compile]
     rlvr.check_reward(cfg)
     if args.dry_run is not None:
-        plan.print_plan(cfg, stage, args.dry_run, Run(cfg, stage) if plan.shape(cfg)[1] else None)
+        card = plan.planned_device(args.dry_run)
+        plan.print_plan(cfg, stage, card, Run(cfg, stage) if plan.shape(cfg)[1] else None)
         return
     run = checked_run(cfg, stage)
     run.backend = backend_of(cfg)

@@ -59,9 +59,17 @@ def tokens_at_once(device):
     return 32768 if device.type == "cuda" else 4096
 
 
-def rows_at_once(device):
-    """Rows of a batch that samples, that keep the device busy."""
-    return 512 if device.type == "cuda" else 128
+ROOM = 2**32  # bytes that the keys and values of a batch on a GPU may take
+
+
+def rows_at_once(device, row_bytes=0):
+    """Rows of a batch that samples, that keep the device busy.
+
+    row_bytes: of a row's keys and values; on a GPU a batch takes no more than ROOM.
+    """
+    if device.type != "cuda":
+        return 128
+    return max(1, min(512, ROOM // row_bytes)) if row_bytes else 512
 
 
 # weights of a feed-forward matrix; below that, threads wait for one another longer than they work

@@ -1,8 +1,11 @@
 """What a run will take, printed before it starts: memory, tokens, hours.
 
-    python train.py --stage em --preset qwen2.5-1.5b --dry-run
+    python train.py --stage em --preset qwen2.5-1.5b --dry-run              on the device found here
+    python train.py --stage em --preset qwen2.5-1.5b --dry-run h100         h100, h200, a100 or 4090
+    python train.py --stage em --preset qwen2.5-1.5b --dry-run 80GiB,700TFLOP/s,3000GB/s
 
-Computed from the settings and the model's shape; only the speed of the device is measured. No
+Computed from the settings and the model's shape. The speed of the device here is measured, that of
+another taken from its data sheet, or given: what a large bfloat16 product and a read reach. No
 weights are needed. The corpus is read if the model's tokenizer is there.
 
     parameter, float32 weights       4 bytes + 4 gradient + 8 moments of Adam
@@ -13,24 +16,33 @@ weights are needed. The corpus is read if the model's tokenizer is there.
                --checkpoint          4 D, and one layer's activations at a time
     key and value of a token         2 layers K E numbers
 
-The E-step holds pi and q. While it samples it also holds what the decoder needs of both: stacked
-weights of the blocks, heads in float32, caches. Assumptions are printed: how often thoughts come,
-and which share of the matrix product's speed a stage reaches. Not counted: several GPUs, the disk
-(a checkpoint of an unfinished stage is as large as weights and moments).
+    attended keys                    4 H E bytes a token and layer, where the kernel takes no
+                                     grouped heads; with beginnings that are read once they are
+                                     gathered first, SEEN a token
 
-Letters: D width, F width of the feed-forward layers, K key/value heads, E head width, V vocabulary.
+The E-step holds pi and q. While it samples it also holds what the decoder needs of both: stacked
+weights of the blocks, caches, and on a CPU heads in float32. On a GPU buffers do not grow: each row
+has room for the longest snippet with all the thoughts that it may take. Assumptions are printed:
+how often thoughts come, and which share of the matrix product's speed a stage reaches. Not counted:
+several GPUs, the disk (a checkpoint of an unfinished stage is as large as weights and moments).
+
+Letters: D width, F width of the feed-forward layers, H heads, K key/value heads, E head width, V
+vocabulary.
 Units: bytes, unless said otherwise.
 """
 
+import functools
+import math
 import os
+import re
 import typing
 
 import torch
 
 from config import UserError, estep_of, selection_of
-from engine.machine import device_of, machine_rates
+from engine.machine import Rates, device_of, machine_rates, rows_at_once
 from formats import huggingface
-from model import ModelConfig, Transformer, count_params, work_size
+from model import VARLEN_GROUPS, ModelConfig, Transformer, count_params, work_size
 
 GIB = 2**30
 # stored logits, at most, and a block of them with what is computed from it
@@ -41,6 +53,11 @@ TRAIN = 0.4  # assumed: share of the matrix product's speed in training
 READ = 0.3  # assumed: the same in the forward passes of rollouts
 LINE = 10.5  # assumed: tokens a line
 THINKS = 0.3  # assumed: share of lines with a thought (the paper: fewer than 0.4)
+SEEN = 1.7  # assumed: keys that a token's document attends to, a token, where beginnings are shared
+PROBLEM = 200  # assumed: tokens of a problem of RLVR
+WRITTEN = 0.5  # assumed: share of --max-new that a completion takes
+PRODUCT = 0.8  # assumed: share of the data sheet's rate that a large product reaches
+STREAM = 0.9  # assumed: the same of the memory's rate
 
 
 class Card(typing.NamedTuple):
@@ -48,8 +65,17 @@ class Card(typing.NamedTuple):
 
     name: str
     gib: float  # memory as torch tells it
-    flops: float  # a second of a dense bfloat16 product, sums in float32
-    bytes: float  # a second of memory
+    flops: float = 0.0  # a second of a dense bfloat16 product, sums in float32; 0: not known
+    bytes: float = 0.0  # a second of memory
+    measured: bool = False  # what is reached, and not what the data sheet says
+
+    def rates(self):
+        """The Rates that it is expected to reach, or None."""
+        if not self.flops or not self.bytes:
+            return None
+        product, stream = (1.0, 1.0) if self.measured else (PRODUCT, STREAM)
+        device = torch.device("cuda")
+        return Rates(product * self.flops, 0.0, stream * self.bytes, True, device)
 
 
 # From the makers' data sheets, in the order in which names are looked up.
@@ -64,6 +90,35 @@ CARDS = {
 def card_named(name):
     """The Card of a device's name, or None. Example: "NVIDIA H100 80GB HBM3" -> CARDS["h100"]"""
     return next((card for key, card in CARDS.items() if key in name.lower()), None)
+
+
+UNITS = {"gib": ("gib", 1), "tflop/s": ("flops", 1e12), "gb/s": ("bytes", 1e9)}
+
+
+def planned_device(text):
+    """The Card of --dry-run: a name, or what is known of a device; None for "", the one here.
+
+    Example: "24" -> 24 GiB and no rates; "80GiB,700TFLOP/s,3000GB/s" -> all three
+    Raises UserError.
+    """
+    if not text:
+        return None
+    if text.lower() in CARDS:
+        return CARDS[text.lower()]
+    parts = [re.fullmatch(r"([\d.]+) *([a-z/]*)", part) for part in text.lower().split(",")]
+    try:
+        units = [UNITS[part[2] or "gib"] for part in parts]
+        known = {
+            name: float(part[1]) * scale for part, (name, scale) in zip(parts, units, strict=True)
+        }
+        if len(known) < len(parts):
+            raise ValueError("a quantity twice")
+        return Card(f"a device of {text}", **known, measured=True)
+    except (KeyError, ValueError, TypeError):
+        raise UserError(
+            f"--dry-run {text}: expected {', '.join(CARDS)}, or a device such as "
+            "80GiB,700TFLOP/s,3000GB/s, or its memory such as 24GiB"
+        ) from None
 
 
 LLAMA = dict(rope_theta=5e5, norm_eps=1e-5, max_len=131072)
@@ -122,7 +177,23 @@ def activations(net, tokens, checkpoint):
     return tokens * stored
 
 
-def memory_plan(cfg, net, stage="em"):
+def repeated_keys(net, tokens, seen):
+    """Bytes of a layer's keys and values as the attention kernel gets them, beyond the token's own.
+
+    seen: keys that a token's document attends to, a token; 1: its own alone.
+    """
+    heads = net.n_kv_head if VARLEN_GROUPS else net.n_head
+    if seen == 1 and heads == net.n_kv_head:
+        return 0
+    return 4 * heads * (net.d_model // net.n_head) * seen * tokens
+
+
+def longest_row(cfg):
+    """Tokens that a row of a rollout may grow to: each line takes the longest thought."""
+    return min(cfg.max_len, round(cfg.max_tokens * (1 + (cfg.think_max + 1) / LINE)))
+
+
+def memory_plan(cfg, net, stage="em", gpu=True):
     """{phase: {item: bytes}} of a run on one device."""
     W = 2 if cfg.weights == "bfloat16" else 4
     copy = 2 if cfg.rollout_bf16 or W == 2 else 4  # bytes a number of the sampling model
@@ -132,48 +203,55 @@ def memory_plan(cfg, net, stage="em"):
         "weights": 2 * W * n,
         "Adam's moments": 2 * W * n,
     }  # q or pi besides the trained model
+    sampling = functools.partial(sampling_memory, net, gpu=gpu)
     if stage == "rlvr":
         rows = cfg.prompts * cfg.completions
-        drawing = sampling_memory(net, rows, cfg.prompts, 1024, cfg.max_new, size=copy)
-        update = training_memory(cfg, net, cfg.micro_tokens, 2)
+        drawing = sampling(rows, cfg.prompts, 1024, cfg.max_new, size=copy)
+        update = training_memory(cfg, net, cfg.micro_tokens, 2, SEEN, gpu)
         return {
             "sampling": {**frozen, "bfloat16 copies": copies, **drawing},
             "update": {**update, "weights": 2 * W * n},
         }
+    own = longest_row(cfg) if gpu else cfg.block
     phases = {}
     if stage != "eval":
-        phases["next-token training"] = training_memory(cfg, net, cfg.micro_tokens, 1)
+        phases["next-token training"] = training_memory(cfg, net, cfg.micro_tokens, 1, gpu=gpu)
     if stage in ("em", "all"):
         rows = cfg.snippets * cfg.group
-        drawing = sampling_memory(
-            net, rows, cfg.snippets, cfg.max_tokens, cfg.block, size=copy, both=True
-        )
-        update = training_memory(cfg, net, cfg.micro_tokens, 2)
+        drawing = sampling(rows, cfg.snippets, cfg.max_tokens, own, size=copy, both=True)
+        update = training_memory(cfg, net, cfg.micro_tokens, 2, SEEN, gpu)
         phases["E-step, rollouts"] = {**frozen, "bfloat16 copies": 2 * copies, **drawing}
         phases["E-step, update"] = {**update, "weights": 2 * W * n, "bfloat16 copies": copies}
     if stage in ("em", "all", "eval"):
-        prompts = max(1, 128 // cfg.elbo_samples)
-        drawing = sampling_memory(net, 128, prompts, cfg.max_tokens, cfg.block, size=4)
+        kv = 8 * net.n_layer * net.n_kv_head * (net.d_model // net.n_head)  # bytes a token
+        rows = rows_at_once(torch.device("cuda" if gpu else "cpu"), kv * own)
+        prompts = max(1, rows // cfg.elbo_samples)
+        drawing = sampling(rows, prompts, cfg.max_tokens, own, size=4)
         # in float32, whatever the weights
         phases["held-out bound"] = {"weights": (4 if W == 4 else 6) * n, **drawing}
     return phases
 
 
-def training_memory(cfg, net, tokens, logits):
-    """{item: bytes} of a micro-batch. logits: how many distributions a token needs."""
+def training_memory(cfg, net, tokens, logits, seen=1.0, gpu=True):
+    """{item: bytes} of a micro-batch.
+
+    logits: how many distributions a token needs; seen: as `repeated_keys` takes it.
+    """
     n = sizes(net)["all"]
     W = 2 if cfg.weights == "bfloat16" else 4
+    layers = 1 if cfg.checkpoint else net.n_layer
     return {
         "weights": W * n,
         "gradients": W * n,
         "Adam's moments": 2 * W * n,
         "bfloat16 casts": 2 * n if W == 4 and cfg.bf16 else 0,
         "activations": activations(net, tokens, cfg.checkpoint) * (1 if cfg.bf16 else 2),
+        "attended keys": layers * repeated_keys(net, tokens, seen) if gpu and cfg.bf16 else 0,
         "logits": min(logits * LOGITS, 12 * tokens * net.vocab_size),
     }
 
 
-def sampling_memory(net, rows, prompts, prefix, own, *, size, both=False):
+def sampling_memory(net, rows, prompts, prefix, own, *, size, both=False, gpu=True):
     """{item: bytes} of rows that draw `own` tokens each, at prompts of `prefix` tokens.
 
     size: bytes a number; both: pi scores what q draws.
@@ -182,14 +260,20 @@ def sampling_memory(net, rows, prompts, prefix, own, *, size, both=False):
     models = 2 if both else 1
     kv = 2 * net.n_layer * net.n_kv_head * (net.d_model // net.n_head)
     slots = models * prompts * prefix + rows * own
+    heads = 0 if gpu and size == 2 else (models + 1) * 4 * n["head"]
     return {
-        "stacked weights": models * size * n["blocks"] + (models + 1) * 4 * n["head"],
+        "stacked weights": models * size * n["blocks"] + heads,
         "keys and values": size * kv * slots,
         "drawing": 16 * rows * net.vocab_size,
     }
 
 
 # ---------------------------------------------------------------- hours
+
+
+def step_seconds(net, rates):
+    """Seconds of a decode step beyond its products: the weights are read, kernels are launched."""
+    return 2 * sizes(net)["work"] / rates.bytes + net.n_layer * 3e-5
 
 
 def rollout_seconds(cfg, net, snippets, G, tokens, rates):
@@ -200,8 +284,7 @@ def rollout_seconds(cfg, net, snippets, G, tokens, rates):
     read = snippets * (2 + (2.5 * G if thoughts > 1 else G)) * tokens
     drawn = snippets * G * thoughts * cfg.think_max
     steps = thoughts * cfg.think_max  # one after the other
-    step = 2 * work / rates.bytes + net.n_layer * 3e-5
-    return 2 * work * (read + drawn) / (READ * rates.flops) + steps * step
+    return 2 * work * (read + drawn) / (READ * rates.flops) + steps * step_seconds(net, rates)
 
 
 def hindsight_seconds(cfg, net, snippets, tokens, rates):
@@ -216,9 +299,9 @@ def hindsight_seconds(cfg, net, snippets, tokens, rates):
     reach = LINE * min(cfg.reach or lines / 2, lines / 2)
     read = snippets * tokens + tried * (tokens + cfg.proposals * (2 * cfg.think_max + reach))
     drawn = tried * cfg.proposals * cfg.think_max
-    steps = tried * cfg.proposals / 128 * cfg.think_max  # one after the other, 128 rows each
-    step = 2 * work / rates.bytes + net.n_layer * 3e-5
-    return 2 * work * (read + drawn) / (READ * rates.flops) + steps * step
+    rows = rows_at_once(rates.device)
+    steps = tried * cfg.proposals / rows * cfg.think_max  # one after the other, so many rows each
+    return 2 * work * (read + drawn) / (READ * rates.flops) + steps * step_seconds(net, rates)
 
 
 def hours(cfg, net, stage, tokens, rates):
@@ -237,6 +320,8 @@ def hours(cfg, net, stage, tokens, rates):
         plan["E-steps"] = estep_hours(cfg, net, tokens, rates)
         plan["infusion"] = infusion_hours(cfg, net, tokens, rates)
         plan["M-steps"] = mstep
+    if stage == "rlvr":
+        plan["GRPO"] = grpo_hours(cfg, net, rates)
     return plan
 
 
@@ -254,6 +339,17 @@ def estep_hours(cfg, net, tokens, rates):
     rollouts = rollout_seconds(cfg, net, cfg.snippets, cfg.group, tokens, rates) / 3600
     update = training_hours(cfg, net, rows * tokens, rates)
     return steps, steps * rows * tokens, steps * (rollouts + update)
+
+
+def grpo_hours(cfg, net, rates):
+    """(steps, tokens sampled, hours) of GRPO; the longest completion of a step has --max-new."""
+    work = sizes(net)["work"]
+    written = round(WRITTEN * cfg.max_new * cfg.prompts * cfg.completions)
+    prompts = cfg.prompts * PROBLEM  # tokens, each once for all its completions
+    products = 2 * work * (prompts + written) / (READ * rates.flops)
+    sampling = (products + cfg.max_new * step_seconds(net, rates)) / 3600
+    update = training_hours(cfg, net, cfg.epochs * (prompts + written), rates)
+    return cfg.rl_steps, cfg.rl_steps * written, cfg.rl_steps * (sampling + update)
 
 
 def infusion_hours(cfg, net, tokens, rates):
@@ -274,32 +370,68 @@ def infusion_hours(cfg, net, tokens, rates):
 # ---------------------------------------------------------------- the page
 
 
-def print_plan(cfg, stage, gib=0, run=None):
+def print_plan(cfg, stage, card=None, run=None):
     """Print the plan.
 
-    gib: the memory of a device that is not here, in GiB; 0: of the one found. run: the Run with the
-    corpus, or None.
+    card: a Card of a device that is not here; None: the one found. run: the Run with the corpus, or
+    None.
     """
     net, here = shape(cfg)
-    device = device_of(cfg)
     tokens = print_settings(cfg, net, here, run)
-    phases = memory_plan(cfg, net, stage)
+    device = None if card else device_of(cfg)
+    gpu = card is not None or device.type == "cuda"
+    phases = memory_plan(cfg, net, stage, gpu)
     print_memory(phases)
-    present = device_memory(device)
-    name = f"a device of {gib:g} GiB" if gib else f"{device} with {present / GIB:.1f} GiB"
+    memory = card.gib * GIB if card else device_memory(device)
+    name = card.name if card else f"{device} with {memory / GIB:.1f} GiB"
     largest = max(sum(phase.values()) for phase in phases.values())
-    print(fit_message(cfg, largest, gib * GIB or present, name))
-    rates = machine_rates(device, True)
-    print(
-        f"\nexpected on {device}, at {rates.flops / 1e12:.2f} TFLOP/s (a bfloat16 matrix product, "
-        f"measured) and {rates.bytes / 1e9:.0f} GB/s (a read, measured), if training reaches "
-        f"{TRAIN:.0%} and rollouts {READ:.0%} of it and {THINKS:.0%} of lines take a thought "
-        "(assumed); evaluation not counted"
-    )
+    print(fit_message(cfg, largest, memory, name))
+    rates = card.rates() if card else machine_rates(device, True)
+    print_hours(cfg, net, stage, tokens, rates, card or device)
+
+
+def print_hours(cfg, net, stage, tokens, rates, device):
+    """Print steps, tokens and hours of each part. rates: None where only memory is known."""
+    if rates is None:
+        print("\nhours: not known; give TFLOP/s and GB/s as well, or the name of a card")
+        rates = Rates(math.nan, 0.0, math.nan, True, torch.device("cuda"))
+    else:
+        print(f"\nexpected on {speed_words(rates, device)}; {assumptions(stage)}")
     parts = hours(cfg, net, stage, tokens, rates)
     for part, (steps, count, time) in parts.items():
-        print(f"{part.ljust(14)}{steps:8,} steps{count / 1e6:12,.2f} M tokens{time:12.2f} h")
-    print(f"{'together'.ljust(47)}{sum(time for *_, time in parts.values()):10.2f} h")
+        print(f"{part.ljust(14)}{steps:8,} steps{count / 1e6:12,.2f} M tokens{hour_cell(time):>14}")
+    total = sum(time for *_, time in parts.values())
+    print(f"{'together'.ljust(45)}{hour_cell(total):>14}")
+
+
+def hour_cell(time):
+    return "-" if math.isnan(time) else f"{time:.2f} h"
+
+
+def speed_words(rates, device):
+    """A device with its rates, and where they are from. device: a Card, or torch's."""
+    name = device.name if isinstance(device, Card) else str(device)
+    source = "measured"
+    if isinstance(device, Card):
+        source = "given" if device.measured else f"{PRODUCT:.0%} and {STREAM:.0%} of its data sheet"
+    return (
+        f"{name}, at {rates.flops / 1e12:.4g} TFLOP/s (a large bfloat16 product) and "
+        f"{rates.bytes / 1e9:.0f} GB/s ({source})"
+    )
+
+
+def assumptions(stage):
+    """What the hours rest on, in words."""
+    if stage == "rlvr":
+        return (
+            f"assumed: the update reaches {TRAIN:.0%} of it and sampling {READ:.0%}, problems of "
+            f"{PROBLEM} tokens, completions of {WRITTEN:.0%} of --max-new; grading and the curve "
+            "not counted"
+        )
+    return (
+        f"assumed: training reaches {TRAIN:.0%} of it and rollouts {READ:.0%}, {THINKS:.0%} of "
+        "lines take a thought; evaluation not counted"
+    )
 
 
 def print_settings(cfg, net, here, run):

@@ -47,7 +47,7 @@ from data import ends_itself, inserted
 from elbo import decision_logprobs, line_logprobs, reward
 from engine import parallel
 from engine.decoder import Decoder
-from engine.machine import tokens_at_once
+from engine.machine import rows_at_once, tokens_at_once
 from engine.reader import Reader, length_batches
 
 # kinds of events: <act>; the first token of a thought; a further token; its end
@@ -230,7 +230,7 @@ def rollout(
 
     Raises ValueError if a snippet with the longest possible thoughts does not fit max_len.
     """
-    longest = check_lengths(q, tok, snippets, think_max)
+    longest = check_lengths(q, snippets, think_max)
     trunk_length = max(len(s.ids) for s in snippets)
     decoder = Decoder(
         q, len(snippets) * G, len(snippets), trunk_length, longest, synonyms=tok.stop_ids
@@ -263,7 +263,7 @@ def rollout(
     return sampling.finished(G, base, tokens)
 
 
-def check_lengths(q, tok, snippets, think_max):
+def check_lengths(q, snippets, think_max):
     """The length of the longest snippet with the longest possible thoughts.
 
     Raises ValueError if it does not fit the model's max_len.
@@ -278,6 +278,14 @@ def check_lengths(q, tok, snippets, think_max):
             )
         longest = max(longest, length)
     return longest
+
+
+def rows_of_rollouts(model, snippets, think_max):
+    """Rows of a batch of rollouts over these snippets, as `rows_at_once` has them."""
+    cfg = model.cfg
+    kv = 2 * cfg.n_layer * cfg.n_kv_head * (cfg.d_model // cfg.n_head) * model.dtype.itemsize
+    longest = check_lengths(model, snippets, think_max)
+    return rows_at_once(model.device, kv * longest)
 
 
 def new_rows(snippets, G, think_max, seed, numbers, horizon):

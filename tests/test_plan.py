@@ -17,7 +17,7 @@ from formats import huggingface
 from model import ModelConfig, Transformer
 
 torch.set_num_threads(1)
-H200 = types.SimpleNamespace(flops=790e12, bytes=4.3e12)
+H200 = types.SimpleNamespace(flops=790e12, bytes=4.3e12, device=torch.device("cuda"))
 
 
 def test_published_shapes():
@@ -164,6 +164,73 @@ def test_hours_follow_the_work():
     assert 2 * late["infusion"][2] == pytest.approx(few["infusion"][2])
 
 
+def test_own_keys_and_repeated_keys_of_a_gpu(monkeypatch):
+    """What docs/gpus.md's table lacked: rows with room for all thoughts, keys repeated a head."""
+    cfg, net = config.make("qwen2.5-1.5b"), plan.SHAPES["qwen2.5-1.5b"]
+    kv = 2 * 2 * 28 * 2 * 128  # bytes a token
+    own = plan.longest_row(cfg)
+    assert (
+        own == round(512 * (1 + 17 / 10.5))
+        and plan.longest_row(config.make(think_max=10**4)) == 1024
+    )
+    keys = plan.memory_plan(cfg, net)["E-step, rollouts"]["keys and values"]
+    assert keys == kv * (2 * 64 * 512 + 512 * own)
+    on_cpu = plan.memory_plan(cfg, net, gpu=False)["E-step, rollouts"]["keys and values"]
+    assert on_cpu == kv * (2 * 64 * 512 + 512 * 1024)
+    monkeypatch.setattr(plan, "VARLEN_GROUPS", False)
+    assert plan.repeated_keys(net, 1000, 1.7) == pytest.approx(1000 * 1.7 * 4 * 12 * 128)
+    assert plan.repeated_keys(net, 1000, 1) == 1000 * 4 * 12 * 128
+    repeated = plan.memory_plan(cfg, net)["E-step, update"]["attended keys"]
+    monkeypatch.setattr(plan, "VARLEN_GROUPS", True)
+    assert plan.repeated_keys(net, 1000, 1) == 0
+    assert plan.memory_plan(cfg, net)["E-step, update"]["attended keys"] == pytest.approx(
+        repeated / 6
+    )
+
+
+def test_devices_of_a_dry_run():
+    assert plan.planned_device("") is None and plan.planned_device("H100") is plan.CARDS["h100"]
+    card = plan.planned_device("80GiB,700TFLOP/s,3000GB/s")
+    assert (card.gib, card.flops, card.bytes) == (80, 700e12, 3e12)
+    assert card.rates().flops == 700e12 and plan.planned_device("24").rates() is None
+    h200 = plan.CARDS["h200"].rates()
+    assert h200.flops == pytest.approx(plan.PRODUCT * 989e12) and h200.bytes < 4.8e12
+    assert plan.card_named("NVIDIA H100 80GB HBM3").name == "H100 SXM"
+    assert plan.card_named("NVIDIA GeForce RTX 4090").gib < 24 and plan.card_named("L4") is None
+    for text in ("much", "80GiB,3", "700TFLOP/s", "80GB", "1.2.3", "8GiB 9"):
+        with pytest.raises(UserError, match="--dry-run .*expected h200, h100"):
+            plan.planned_device(text)
+
+
+def test_hours_of_rlvr():
+    """Twice the completions: less than twice the time, as decode steps are shared; steps count."""
+    net = plan.SHAPES["qwen2.5-1.5b"]
+
+    def grpo(**settings):
+        return plan.hours(config.make("qwen2.5-1.5b", **settings), net, "rlvr", 256, H200)["GRPO"]
+
+    steps, tokens, hours = grpo()
+    assert (steps, tokens) == (100, 100 * 384 * 512) and hours > 0
+    assert 1.2 < grpo(completions=16)[2] / hours < 2
+    assert grpo(rl_steps=50)[2] == pytest.approx(hours / 2)
+
+
+def test_hours_are_those_of_the_card(monkeypatch, capsys):
+    """A laptop does not matter: nothing is measured, and a faster card takes less."""
+
+    def never(device, wall):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(plan, "machine_rates", never)
+    hours = {}
+    for name in ("h200", "h100", "a100", "4090"):
+        plan.print_plan(config.make("qwen2.5-1.5b"), "em", plan.planned_device(name))
+        text = capsys.readouterr().out
+        assert plan.CARDS[name].name in text and "of its data sheet" in text
+        hours[name] = float(text.split()[-2])
+    assert hours["h200"] < hours["h100"] < hours["a100"] < hours["4090"]
+
+
 def test_dry_run_writes_nothing(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(plan, "machine_rates", lambda device, wall: H200)
     monkeypatch.setattr(train, "set_threads", lambda cfg: None)
@@ -176,7 +243,8 @@ def test_dry_run_writes_nothing(monkeypatch, capsys, tmp_path):
     assert (
         "8,030.3 M parameters" in said
         and "does not fit" in said
-        and "a device of 24 GiB" in said
+        and "a device of 24" in said
+        and "hours: not known" in said
         and "E-steps" in said
         and "not here" in said
     )
