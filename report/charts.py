@@ -103,14 +103,17 @@ def rounded_scale(scale):
 def chart(title, unit, series, x_title, *, log=False, borders=()):
     """A figure: title, lines, legend, and a caption in words; "" where nothing was measured.
 
-    log       the vertical axis is logarithmic, if all values are above zero
+    unit      one that begins with "share" has an axis from 0 to 1
+    log       the vertical axis is logarithmic, if all values are above zero, and far apart
     borders   places on the x axis that a thin line marks
     """
     series = [line for line in series if line.points]
     if not series:
         return ""
     ys = [y for line in series for _, y in line.points]
-    log = log and min(ys) > 0
+    log = log and min(ys) > 0 and max(ys) > 10 * min(ys)
+    if unit.startswith("share"):
+        ys += [0.0, 1.0]
     x = scale_of([x for line in series for x, _ in line.points], LEFT, WIDTH - RIGHT)
     y = scale_of(ys, HEIGHT - BOTTOM, TOP, log)
     y = y if log else rounded_scale(y)

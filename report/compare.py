@@ -163,7 +163,7 @@ def points_of(folder, model, phase, key):
     rows = folder.rows(model, phase)
     if phase == HELD:
         return [(row.get("step", 0), row.get(key)) for row in rows]
-    return [(n, row.get(key)) for n, row in enumerate(rows, 1)]
+    return [(n, figure_of(row, key)) for n, row in enumerate(rows, 1)]
 
 
 def lines_over_seeds(curves, label, style):

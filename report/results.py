@@ -10,7 +10,8 @@ from benchmarks.rates import paired_interval, pass_rates, rate_interval, seed_in
 from report.markup import bounds_text, element, escape, number, paragraph, section, table
 
 PERCENT = "{:.1%}"
-OF_THOUGHTS = ("gain", "gain_above_c", "think_len", "duration")  # without any, not measured
+# Without any thought these are not measured.
+OF_THOUGHTS = ("gain", "gain_above_c", "think_len", "duration", "kl")
 # title, key of results.json, form, meaning
 FIGURES = (
     ("pass@1", "pass@1", "{:.3f}", "one sampled program passes its tests"),
@@ -72,8 +73,11 @@ def figure_cell(folder, model, key, form):
 
 
 def figure_of(result, key):
-    """A figure of an entry of results.json; None where it is not there, or of no thought at all."""
-    if key in OF_THOUGHTS and not result.get("think_share"):
+    """A figure of an entry of results.json, or of a line of metrics.jsonl.
+
+    None where it is not there, or of no thought at all.
+    """
+    if key in OF_THOUGHTS and result.get("think_share") == 0:
         return None
     return result.get(key)
 

@@ -3,7 +3,7 @@
 from report.charts import Series, chart
 from report.curves import HELD, TRAIN
 from report.markup import element, escape, number, paragraph, section
-from report.results import title_of
+from report.results import figure_of, title_of
 
 # title, unit, ((key, name in the legend), ...); of the rows of an E-step
 ESTEP_CHARTS = (
@@ -92,7 +92,7 @@ def estep_charts(folder):
             borders |= starts(rows)
             prefix = f"{title_of(model)}, " if len(models) > 1 else ""
             for key, name in with_share(keys, rows):
-                points = [(n, row.get(key)) for n, row in enumerate(rows, 1)]
+                points = [(n, figure_of(row, key)) for n, row in enumerate(rows, 1)]
                 series.append(Series(prefix + name, points, len(series)))
         charts.append(chart(title, unit, series, "E-steps", borders=sorted(borders)))
     return charts
@@ -133,8 +133,9 @@ def heldout_points(folder, model, key):
     base = folder.results.get("base", {})
     last = folder.results.get(model, {})
     comparable = base.get("measured") == last.get("measured")
-    points = [(0, base.get(key))] if comparable and base else []
-    return points + [(row["iteration"] + 1, row.get(key)) for row in folder.rows(model, "heldout")]
+    points = [(0, figure_of(base, key))] if comparable and base else []
+    rows = folder.rows(model, "heldout")
+    return points + [(row["iteration"] + 1, figure_of(row, key)) for row in rows]
 
 
 def heldout_charts(folder):

@@ -288,6 +288,17 @@ def test_a_chart_leaves_out_what_was_not_measured():
     assert "a from 1 to −2; b 0.5." in text and text.count("<polyline") == 1
     assert "<circle" in text and "logarithmic" not in text  # not with a negative value
     assert text.count('class="series"') == 2
+    far = chart("t", "u", [Series("a", [(1, 0.01), (2, 1.0)])], "x", log=True)
+    share = chart("t", "share of lines", [Series("a", [(1, 0.5), (2, 0.5)])], "x", log=True)
+    assert "logarithmic" in far and "logarithmic" not in share
+    assert re.findall('class="tick-y">([^<]*)<', share) == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
+def test_a_gain_of_no_thoughts_is_no_gain(run_folder):
+    rows = [{**row, "think_share": 0.0} for row in metrics() if row["phase"] == "estep"]
+    write_rows(run_folder / "metrics.jsonl", rows)
+    text = run_page(open_folder(str(run_folder)))
+    assert "<b>Reward</b>" in text and "<b>Gain</b>" not in text
 
 
 # ---------------------------------------------------------------- why a program failed
