@@ -9,6 +9,7 @@ import sys
 import time
 import typing
 
+import numpy as np
 import torch
 
 from config import UserError, cores, progress_bar
@@ -70,6 +71,26 @@ def rows_at_once(device, row_bytes=0):
     if device.type != "cuda":
         return 128
     return max(1, min(512, ROOM // row_bytes)) if row_bytes else 512
+
+
+def upload(device, *arrays):
+    """NumPy arrays of one type as tensors on a device.
+
+    On a GPU it is one copy, from pinned memory: nothing waits for it.
+    """
+    flat = torch.from_numpy(np.concatenate([np.ravel(array) for array in arrays]))
+    if device.type == "cuda":
+        flat = flat.pin_memory().to(device, non_blocking=True)
+    parts = flat.split([np.size(array) for array in arrays])
+    return [part.view(np.shape(array)) for part, array in zip(parts, arrays, strict=True)]
+
+
+def download(*tensors):
+    """Tensors of floats as float64 arrays: one copy from their device."""
+    flat = torch.cat([tensor.double().flatten() for tensor in tensors]).cpu().numpy()
+    ends = np.cumsum([tensor.numel() for tensor in tensors])
+    parts = np.split(flat, ends[:-1])
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 # weights of a feed-forward matrix; below that, threads wait for one another longer than they work

@@ -46,7 +46,7 @@ from config import progress_bar, seed_of
 from data import ends_itself, inserted
 from elbo import decision_logprobs, line_logprobs, reward
 from engine import parallel
-from engine.decoder import Decoder
+from engine.decoder import Decoder, decoder_for
 from engine.machine import rows_at_once, tokens_at_once
 from engine.reader import Reader, length_batches
 
@@ -232,13 +232,14 @@ def rollout(
     """
     longest = check_lengths(q, snippets, think_max)
     trunk_length = max(len(s.ids) for s in snippets)
-    decoder = Decoder(
-        q, len(snippets) * G, len(snippets), trunk_length, longest, synonyms=tok.stop_ids
+    synonyms = list(tok.stop_ids)
+    decoder = decoder_for(
+        q, len(snippets) * G, len(snippets), trunk_length, longest, synonyms=synonyms
     )
     rewards = need != "latents"
     rows = new_rows(snippets, G, think_max, seed, numbers, horizon)
     sampling = Sampling(
-        reader=Reader(q, decoder.layers),
+        reader=Reader(q, decoder.weights.layers),
         decoder=decoder,
         rows=rows,
         tok=tok,
@@ -477,25 +478,38 @@ def write_thoughts(sampling, thinking):
     uniforms = np.stack([rows[n].uniforms[1][line[n], 1:think_max] for n in thinking])
     decoder.start(thinking, tokens, uniforms, known)
     going = thinking
-    for k in range(1, think_max):
-        tokens, logq = decoder.next(going)
-        sampling.forward_tokens += len(going)
-        ended = np.isin(tokens, sampling.tok.stop_ids)
-        events = np.zeros(len(going), EVENT)
-        events["row"] = going
-        events["position"] = [rows[n].first[line[n]] + k for n in going]
-        events["kind"] = np.where(ended, END, TOKEN)
-        events["line"] = line[going]
-        events["token"] = tokens
-        sampling.record(events, logq)
-        for n, token in zip(going[~ended], tokens[~ended].tolist(), strict=True):
-            rows[n].thoughts[line[n]].append(token)
-        going = going[~(ended | np.isin(tokens, sampling.tok.closing_ids))]
-        if not len(going):
-            break
+    k = 1  # tokens of each thought so far
+    while len(going) and k < think_max:
         decoder.keep(going)
+        steps = decoder.next(going, min(decoder.look, think_max - k))
+        goes_on = np.ones(len(going), bool)
+        for tokens, logq in zip(*steps, strict=True):
+            here = goes_on.copy()  # others have ended since the last look
+            goes_on[here] = add_tokens(sampling, going[here], line, k, tokens[here], logq[here])
+            k += 1
+        going = going[goes_on]
     for n in thinking:
         insert_thought(sampling, rows[n])
+
+
+def add_tokens(sampling, going, line, k, tokens, logq):
+    """Add token k to the thoughts of rows, or their ends -> which thoughts go on, (n,) bool.
+
+    going (n,): the rows. line (N,): of each row, the line that its thought stands before.
+    """
+    rows = sampling.rows
+    sampling.forward_tokens += len(going)
+    ended = np.isin(tokens, sampling.tok.stop_ids)
+    events = np.zeros(len(going), EVENT)
+    events["row"] = going
+    events["position"] = [rows[n].first[line[n]] + k for n in going]
+    events["kind"] = np.where(ended, END, TOKEN)
+    events["line"] = line[going]
+    events["token"] = tokens
+    sampling.record(events, logq)
+    for n, token in zip(going[~ended], tokens[~ended].tolist(), strict=True):
+        rows[n].thoughts[line[n]].append(token)
+    return ~(ended | np.isin(tokens, sampling.tok.closing_ids))
 
 
 def insert_thought(sampling, row):

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from config import UserError, progress_bar, sample_seed
-from engine.decoder import Decoder
+from engine.decoder import STANDING, decoder_for
 from engine.machine import rows_at_once
 
 
@@ -81,7 +81,6 @@ def generate(
     range; UserError if memory does not suffice for one row.
     """
     stop = [stop] if isinstance(stop, str) else list(stop or [])
-    batch = rows_at_once(model.device) if batch is None else batch
     check_prompts(model, prompts, seeds)
     check_settings(max_new, temperature, top_p, n, batch)
     check_stops(stop, decode)
@@ -99,14 +98,14 @@ def generate(
         return rng.random(min(max_new, model.cfg.max_len - len(prompts[i])))
 
     ends = Ends(stop, decode, eos, model.cfg.vocab_size, heads)
-    draw = dict(temperature=temperature, top_p=top_p, forbid=forbid)
+    draw = dict(temperature=temperature, top_p=top_p, forbid=list(forbid))
     try:
         while queue := waiting(out, prompts):
-            batch = min(batch, len(queue))
+            batch = min(batch or rows_at_once(model.device), len(queue))
             prefix = len(prompts[queue[-1][0]])
             new = min(max_new, model.cfg.max_len - len(prompts[queue[0][0]]))
             try:
-                decoder = Decoder(model, batch, min(batch, len(prompts)), prefix, new, **draw)
+                decoder = decoder_for(model, batch, min(batch, len(prompts)), prefix, new, **draw)
                 sample_queue(decoder, prompts, queue, uniforms, ends, record, bar)
             except RuntimeError as error:
                 if not out_of_memory(error):
@@ -146,6 +145,7 @@ def too_large(model, tokens):
 
 
 def halved(model, batch, desc):
+    STANDING.clear()
     tqdm.write(f"{desc}: out of memory; going on with {batch} rows at once", file=sys.stderr)
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -189,6 +189,10 @@ class Samples:
     def full(self, rows):
         return self.count[rows] == self.limit[rows]
 
+    def room(self, rows):
+        """Tokens that a row may still get, at most."""
+        return int((self.limit - self.count)[rows].max())
+
     def end(self, row, finished):
         """Free a row -> (prompt index, sample index, Completion)."""
         pair = int(self.prompt[row]), int(self.number[row])
@@ -213,16 +217,24 @@ def sample_queue(decoder, prompts, queue, uniforms, ends, record, bar):
             noise = [uniforms(i, j) for i, j in pairs]
             samples.begin(rows, pairs, [len(u) for u in noise])
             drawn, logprobs = decoder.start_prompts(rows, samples.prompt, prompts, noise)
+            steps = [(drawn, logprobs)]
         else:
             decoder.keep(rows)
-            drawn, logprobs = decoder.next(rows)
-        samples.add(rows, drawn, logprobs)
-        tokens += len(rows)
-        for row in rows[ends.possible(drawn) | samples.full(rows)]:
-            finished = ends.reached(samples.ids[row, : samples.count[row]], samples.prompt[row])
-            if finished or samples.full(row):
-                record(*samples.end(row, finished))
-                show_rate(bar, tokens, len(decoder.graphs))
+            steps = zip(*decoder.next(rows, min(decoder.look, samples.room(rows))), strict=True)
+        for drawn, logprobs in steps:
+            going = samples.prompt[rows] >= 0  # others have ended since the last look
+            add_drawn(samples, rows[going], drawn[going], logprobs[going], ends, record)
+            tokens += going.sum()
+            show_rate(bar, tokens, len(decoder.graphs))
+
+
+def add_drawn(samples, rows, drawn, logprobs, ends, record):
+    """Add a drawn token to each of the rows, and record and free those that end."""
+    samples.add(rows, drawn, logprobs)
+    for row in rows[ends.possible(drawn) | samples.full(rows)]:
+        finished = ends.reached(samples.ids[row, : samples.count[row]], samples.prompt[row])
+        if finished or samples.full(row):
+            record(*samples.end(row, finished))
 
 
 def show_rate(bar, tokens, graphs):
@@ -306,7 +318,7 @@ def check_stops(stop, decode):
 def check_settings(max_new, temperature, top_p, n, batch):
     """Raise ValueError for settings out of range."""
     for name, value in (("max_new", max_new), ("n", n), ("batch", batch)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     if temperature < 0:
         raise ValueError(f"temperature={temperature} must be at least 0")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine import packing
-from engine.layers import head_product, scoring_head, stacked_layers, stacked_linear
+from engine.layers import scoring_head, stacked_head, stacked_layers, stacked_linear
 from engine.reader import length_batches
 from engine.rollouts import EVENT, Rollouts, Row, merge, split
 from logprobs import token_logprobs
@@ -23,6 +23,7 @@ TWO_RANKS = "test_parallel.py::test_em_with_two_ranks"
 
 TWINS = {  # function of engine/ -> the test that holds it equal to its plain twin
     "decoder.Decoder": "test_sample.py::test_greedy_is_the_naive_loop",
+    "decoder.decoder_for": "test_decoder.py::test_a_decoder_that_stays",
     "documents.Code": "test_mstep.py::test_a_corpus_is_read_as_it_is_needed",
     "documents.Written": "test_mstep.py::test_documents_on_disk",
     "documents.write_documents": "test_mstep.py::test_documents_on_disk",
@@ -30,11 +31,15 @@ TWINS = {  # function of engine/ -> the test that holds it equal to its plain tw
     "gradients.ntp_gradient": "test_backend.py::test_em",
     "gradients.policy_gradient": "test_estep.py::test_gradient_by_definition",
     "gradients.score_completions": "test_rlvr.py::test_update_is_the_equation",
-    "layers.head_product": "test_engine_law.py::test_heads",
+    "kernels.Rows": "test_decoder.py::test_the_kernel_is_its_plain_twin",
+    "kernels.step_attention": "test_decoder.py::test_the_kernel_is_its_plain_twin",
     "layers.scoring_head": "test_engine_law.py::test_heads",
     "layers.stacked_layers": "test_engine_law.py::test_stacked_weights",
-    "layers.stacked_linear": "test_engine_law.py::test_stacked_weights",
+    "layers.stacked_model": "test_engine_law.py::test_stacked_weights",
+    "layers.tensors_of": "test_decoder.py::test_a_decoder_that_stays",
     "machine.compile_blocks": "test_mstep.py::test_compiled_steps",
+    "machine.download": "test_decoder.py::test_arrays_go_up_and_come_down",
+    "machine.upload": "test_decoder.py::test_arrays_go_up_and_come_down",
     "optim.RoundedAdamW": "test_optim.py::test_a_step_is_that_of_adamw",
     "packing.hidden_before": "test_estep.py::test_sampled_is_scored",
     "packing.micro_batches": "test_mstep.py::test_any_size_of_micro_batch_gives_the_same_step",
@@ -175,7 +180,7 @@ def test_heads(tied, dtype):
     ids = torch.randint(90, (70,), generator=gen)
     with torch.no_grad():
         logits = hidden.float() @ model.head_weight.float().T  # (N, V)
-        torch.testing.assert_close(head_product(model)(hidden), logits)
+        torch.testing.assert_close(stacked_head(model)(hidden), logits)
         logp = token_logprobs(hidden.float(), scoring_head(model), ids)[0]  # (N,)
         want = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
         torch.testing.assert_close(logp, want)
