@@ -40,6 +40,7 @@ Shapes: M states, D width, B snippets, L lines, G rollouts, N = B*G rows, K samp
 
 import dataclasses
 import math
+import typing
 
 import numpy as np
 import torch
@@ -210,6 +211,11 @@ def code_logprobs(hidden, weight, targets, opens, thought_ids):
     left out of the softmax, because the decision was <act>, or the thought is over (departure 1).
     """
     first, further = (where.nonzero()[:, 0] for where in (opens, ~opens))
+    return code_logprobs_apart(hidden, weight, targets, first, further, thought_ids)
+
+
+def code_logprobs_apart(hidden, weight, targets, first, further, thought_ids):
+    """`code_logprobs`, where the first tokens of lines and the further tokens are numbers."""
     logp = token_logprobs(hidden[further], weight, targets[further])[0]
     given_act = token_logprobs(hidden[first], weight, targets[first], without=thought_ids)[0]
     return logp.new_empty(len(targets)).index_copy(0, further, logp).index_copy(0, first, given_act)
@@ -226,14 +232,23 @@ def decision_logprobs(hidden, weight, thought_ids):
     return torch.cat((act[None], opening)).T  # (M, 1 + H)
 
 
-def line_logprobs(net, hidden, pieces, tok):
-    """log pi(a_t | s_t, z_t), summed by line -> (pieces, Lmax) float64, zeros where a piece has no
-    part in a line.
+class CodeTokens(typing.NamedTuple):
+    """The tokens of pieces of code, as NumPy arrays."""
 
-    hidden  (M, D)
-    pieces  [(ids, first, lo, hi, offset)]: hidden[offset:offset + hi - lo] are the states of the
-            tokens lo to hi - 1 of a row `ids`, whose lines begin at `first`. They predict code.
-    """
+    targets: np.ndarray  # (M,) their ids
+    states: np.ndarray  # (M,) the numbers of the states that predict them
+    first: np.ndarray  # the numbers, among 0..M-1, of first tokens of lines
+    further: np.ndarray  # and of the others
+    cells: np.ndarray  # (M,) piece * Lmax + line
+    shape: tuple  # (pieces, Lmax)
+
+    def sum_lines(self, logp):
+        """(pieces, Lmax) sums of logp (M,) float64 by line."""
+        return np.bincount(self.cells, logp, math.prod(self.shape)).reshape(self.shape)
+
+
+def code_tokens(pieces):
+    """The CodeTokens of pieces, as `line_logprobs` takes them."""
     targets, states, opens, cells = [], [], [], []
     longest = max(len(first) for _, first, *_ in pieces)
     for n, (ids, first, lo, hi, offset) in enumerate(pieces):
@@ -243,11 +258,21 @@ def line_logprobs(net, hidden, pieces, tok):
         states.append(offset + np.arange(hi - lo))
         opens.append(np.asarray(first)[line] == position)
         cells.append(n * longest + line)
-    targets, states, opens = (
-        torch.from_numpy(np.concatenate(x)).to(hidden.device) for x in (targets, states, opens)
-    )
-    logp = code_logprobs(hidden[states].float(), net.head, targets, opens, tok.thought_ids)
-    sums = np.bincount(
-        np.concatenate(cells), logp.double().cpu().numpy(), len(pieces) * longest
-    )  # (pieces * Lmax,)
-    return sums.reshape(-1, longest)
+    targets, states, opens, cells = map(np.concatenate, (targets, states, opens, cells))
+    parts = np.flatnonzero(opens), np.flatnonzero(~opens)
+    return CodeTokens(targets, states, *parts, cells, (len(pieces), longest))
+
+
+def line_logprobs(net, hidden, pieces, tok):
+    """log pi(a_t | s_t, z_t), summed by line -> (pieces, Lmax) float64, zeros where a piece has no
+    part in a line.
+
+    hidden  (M, D)
+    pieces  [(ids, first, lo, hi, offset)]: hidden[offset:offset + hi - lo] are the states of the
+            tokens lo to hi - 1 of a row `ids`, whose lines begin at `first`. They predict code.
+    """
+    tokens = code_tokens(pieces)
+    targets, states, first, further = (torch.from_numpy(x).to(hidden.device) for x in tokens[:4])
+    hidden = hidden[states].float()
+    logp = code_logprobs_apart(hidden, net.head, targets, first, further, tok.thought_ids)
+    return tokens.sum_lines(logp.double().cpu().numpy())

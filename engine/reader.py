@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from engine.layers import scoring_head, stacked_layers
-from engine.machine import tokens_at_once
+from engine.machine import tokens_at_once, upload
 from model import attention, attention_bias, block, rotate
 
 
@@ -22,11 +22,10 @@ class Layout(typing.NamedTuple):
     """Where the tokens of a batch of continuations stand."""
 
     ids: torch.Tensor  # (M,)
-    row: torch.Tensor  # (M,) the continuation of each token
-    place: torch.Tensor  # (M,) its place in the continuation
-    cell: torch.Tensor  # (M,) its place in the padded batch (N, T)
+    cell: torch.Tensor  # (M,) the place of each token in the padded batch (N, T)
     rope: tuple  # cos and sin, (1, M, 1, E/2) each
-    reach: list  # of each cache: the slots that any continuation attends to
+    seen: list  # (Cache, rows (N,), the slots that any continuation attends to)
+    target: tuple | None  # Cache, rows (M,) and slots (M,) that new keys are written to
     bias: torch.Tensor  # (N, 1, T, S)
 
 
@@ -59,49 +58,54 @@ class Reader:
         for numbers in length_batches(sizes, tokens_at_once(self.model.device)):
             hidden = self.forward(
                 [tokens[i] for i in numbers],
-                self._select(start, numbers),
+                np.asarray(start)[numbers],
                 [
-                    (cache, self._select(rows, numbers), self._select(lengths, numbers))
+                    (cache, np.asarray(rows)[numbers], np.asarray(lengths)[numbers])
                     for cache, rows, lengths in seen
                 ],
-                keep and (keep[0], self._select(keep[1], numbers), self._select(keep[2], numbers)),
+                keep and (keep[0], *(np.asarray(x)[numbers] for x in keep[1:])),
             )
             yield numbers, np.cumsum(sizes[numbers]) - sizes[numbers], hidden
 
-    def _select(self, values, numbers):
-        return torch.as_tensor(np.asarray(values)[numbers], device=self.model.device)
-
     def forward(self, tokens, start, seen, keep):
         """One batch of `read` -> (M, D), the states of tokens[0], tokens[1], ... end to end."""
-        layout = self._layout(tokens, start, seen)
+        layout = self._layout(tokens, start, seen, keep)
         x = self.model.embeddings(layout.ids)  # (M, D)
         for number, layer in enumerate(self.layers):
-            attend = functools.partial(self._attend, number, layout, seen, keep)
-            x = block(x, layer, attend)
+            x = block(x, layer, functools.partial(self._attend, number, layout))
         return self.model.norm(x)  # (M, D)
 
-    def _layout(self, tokens, start, seen):
+    def _layout(self, tokens, start, seen, keep):
         """The Layout of a batch, on the model's device."""
         model = self.model
         sizes = [len(ids) for ids in tokens]
         N, T = len(sizes), max(sizes)
-        row = torch.from_numpy(np.repeat(np.arange(N), sizes)).to(model.device)  # (M,)
+        row = np.repeat(np.arange(N), sizes)  # (M,)
         place = np.concatenate([np.arange(size) for size in sizes])  # (M,)
-        place = torch.from_numpy(place).to(model.device)
-        pos = start[row] + place  # (M,)
-        rope = model.cos[pos][None, :, None], model.sin[pos][None, :, None]  # (1, M, 1, E/2)
-        reach = [int(lengths.max()) for *_, lengths in seen]
+        arrays = [np.concatenate(tokens), start[row] + place, row * T + place]
+        arrays += [x for _, *part in seen for x in part]  # (N,) each
+        if keep:
+            arrays += [keep[1][row], keep[2][row] + place]  # (M,) each
+        ids, pos, cell, *rest = upload(model.device, *arrays)
+        caches = list(zip((cache for cache, *_ in seen), rest[: 2 * len(seen) : 2], strict=True))
+        lengths = rest[1 : 2 * len(seen) : 2]
+        reach = [int(x.max()) for *_, x in seen]
         masks = []
-        for slots, (*_, lengths) in zip(reach, seen, strict=True):
-            inside = torch.arange(slots, device=model.device) < lengths[:, None]  # (N, slots)
+        for slots, x in zip(reach, lengths, strict=True):
+            inside = torch.arange(slots, device=model.device) < x[:, None]  # (N, slots)
             masks.append(inside[:, None].expand(N, T, slots))
         causal = torch.ones(T, T, dtype=torch.bool, device=model.device).tril()
         mask = torch.cat([*masks, causal.expand(N, T, T)], -1)  # (N, T, S)
-        bias = attention_bias(mask, model.dtype)[:, None]  # (N, 1, T, S)
-        ids = torch.from_numpy(np.concatenate(tokens)).to(model.device)
-        return Layout(ids, row, place, row * T + place, rope, reach, bias)
+        return Layout(
+            ids=ids,
+            cell=cell,
+            rope=(model.cos[pos][None, :, None], model.sin[pos][None, :, None]),
+            seen=[(cache, rows, slots) for (cache, rows), slots in zip(caches, reach, strict=True)],
+            target=keep and (keep[0], *rest[-2:]),
+            bias=attention_bias(mask, model.dtype)[:, None],
+        )
 
-    def _attend(self, number, layout, seen, keep, qkv):
+    def _attend(self, number, layout, qkv):
         """Attention of layer `number`: qkv (M, (H + 2 K) E) -> (M, H E)."""
         H, K = self.model.cfg.n_head, self.model.cfg.n_kv_head
         heads = qkv.view(1, len(qkv), H + 2 * K, -1)  # (1, M, heads, E)
@@ -109,13 +113,12 @@ class Reader:
         q = rotate(q, layout.rope)[0]  # (M, H, E)
         k = rotate(k, layout.rope)[0]  # (M, K, E)
         v = v[0]
-        if keep:
-            cache, rows, slots = keep
-            target = rows[layout.row], slice(None), slots[layout.row] + layout.place
-            cache.k[number][target] = k
-            cache.v[number][target] = v
+        if layout.target:
+            cache, rows, slots = layout.target
+            cache.k[number][rows, :, slots] = k
+            cache.v[number][rows, :, slots] = v
         ks, vs = [], []
-        for slots, (cache, rows, _) in zip(layout.reach, seen, strict=True):
+        for cache, rows, slots in layout.seen:
             ks.append(cache.k[number][:, :, :slots].index_select(0, rows))  # (N, K, slots, E)
             vs.append(cache.v[number][:, :, :slots].index_select(0, rows))
         q = pad_heads(q, layout)  # (N, H, T, E)

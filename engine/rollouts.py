@@ -36,6 +36,7 @@ M events (a decision, a token of a thought, its end).
 """
 
 import dataclasses
+import functools
 import math
 import typing
 
@@ -44,10 +45,10 @@ import torch
 
 from config import progress_bar, seed_of
 from data import ends_itself, inserted
-from elbo import decision_logprobs, line_logprobs, reward
+from elbo import code_logprobs_apart, code_tokens, decision_logprobs, reward
 from engine import parallel
 from engine.decoder import Decoder, decoder_for
-from engine.machine import rows_at_once, tokens_at_once
+from engine.machine import download, rows_at_once, tokens_at_once, upload
 from engine.reader import Reader, length_batches
 
 # kinds of events: <act>; the first token of a thought; a further token; its end
@@ -388,21 +389,45 @@ def read_trunk(reader, cache, snippets, tok, scored=False, decided=False):
     tokens = 0
     zeros = np.zeros(len(snippets), int)
     target = cache, np.arange(len(snippets)), zeros
+    looks, lines = Look(), Look()
     for numbers, offsets, hidden in reader.read([s.ids[:-1] for s in snippets], zeros, keep=target):
         batch = [snippets[b] for b in numbers]
         tokens += len(hidden)
         if decided:
             before = [np.array(s.first) - 1 + o for s, o in zip(batch, offsets, strict=True)]
-            for b, logp in zip(numbers, decision_logp(reader, hidden, before, tok), strict=True):
-                decisions[b] = logp
+            looks.add(numbers, *decision_logp(reader, hidden, before, tok))
         if scored:
             pieces = [
                 Piece(s.ids, s.first, s.first[0] - 1, len(s.ids) - 1, o + s.first[0] - 1)
                 for s, o in zip(batch, offsets, strict=True)
             ]
-            for b, logp in zip(numbers, line_logprobs(reader, hidden, pieces, tok), strict=True):
-                line_logp[b] = logp[: len(line_logp[b])]
+            lines.add(numbers, *piece_logp(reader, hidden, pieces, tok))
+    for b, logp in looks.values():
+        decisions[b] = logp
+    for b, logp in lines.values():
+        line_logp[b] = logp[: len(line_logp[b])]
     return Trunk(line_logp, decisions, tokens)
+
+
+class Look:
+    """What is computed on the device for the host: fetched by one copy, when all is queued."""
+
+    def __init__(self):
+        self.names = []
+        self.tensors = []
+        self.readings = []
+
+    def add(self, names, tensor, reading):
+        """reading: the function of the tensor as an array that gives a value for each name."""
+        self.names.append(names)
+        self.tensors.append(tensor)
+        self.readings.append(reading)
+
+    def values(self):
+        """Yields (name, value). Waits for the device, if anything was added."""
+        arrays = download(*self.tensors) if self.tensors else []
+        for names, array, reading in zip(self.names, arrays, self.readings, strict=True):
+            yield from zip(names, reading(array), strict=True)
 
 
 class Piece(typing.NamedTuple):
@@ -416,15 +441,24 @@ class Piece(typing.NamedTuple):
 
 
 def decision_logp(reader, hidden, before, tok):
-    """Log-probabilities of <act> and of every token that begins a comment.
+    """Log-probabilities of <act> and of every token that begins a comment, for a `Look`.
 
-    hidden (M, D); before: for each row the indices of the states before its decisions.
-    Returns for each row (decisions, 1 + H) float64.
+    hidden (M, D); before: for each row the indices of the states before its decisions. The value
+    of a row is (decisions, 1 + H) float64.
     """
-    states = torch.from_numpy(np.concatenate(before)).to(hidden.device)
+    (states,) = upload(hidden.device, np.concatenate(before))
     logp = decision_logprobs(hidden[states].float(), reader.head, tok.thought_ids)  # (M, 1 + H)
     ends = np.cumsum([len(x) for x in before])
-    return np.split(logp.double().cpu().numpy(), ends[:-1])
+    return logp, functools.partial(np.split, indices_or_sections=ends[:-1])
+
+
+def piece_logp(reader, hidden, pieces, tok):
+    """`elbo.line_logprobs` for a `Look`. The value of a piece is (Lmax,)."""
+    code = code_tokens(pieces)
+    targets, states, first, further = upload(hidden.device, *code[:4])
+    states = hidden[states].float()  # (tokens, D)
+    logp = code_logprobs_apart(states, reader.head, targets, first, further, tok.thought_ids)
+    return logp, code.sum_lines
 
 
 def decide(sampling, n, logp):
@@ -526,7 +560,6 @@ def insert_thought(sampling, row):
 def read_lines(sampling, going):
     """Take rows from behind a thought to their next one or to their end -> rows that think."""
     rows = sampling.rows
-    tok = sampling.tok
     thinking = []
     while True:
         ends = {n: read_until(sampling, rows[n]) for n in going}
@@ -538,25 +571,42 @@ def read_lines(sampling, going):
         reach = max(ends[n] - rows[n].prefix for n in going)
         context = sampling.decoder.context(going, begin - prefix, reach)
         chunks = [rows[n].ids[rows[n].known : ends[n]] for n in going]
-        acting = []
-        for numbers, offsets, hidden in sampling.reader.read(chunks, begin, context, context[1]):
-            sampling.forward_tokens += len(hidden)
-            batch = going[numbers]
-            before = [
-                lines_before(rows[n], ends[n]) - 1 - rows[n].known + offset
-                for n, offset in zip(batch, offsets, strict=True)
-            ]
-            logps = decision_logp(sampling.reader, hidden, before, tok)
-            pieces = []
-            for n, offset, logp in zip(batch, offsets, logps, strict=True):
-                thinks, piece = decide_lines(sampling, n, ends[n], offset, logp)
-                pieces.append(piece)
-                (thinking if thinks else acting).append(n)
-            if sampling.scored:
-                sums = line_logprobs(sampling.reader, hidden, pieces, tok)
-                for n, logp in zip(batch, sums, strict=True):
-                    rows[n].line_logp += logp[: len(rows[n].first)]
-        going = acting
+        batches = list(sampling.reader.read(chunks, begin, context, context[1]))
+        going = decide_batches(sampling, going, ends, batches, thinking)
+
+
+def decide_batches(sampling, going, ends, batches, thinking):
+    """Draw the decisions of rows whose lines were read -> rows that do not think.
+
+    ends: up to where each row was read; batches: of `Reader.read`. Rows that think are appended to
+    `thinking`. Likelihoods come in the same passes, where they are wanted.
+    """
+    rows = sampling.rows
+    reader = sampling.reader
+    tok = sampling.tok
+    decisions, lines = Look(), Look()
+    for numbers, offsets, hidden in batches:
+        sampling.forward_tokens += len(hidden)
+        batch = going[numbers]
+        before = [
+            lines_before(rows[n], ends[n]) - 1 - rows[n].known + offset
+            for n, offset in zip(batch, offsets, strict=True)
+        ]
+        decisions.add(batch, *decision_logp(reader, hidden, before, tok))
+    logps = dict(decisions.values())
+    acting = []
+    for numbers, offsets, hidden in batches:
+        batch = going[numbers]
+        pieces = []
+        for n, offset in zip(batch, offsets, strict=True):
+            thinks, piece = decide_lines(sampling, n, ends[n], offset, logps[n])
+            pieces.append(piece)
+            (thinking if thinks else acting).append(n)
+        if sampling.scored:
+            lines.add(batch, *piece_logp(reader, hidden, pieces, tok))
+    for n, logp in lines.values():
+        rows[n].line_logp += logp[: len(rows[n].first)]
+    return acting
 
 
 def read_until(sampling, row):
@@ -654,23 +704,46 @@ def score_thinkers(reader, tok, rows, context, states):
     seen = [(context.trunk, [row.group for row in rows], prefix)]
     target = context.own and (context.own, context.slots, np.zeros(len(rows), int))
     chunks = [row.ids[row.prefix : -1] for row in rows]
+    lines, thoughts = Look(), []
     for numbers, offsets, hidden in reader.read(chunks, prefix, seen, target):
         tokens += len(hidden)
+        begins = offsets - prefix[numbers]  # of the rows' tokens 0
         pieces, owners = [], []
-        for i, offset in zip(numbers, offsets, strict=True):
-            row = rows[i]
-            offset -= row.prefix  # of the row's token 0
-            parts = code_pieces(tok, row, offset)
+        for i, begin in zip(numbers, begins, strict=True):
+            parts = code_pieces(tok, rows[i], begin)
             pieces += parts
-            owners += [row] * len(parts)
-            row.line_logp[min(row.thoughts) :] = 0
-            for t in row.thoughts if states else ():
-                begin = offset + begin_of(tok, row, t)
-                thought = hidden[begin : begin + len(row.thoughts[t])]
-                row.states[t] = thought.to("cpu", reader.model.dtype, copy=True)
-        for row, logp in zip(owners, line_logprobs(reader, hidden, pieces, tok), strict=True):
-            row.line_logp += logp[: len(row.first)]
+            owners += [i] * len(parts)
+            rows[i].line_logp[min(rows[i].thoughts) :] = 0
+        lines.add(owners, *piece_logp(reader, hidden, pieces, tok))
+        if states:
+            thoughts.append(thought_states(tok, [rows[i] for i in numbers], begins, hidden))
+    for i, logp in lines.values():
+        rows[i].line_logp += logp[: len(rows[i].first)]
+    if states:
+        keys, tensors = zip(*thoughts, strict=True)
+        store_states(sum(keys, []), torch.cat(tensors).to("cpu", reader.model.dtype))
     return tokens
+
+
+def thought_states(tok, rows, begins, hidden):
+    """The states of a batch at its thoughts -> ([(row, line)], (n, D), thought after thought).
+
+    begins: of each row, the state of its token 0.
+    """
+    keys, indices = [], []
+    for row, begin in zip(rows, begins, strict=True):
+        for t, thought in row.thoughts.items():
+            keys.append((row, t))
+            indices.append(begin + begin_of(tok, row, t) + np.arange(len(thought)))
+    (index,) = upload(hidden.device, np.concatenate(indices))
+    return keys, hidden[index]
+
+
+def store_states(keys, states):
+    """Give rows their states (n, D), as `thought_states` lists them."""
+    parts = states.split([len(row.thoughts[t]) for row, t in keys])
+    for (row, t), part in zip(keys, parts, strict=True):
+        row.states[t] = part.clone()  # not a view: rows travel between processes
 
 
 def code_pieces(tok, row, offset):
@@ -703,10 +776,9 @@ def later_values(reader, tok, rows, later, context):
 
     later: [(index of the row, line t)]. Returns ({(index, t): nats}, tokens run).
     """
-    values = {}
     tokens = 0
     if not later:
-        return values, tokens
+        return {}, tokens
     index = np.array([i for i, _ in later])
     begin = np.array([begin_of(tok, rows[i], t) - 1 for i, t in later])
     prefix = np.array([rows[i].prefix for i in index])
@@ -719,6 +791,7 @@ def later_values(reader, tok, rows, later, context):
     codes = []
     for (i, t), b in zip(later, begin, strict=True):
         codes.append([rows[i].ids[b], *rows[i].snip.ids[rows[i].snip.first[t] :]])
+    lines = Look()
     for numbers, offsets, hidden in reader.read([c[:-1] for c in codes], begin, seen):
         tokens += len(hidden)
         pieces = []
@@ -727,6 +800,6 @@ def later_values(reader, tok, rows, later, context):
             first = np.array(rows[i].snip.first[t:])
             first = first - first[0] + 1
             pieces.append(Piece(codes[j], first, 0, len(codes[j]) - 1, offset))
-        for j, logp in zip(numbers, line_logprobs(reader, hidden, pieces, tok), strict=True):
-            values[later[j]] = logp.sum()
+        lines.add(numbers, *piece_logp(reader, hidden, pieces, tok))
+    values = {later[j]: logp.sum() for j, logp in lines.values()}
     return values, tokens
