@@ -48,8 +48,8 @@ from data import ends_itself, inserted
 from elbo import code_logprobs_apart, code_tokens, decision_logprobs, reward
 from engine import parallel
 from engine.decoder import Decoder, decoder_for
-from engine.machine import download, rows_at_once, tokens_at_once, upload
-from engine.reader import Reader, length_batches
+from engine.machine import download, rows_at_once, upload
+from engine.reader import Reader, device_batches
 
 # kinds of events: <act>; the first token of a thought; a further token; its end
 ACT, FIRST, TOKEN, END = range(4)
@@ -682,7 +682,7 @@ def score_rows(reader, tok, snippets, rows, gains, states):
         row.line_logp[:] = base[row.group]
     thinkers = [row for row in rows if row.thoughts]
     sizes = np.array([len(row.ids) - row.prefix for row in thinkers])
-    for numbers in length_batches(sizes, 4 * tokens_at_once(reader.model.device)):
+    for numbers in device_batches(sizes, reader.model.device, times=4):
         batch = [thinkers[i] for i in numbers]
         context = Context(cache, None, np.arange(len(batch)))
         if gains:

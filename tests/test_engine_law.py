@@ -12,7 +12,7 @@ import torch
 
 from engine import packing
 from engine.layers import scoring_head, stacked_head, stacked_layers, stacked_linear
-from engine.reader import length_batches
+from engine.reader import device_batches, length_batches
 from engine.rollouts import EVENT, Rollouts, Row, merge, split
 from logprobs import token_logprobs
 from model import ModelConfig, Transformer
@@ -58,6 +58,7 @@ TWINS = {  # function of engine/ -> the test that holds it equal to its plain tw
     "parallel.unwrap": EXACT,
     "parallel.wrap": EXACT,
     "reader.Reader": "test_estep.py::test_rollouts_are_sequential_sampling",
+    "reader.device_batches": "test_engine_law.py::test_length_batches",
     "reader.length_batches": "test_engine_law.py::test_length_batches",
     "rollouts.draw_uniforms": "test_estep.py::test_rollouts_do_not_depend_on_the_batch",
     "rollouts.read_trunk": "test_estep.py::test_never_thinking",
@@ -197,7 +198,9 @@ def test_length_batches():
             longest = sizes[batch].max()
             assert len(batch) == 1 or len(batch) * longest <= 512
             assert sizes[batch].min() >= min(longest - 16, 3 * longest // 4)
-    assert [b.tolist() for b in length_batches(np.array([10, 300, 290]), 4096)] == [[1, 2], [0]]
+    sizes = np.array([10, 300, 290])
+    for name, batches in (("cpu", [[1, 2], [0]]), ("cuda", [[1, 2, 0]])):
+        assert [b.tolist() for b in device_batches(sizes, torch.device(name))] == batches
 
 
 def test_shared_parts():
