@@ -28,7 +28,13 @@ import typing
 import torch
 
 from benchmarks import suites
-from benchmarks.rates import mean_pass_at_k, pass_rates, rate_interval
+from benchmarks.rates import (
+    intervals_at_k,
+    mean_pass_at_k,
+    pass_rates,
+    rate_interval,
+    seed_interval,
+)
 from benchmarks.samples import SampleFile, path_of, read_completions
 from benchmarks.sanitise import sanitised
 from config import (
@@ -470,13 +476,15 @@ def evaluate(run, names):
     for name in names:
         model, extra = run.load(name)
         results[name] = {"pass@1": None, "pass@5": None}
+        intervals = {}
         if problems:
-            rates, programs = solve_problems(run, name, model, problems)
+            rates, intervals, programs = solve_problems(run, name, model, problems)
             results[name].update(rates)
         rolls = heldout_rollouts(model, run.tok, run.heldout, run.cfg, run.backend)
         prior = prior_of(run.cfg, run.tok, model.cfg.vocab_size)
         elbo = summary(rolls, prior, run.hard)
         results[name].update(elbo, flops=extra["flops"], measured=measured(run.cfg))
+        results[name]["intervals"] = intervals | bound_intervals(rolls, prior)
         thoughts = thought_rows(run.tok, rolls, prior, run.hard)
         write_rows(run.path(f"thoughts-{name}.jsonl"), thoughts)
     earlier = write_results(run, results)
@@ -490,7 +498,7 @@ def evaluate(run, names):
 
 
 def solve_problems(run, name, model, problems):
-    """Sampled and greedy programs of a model -> ({rate: value}, rows of the greedy ones).
+    """Sampled and greedy programs of a model -> (rates, their intervals, rows of the greedy ones).
 
     The greedy ones are written to samples-NAME.jsonl, the others to samples-NAME-domain.jsonl.
     """
@@ -512,7 +520,25 @@ def solve_problems(run, name, model, problems):
     write_rows(run.path(f"samples-{name}.jsonl"), greedy)
     write_rows(run.path(f"samples-{name}-domain.jsonl"), rows)
     rates = mean_pass_at_k(rows, cfg.samples)
-    return {**rates, "greedy": mean_pass_at_k(greedy, 1)["pass@1"]}, greedy
+    rates["greedy"] = mean_pass_at_k(greedy, 1)["pass@1"]
+    intervals = intervals_at_k(rows, cfg.samples)
+    intervals["greedy"] = intervals_at_k(greedy, 1)["pass@1"]
+    return rates, intervals, greedy
+
+
+def bound_intervals(rolls, prior):
+    """95% intervals of the bound over snippets, by Student's t -> {metric: a list of two}.
+
+    {} of one snippet.
+    """
+    if len(rolls.base_logp) < 2:
+        return {}
+    rewards = rolls.rewards(prior).sum(1).reshape(-1, rolls.G).mean(1)  # (B,)
+    no_think = [float(lines.sum()) for lines in rolls.base_logp]
+    return {
+        "elbo": list(seed_interval(rewards)),
+        "elbo_no_think": list(seed_interval(no_think)),
+    }
 
 
 def thought_rows(tok, rolls, prior, hard=None):

@@ -46,6 +46,11 @@ def mean_pass_at_k(rows, n, ks=(1, 5)):
     return {f"pass@{k}": float(np.mean(pass_rates(rows, n, k))) for k in ks if k <= n}
 
 
+def intervals_at_k(rows, n, ks=(1, 5)):
+    """{pass@k: its 95% interval, a list of two} for every k <= n."""
+    return {f"pass@{k}": list(rate_interval(pass_rates(rows, n, k), n)) for k in ks if k <= n}
+
+
 def rate_interval(rates, n):
     """95% interval of the mean of some problems' rates -> (low, high).
 

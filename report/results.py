@@ -6,7 +6,7 @@ snippets (Student's t).
 
 import numpy as np
 
-from benchmarks.rates import paired_interval, pass_rates, rate_interval, seed_interval
+from benchmarks.rates import paired_interval, pass_rates, seed_interval
 from report.markup import bounds_text, element, escape, number, paragraph, section, table
 
 PERCENT = "{:.1%}"
@@ -61,13 +61,13 @@ def results_section(folder):
 
 
 def figure_cell(folder, model, key, form):
-    """A figure, with its interval where the rows behind it are there."""
+    """A figure, with its interval where that was measured."""
     value = figure_of(folder.results[model], key)
     if value is None:
         return "-"
     text = number(value / 1e12 if key == "flops" else value, form)
-    values, bounds = values_of(folder, model, key)
-    if bounds is None or abs(float(np.mean(values)) - value) > 2e-3:
+    bounds = folder.results[model].get("intervals", {}).get(key)
+    if not bounds:
         return escape(text)
     return escape(text) + element("small", escape(bounds_text(bounds, form)))
 
@@ -80,31 +80,6 @@ def figure_of(result, key):
     if key in OF_THOUGHTS and result.get("think_share") == 0:
         return None
     return result.get(key)
-
-
-def values_of(folder, model, key):
-    """The values that a figure is the mean of, and its interval -> (values, bounds or None)."""
-    if key in ("pass@1", "pass@5", "greedy"):
-        rates, n = rates_of(folder, model, key)
-        return rates, rate_interval(rates, n) if len(rates) else None
-    rows = folder.thoughts.get(model, [])
-    values = []
-    if key == "elbo":
-        values = [np.mean([rollout["reward"] for rollout in row["rollouts"]]) for row in rows]
-    elif key == "elbo_no_think":
-        values = [sum(row["never"]) for row in rows]
-    return values, seed_interval(values) if len(values) > 1 else None
-
-
-def rates_of(folder, model, key):
-    """pass@k of each task, in order, and the samples of a task -> (rates, n); ([], 0) without."""
-    rows = (folder.programs if key == "greedy" else folder.samples).get((model, "domain"), [])
-    tasks = len({row["task_id"] for row in rows})
-    n = len(rows) // max(1, tasks)
-    k = 5 if key == "pass@5" else 1
-    if n < k or n * tasks != len(rows):
-        return [], 0
-    return pass_rates(rows, n, k), n
 
 
 # ---------------------------------------------------------------- differences
@@ -124,18 +99,36 @@ def differences_in_words(folder, models):
 
 
 def paired_bounds(folder, a, b, key):
-    """(mean difference, its interval) over what both have in common; None without."""
-    if key == "pass@1":
-        rates_a, n = rates_of(folder, a, key)
-        rates_b, _ = rates_of(folder, b, key)
-        if not len(rates_a) or len(rates_a) != len(rates_b):
-            return None
-        return float(np.mean(rates_a) - np.mean(rates_b)), paired_interval(rates_a, rates_b, n)
-    values_a, values_b = (values_of(folder, model, key)[0] for model in (a, b))
-    if len(values_a) < 2 or len(values_a) != len(values_b):
+    """(mean difference, its interval) over the tasks or snippets of both.
+
+    None where they have not equally many of them, each with equally many samples.
+    """
+    pair = rates_of if key == "pass@1" else bounds_of_snippets
+    values_a, n = pair(folder, a)
+    values_b, n_b = pair(folder, b)
+    if len(values_a) < 2 or (len(values_a), n) != (len(values_b), n_b):
         return None
     differences = np.array(values_a) - np.array(values_b)
+    if key == "pass@1":
+        return float(differences.mean()), paired_interval(values_a, values_b, n)
     return float(differences.mean()), seed_interval(differences)
+
+
+def rates_of(folder, model):
+    """pass@1 of each task, and the samples of a task -> (rates, n); ([], 0) without rows."""
+    rows = folder.samples.get((model, "domain"), [])
+    tasks = len({row["task_id"] for row in rows})
+    n = len(rows) // max(1, tasks)
+    if not n or n * tasks != len(rows):
+        return [], 0
+    return pass_rates(rows, n, 1), n
+
+
+def bounds_of_snippets(folder, model):
+    """The mean reward of each held-out snippet, and the rollouts of a snippet."""
+    rows = folder.thoughts.get(model, [])
+    rewards = [[rollout["reward"] for rollout in row["rollouts"]] for row in rows]
+    return [float(np.mean(values)) for values in rewards], len(rewards[0]) if rewards else 0
 
 
 # ---------------------------------------------------------------- the headline

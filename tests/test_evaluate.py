@@ -539,6 +539,23 @@ def test_rows_of_thoughts_are_the_rollouts(world):
     assert thoughts > 10
 
 
+def test_intervals_of_the_bound_are_over_snippets(world):
+    tok, model, snips, _ = world
+    cfg = config.make(elbo_samples=2, think_max=4, c=0.5)
+    prior = prior_of(cfg, tok, model.cfg.vocab_size)
+    rolls = evaluate.heldout_rollouts(model, tok, snips, cfg)
+    means = rolls.rewards(prior).sum(1).reshape(5, 2).mean(1)
+    got = evaluate.bound_intervals(rolls, prior)
+    half = 2.776 * np.std(means, ddof=1) / 5**0.5  # Student's t, 4 degrees of freedom
+    assert got["elbo"] == pytest.approx([means.mean() - half, means.mean() + half])
+    assert sum(got["elbo_no_think"]) / 2 == pytest.approx(
+        np.mean([x.sum() for x in rolls.base_logp])
+    )
+    assert (
+        evaluate.bound_intervals(evaluate.heldout_rollouts(model, tok, snips[:1], cfg), prior) == {}
+    )
+
+
 def test_lines_of_indented_code_in_words_of_its_own(world):
     """A line of several physical lines, blank ones between, no indentation, characters of bytes."""
     tok = world[0]

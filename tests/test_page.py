@@ -5,16 +5,17 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 
-from benchmarks.rates import pass_rates, rate_interval, seed_interval
+from benchmarks.rates import paired_interval, pass_rates, seed_interval
 from config import UserError
 from domain import domain_tasks
 from report import __main__ as report_command
 from report.charts import Series, chart, decades, thinned, ticks
 from report.faults import Examiner, first_difference
 from report.files import model_and_suite, open_folder
-from report.markup import bounds_text, number
+from report.markup import number
 from report.page import run_page
 from report.programs import marked
 from report.snippets import first_word, frequent_table
@@ -100,6 +101,7 @@ def result(model):
     figures = {"elbo": -3.0, "elbo_no_think": -4.0, "think_share": 0.0, "gain": 0.0, "flops": 1e12}
     if model == "ra3":
         figures |= {"think_share": 0.3, "think_hard": 0.9, "think_easy": 0.1, "gain": 2.5}
+        figures |= {"intervals": {"pass@1": [0.25, 0.75]}}
         figures |= {"gain_above_c": 0.5, "duration": 2.0, "think_len": 4.0}
     return {"pass@1": {"ra3": 1.0}.get(model, 0.0), **figures, "measured": MEASURED}
 
@@ -179,21 +181,14 @@ def test_intervals_and_differences(run_folder):
     rows = [row for row in programs("ra3") for _ in range(4)]
     rows[0] = {**rows[0], "verdict": "exception"}
     write_rows(run_folder / "samples-ra3-domain.jsonl", rows)
-    write_rows(
-        run_folder / "samples-ntp-domain.jsonl", [r for r in programs("ntp") for _ in "1234"]
-    )
-    results = {model: result(model) for model in MODELS}
-    results["ra3"]["pass@1"] = 11 / 12
-    results["base"]["pass@1"] = 0.5
-    (run_folder / "results.json").write_text(json.dumps(results))
+    wrong_rows = [row for row in programs("ntp") for _ in range(4)]
+    write_rows(run_folder / "samples-ntp-domain.jsonl", wrong_rows)
     text = run_page(open_folder(str(run_folder)))
-    rates = pass_rates(rows, 4, 1)
-    assert bounds_text(rate_interval(rates, 4)) in text
-    assert bounds_text(seed_interval([-2.0, -3.0, -4.0])) in text  # mean rewards of the snippets
-    assert "RA3 beside NTP: pass@1 +0.917 [" in text
+    assert text.count("<td>1.000<small>[0.250, 0.750]</small>") == 1  # as results.json has them
+    low, high = paired_interval(pass_rates(rows, 4, 1), np.zeros(3), 4)
+    assert f"RA3 beside NTP: pass@1 +0.917 [+{low:.3f}, +{high:.3f}]" in text
     assert "RA3 beside NTP: bound +0.00 [+0.00, +0.00]" in text
-    # The base's rows give another pass rate than its entry: rows of other settings say nothing.
-    assert text.count("<td>0.000<small>[0.000, ") == 1
+    assert "RA3 beside base: pass@1" not in text  # other numbers of samples
 
 
 def test_snippets_say_where_and_how_long(run_folder):

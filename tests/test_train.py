@@ -209,6 +209,9 @@ def test_results(whole):
         } <= set(said)
         how = said.pop("measured")
         assert how["data"] == "domain" and how["samples"] == 5
+        intervals = said.pop("intervals")
+        assert list(intervals) == ["pass@1", "pass@5", "greedy", "elbo", "elbo_no_think"]
+        assert all(low <= said[key] <= high for key, (low, high) in intervals.items())
         assert all(isinstance(v, float) for v in said.values())
         assert 0 <= said["pass@1"] <= said["pass@5"] <= 1
         assert len(open(whole / f"samples-{name}.jsonl").readlines()) == 2
