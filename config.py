@@ -76,7 +76,7 @@ def setting(default, text, choices=None, *, of, grows=False, **limits):
 UNITS = ("definitions", "functions", "methods", "files")
 
 
-ESTEPS = ("reinforce", "best-of-n", "hindsight", "none", "random", "oracle")
+ESTEPS = ("auto", "reinforce", "best-of-n", "hindsight", "none", "random", "oracle")
 
 
 @dataclasses.dataclass
@@ -320,11 +320,12 @@ class Config:
         False, "keep the model of each EM iteration, as NAME-iteration-1.pt, ...", of=""
     )
     estep: str = setting(
-        "reinforce",
+        "auto",
         "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), "
-        "hindsight (proposed after seeing the line, then weighed), none (the model's own, "
-        "unselected), random (the model's own, at `rate`), oracle (built-in domain only); with "
-        "commas one an EM iteration, the last one for all later",
+        "auto (best-of-n where the model's own thoughts hardly pay, else reinforce), hindsight "
+        "(proposed after seeing the line, then weighed), none (the model's own, unselected), "
+        "random (the model's own, at `rate`), oracle (built-in domain only); with commas one an "
+        "EM iteration, the last one for all later",
         of="em",
     )
     best_of: int = setting(

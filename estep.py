@@ -441,8 +441,6 @@ def estep(run, name, pi, iteration, state, flops, seconds):
         state if start else None,
         "q",
     )
-    if not start:
-        run.log(name, phase="diagnose", iteration=iteration, **diagnose(run, pi))
     pi.requires_grad_(False)  # or the KL's gradient would wait in pi for the M-step's first step
     pi_fixed = inference_copy(pi, cfg)
     bar = steps_bar(f"{name}: E-step {iteration + 1}", start, cfg.estep_steps)
@@ -536,11 +534,41 @@ def show_progress(bar, metrics):
     )
 
 
-def diagnose(run, pi):
-    """Print and return what the model's own thoughts are worth before the E-step.
+# Mean gain of a model's own thoughts, nats, from which on a policy gradient improves them. Below it
+# the gradient learns silence before it learns what to say; a selection is not drawn to silence.
+WORTH_A_GRADIENT = 0.3
 
-    The rule of thumb is that a gain below c dies out.
+
+def way_of(run, name, pi, iteration, state):
+    """How an EM iteration finds its thoughts, one of PROPOSALS. Tells what pi's own are worth.
+
+    state: of a stage that goes on, or None.
     """
+    cfg = run.cfg
+    way = estep_of(cfg, iteration)
+    if way not in ("auto", "reinforce") or never_thinks(cfg):
+        return way
+    if state and state["step"]:
+        return "reinforce"  # its E-step has begun
+    worth = diagnose(run, pi)
+    if way == "auto":
+        way = "reinforce" if worth["gain"] >= WORTH_A_GRADIENT else "best-of-n"
+        if way == "best-of-n":
+            tqdm.write(
+                f"so little that this iteration takes the best of {cfg.best_of} rollouts "
+                "(--estep auto)"
+            )
+    elif cfg.kl_prior == "penalty" and worth["gain"] < cfg.c:
+        tqdm.write(
+            f"warning: the mean gain is below c = {cfg.c:g}: the bound is served best by thinking "
+            "less, and thinking may die out"
+        )
+    run.log(name, phase="diagnose", iteration=iteration, estep=way, **worth)
+    return way
+
+
+def diagnose(run, pi):
+    """Print and return what the model's own thoughts are worth before the E-step."""
     cfg = run.cfg
     seed = (cfg.seed, DIAGNOSE)
     rolls = rollouts_of(pi, run.tok, run.expert[:32], 4, cfg, seed, "diagnose", run.backend)
@@ -558,11 +586,6 @@ def diagnose(run, pi):
         f"gain {s['gain']:+.2f} nats each, {s['gain_above_c']:.0%} of them above {price}; "
         f"by first word: {words}"
     )
-    if cfg.kl_prior == "penalty" and s["gain"] < cfg.c:
-        tqdm.write(
-            f"warning: the mean gain is below c = {cfg.c:g}: the bound is served best by thinking "
-            "less, and thinking may die out"
-        )
     return {k: s[k] for k in ("think_share", "gain", "gain_above_c", "elbo", "elbo_no_think")}
 
 
@@ -579,6 +602,7 @@ class Proposer:
     cfg: object
     seed: tuple  # ints; the other part of a draw's seed is the snippet's number
     stats: collections.Counter  # `forward_tokens` counts the tokens forwarded
+    way: str  # one of PROPOSALS
     iteration: int = 0
     tasks: list = ()  # the built-in domain's tasks, by number of the snippet
     backend: Backend = FAST
@@ -684,7 +708,7 @@ PROPOSALS = {
 def proposals(source):
     """-> (function (snippets, numbers) -> [{line: ids}], how many snippets to give it at once)."""
     cfg = source.cfg
-    way = estep_of(cfg, source.iteration)
+    way = source.way
     rows = {"best-of-n": cfg.best_of, "reinforce": cfg.resample, "hindsight": cfg.proposals}
     silent = never_thinks(cfg) and way != "oracle"
     propose = never if silent else PROPOSALS[way]

@@ -51,7 +51,6 @@ from config import (
     UserError,
     command,
     deciding,
-    estep_of,
     parse,
     stages_of,
 )
@@ -287,9 +286,10 @@ def em(run):
     for iteration in range(state["iteration"] if state else 0, cfg.iters):
         if not (state and state["phase"] == "mstep"):
             q = pi
-            if estep_of(cfg, iteration) == "reinforce" and not never_thinks(cfg):
+            way = estep.way_of(run, name, pi, iteration, state)
+            if way == "reinforce" and not never_thinks(cfg):
                 q, flops = estep.estep(run, name, pi, iteration, state, flops, seconds)
-            flops += infused(run, name, q, pi, iteration, flops)
+            flops += infused(run, name, q, pi, way, iteration, flops)
             q = None  # its weights would take memory during the M-step
             state = mstep_start(pi, cfg, flops)
             run.save_state(name, phase="mstep", iteration=iteration, seconds=seconds(), **state)
@@ -314,14 +314,14 @@ def mstep_start(model, cfg, flops):
     return {"step": 0, "flops": flops, "weights": weights, "opt": moments}
 
 
-def infused(run, name, q, pi, iteration, flops):
+def infused(run, name, q, pi, way, iteration, flops):
     """Write the M-step's documents, expert code with thoughts written in, to NAME.docs -> FLOPs."""
     cfg, counts, numbers = run.cfg, collections.Counter(), mstep.expert_part(run, iteration)
     scorer = inference_copy(pi, cfg)
     thinker = scorer if q is pi else inference_copy(q, cfg)
     seed = (cfg.seed, INFUSE, iteration)
     source = estep.Proposer(
-        thinker, scorer, run.tok, cfg, seed, counts, iteration, run.expert_tasks, run.backend
+        thinker, scorer, run.tok, cfg, seed, counts, way, iteration, run.expert_tasks, run.backend
     )
     snippets, _ = run.expert_snippets(numbers)
     docs = mstep.infuse_corpus(

@@ -335,7 +335,7 @@ def estep_hours(cfg, net, tokens, rates):
     """(steps, tokens sampled over, hours) of all E-steps by policy gradient."""
     rows = cfg.snippets * cfg.group
     esteps = [estep_of(cfg, i) for i in range(cfg.iters)]
-    steps = cfg.estep_steps * esteps.count("reinforce")
+    steps = cfg.estep_steps * sum(way in ("auto", "reinforce") for way in esteps)
     rollouts = rollout_seconds(cfg, net, cfg.snippets, cfg.group, tokens, rates) / 3600
     update = training_hours(cfg, net, rows * tokens, rates)
     return steps, steps * rows * tokens, steps * (rollouts + update)
@@ -354,7 +354,7 @@ def grpo_hours(cfg, net, rates):
 
 def infusion_hours(cfg, net, tokens, rates):
     """(times, tokens sampled over, hours) of writing thoughts for the M-steps."""
-    samples = {"best-of-n": cfg.best_of, "reinforce": cfg.resample}
+    samples = {"best-of-n": cfg.best_of, "reinforce": cfg.resample, "auto": cfg.resample}
     G = sum(samples.get(estep_of(cfg, i), 1) for i in range(cfg.iters)) / cfg.iters  # on average
     times = cfg.iters
     if cfg.estep == "hindsight":

@@ -467,7 +467,7 @@ def test_draws_are_in_proportion_to_exp_reward(tok, snips, model, monkeypatch, c
         row.gain = np.where(np.arange(len(row.first)) == 1, 0.7 * k, 0.0)
         row.line_logp = -np.ones(len(row.first)) + row.gain
     monkeypatch.setattr(estep, "rolled_out", lambda *arguments, **options: rolls)
-    source = estep.Proposer(model, model, tok, cfg, SEED, collections.Counter())
+    source = estep.Proposer(model, model, tok, cfg, SEED, collections.Counter(), "reinforce")
     drawn = [estep.resampled(source, snips[:1], [i])[0][1] for i in range(600)]
     share = [drawn.count(row.thoughts[1]) / 600 for row in rolls.rows]
     weights = np.exp([0.0, 0.7, 1.4])

@@ -12,6 +12,7 @@ import torch
 import estep
 import evaluate
 import mstep
+from config import estep_of
 from data import Snippet
 from engine.backend import FAST
 from model import ModelConfig, Transformer
@@ -247,8 +248,8 @@ HERE = pathlib.Path(__file__).resolve().parent.parent  # the project's folder
 TINY = (
     "--threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 "
     "--max-len 4096 --pretrain-steps 120 --base-check false --pretrain-lr 1e-2 "
-    "--exercises 0.15 --rows 2 --n-expert 24 --n-heldout 4 --iters 2 --estep-steps 4 "
-    "--estep-lr 1e-4 --snippets 4 --group 2 --think-max 6 --mstep-steps 6 "
+    "--exercises 0.15 --rows 2 --n-expert 24 --n-heldout 4 --iters 2 --estep reinforce "
+    "--estep-steps 4 --estep-lr 1e-4 --snippets 4 --group 2 --think-max 6 --mstep-steps 6 "
     "--eval-tasks 2 --samples 5 --max-new 20 --report false --elbo-samples 2"
 ).split()
 
@@ -294,7 +295,8 @@ class Stop(Exception):
 
 def infused(model, tok, snippets, cfg, seed, numbers, stats, iteration=0):
     """The documents that estep.PROPOSALS[cfg.estep] makes, with the model as q and as pi."""
-    source = estep.Proposer(model, model, tok, cfg, seed, stats, iteration)
+    way = estep_of(cfg, iteration)
+    source = estep.Proposer(model, model, tok, cfg, seed, stats, way, iteration)
     return mstep.infuse_corpus(tok, snippets, numbers, *estep.proposals(source), cfg.block, stats)
 
 
