@@ -4,19 +4,19 @@ A task is a small pipeline over a list of digits:
 
     def bend(xs):                               xs = list(xs)
         \"\"\"                                     ys = []
-        shift: a eight b flip c tri d up e inc  for x in xs:
-        drop: f two g neg h dec i jump j tri        ys.append((x + 7) % 10)      <- hard
+        shift: a eight b flip c tri d up        for x in xs:
+        drop: e two f neg g dec h jump              ys.append((x + 6) % 10)      <- hard
         return xs                               xs = ys
-        \"\"\"                                     xs = [x for x in xs if x != 6]  <- hard
+        \"\"\"                                     xs = [x for x in xs if x != 2]  <- hard
                                                 return xs
 
 Every stage of it is given as a chain of labelled steps on a digit (`STEPS`, all bijections): start
-at eight, flip it to 1, triple it to 3, up to 6, increment it to 7. The expert writes the folded
-constant and no comment. Most lines are boilerplate that the docstring's words determine. The lines
-with a folded constant, one a stage, are *hard*: a small network cannot fold four steps in one pass,
-but it can restate them one by one in a comment, one hop a token,
+at eight, flip it to 1, triple it to 3, up to 6. The expert writes the folded constant and no
+comment. Most lines are boilerplate that the docstring's words determine. The lines with a folded
+constant, one a stage, are *hard*: a small network cannot fold three steps in one pass, but it can
+restate them one by one in a comment, one hop a token,
 
-        # shift: a eight b flip 1 c tri 3 d up 6 e inc 7
+        # shift: a eight b flip 1 c tri 3 d up 6
 
 and then copy the last digit. A guess is right one time in ten, and a program with three hard lines
 one time in a thousand: the reward of a program is sparse, the reward of a line is not. A program
@@ -30,7 +30,8 @@ tells training which comments help, nor which lines are hard: `hard` and `notes`
 oracle row and the figures only.
 
 Held-out tasks are disjoint by construction: a chain belongs to one split, by a checksum of its text
-(`split_of`). Of the 100,000 chains 9,375 are the test split's, of which a seed's 100 tasks use 250.
+(`split_of`). Of the 10,000 chains a fourth is the test split's; a seed's 100 tasks take about 250.
+Settings are tuned on `val`. No chain of `test` stood in a task that was looked at while they were.
 """
 
 import itertools
@@ -41,10 +42,10 @@ import zlib
 from tasks import Task
 
 SPLITS = {
-    "test": range(0, 3),
-    "val": range(3, 6),
     "rl": range(6, 10),
-    "train": range(10, 32),
+    "val": range(20, 24),
+    "test": range(24, 32),
+    "train": (*range(0, 6), *range(10, 20)),
 }  # checksum mod 32
 
 STEPS = {
@@ -60,12 +61,12 @@ STEPS = {
     "swap": [x ^ 1 for x in range(10)],
 }  # name -> what it makes of each digit, a bijection
 
-N_STEPS = 4  # of a chain
+N_STEPS = 3  # of a chain
 STARTS = "zero one two three four five six seven eight nine".split()
 
 
 def random_chain(rng):
-    """A start digit and N_STEPS steps. Example: (8, ("flip", "tri", "up", "inc"))"""
+    """A start digit and N_STEPS steps. Example: (8, ("flip", "tri", "up"))"""
     return rng.randrange(10), tuple(rng.choices(sorted(STEPS), k=N_STEPS))
 
 
