@@ -141,7 +141,11 @@ class Config:
         of="",
     )
     save_every: int = setting(
-        5, "steps between checkpoints (pretraining: five times as many)", of="", least=1
+        5,
+        "steps between checkpoints (pretraining: five times as many), or more: writing them takes "
+        "at most a twentieth of the time",
+        of="",
+        least=1,
     )
     compile: str = setting(
         "auto",

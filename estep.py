@@ -449,7 +449,7 @@ def estep(run, name, pi, iteration, state, flops, seconds):
         flops += work
         run.log(name, phase="estep", iteration=iteration, step=step, flops=flops, **m)
         show_progress(bar, m)
-        if (step + 1) % cfg.save_every == 0:
+        if run.save_due(step):
             run.save_state(
                 name,
                 phase="estep",

@@ -37,7 +37,7 @@ from model import work_size
 # ---------------------------------------------------------------- infusion
 
 
-def infuse_corpus(tok, snippets, numbers, propose, at_once, block, stats):
+def infuse_corpus(tok, snippets, numbers, propose, at_once, block, stats, saved=None):
     """Write proposed thoughts into expert snippets -> yields (ids, kinds) of each, in order.
 
     propose    (snippets, numbers) -> [{line: ids}], the thoughts of each (estep.proposals)
@@ -45,21 +45,39 @@ def infuse_corpus(tok, snippets, numbers, propose, at_once, block, stats):
     at_once    snippets of a call, on each rank
     block      tokens of a document, at most
     stats      a Counter of thoughts, lines, tokens, ...
+    saved      a documents.Batches: batches that are there are taken from it, others written to it
 
     Under torchrun, pass all snippets on every rank; each works on its share and gets all documents.
     """
     at_once *= parallel.world()
+    total = collections.Counter()
     for start in progress_bar(
         range(0, len(snippets), at_once), desc="infuse", unit="batch", delay=2, leave=False
     ):
-        share = list(parallel.shard(snippets[start : start + at_once]))
-        seeds = list(parallel.shard(numbers[start : start + at_once]))
-        proposed = propose(share, seeds) if share else []
-        pairs = zip(share, proposed, strict=True)
-        yield from parallel.unshard([write(tok, *pair, block, stats) for pair in pairs])
-    total = sum(parallel.all_gather(stats), collections.Counter())
+        batch = saved.load(start) if saved else None
+        if batch is None:
+            share = parallel.shard(snippets[start : start + at_once])
+            seeds = parallel.shard(numbers[start : start + at_once])
+            batch = infuse_batch(tok, list(share), list(seeds), propose, block, stats)
+            if saved:
+                saved.save(start, *batch)
+        docs, counts = batch
+        total.update(counts)
+        yield from docs
     stats.clear()
     stats.update(total)
+
+
+def infuse_batch(tok, share, seeds, propose, block, stats):
+    """The documents of a batch, of all ranks, and its counts -> (list, Counter).
+
+    share, seeds: the snippets and numbers of this rank.
+    """
+    before = stats.copy()
+    proposed = propose(share, seeds) if share else []
+    pairs = zip(share, proposed, strict=True)
+    docs = parallel.unshard([write(tok, *pair, block, stats) for pair in pairs])
+    return docs, sum(parallel.all_gather(stats - before), collections.Counter())
 
 
 def write(tok, snip, thoughts, block, stats):
@@ -189,7 +207,7 @@ def mstep(run, name, model, docs, iteration, steps, state, flops, more_state=dic
         m["tokens_per_s"] = m["tokens"] / (time.time() - began)
         run.log(name, phase="mstep", iteration=iteration, step=step, flops=flops, **m)
         bar.set_postfix(loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}")
-        if (step + 1) % cfg.save_every == 0 and step + 1 < steps:
+        if step + 1 < steps and run.save_due(step):
             run.save_state(
                 name,
                 phase="mstep",

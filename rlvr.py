@@ -591,7 +591,7 @@ def rlvr(run, name):
                 show_two(everything)
             if cfg.eval_every and (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.rl_steps:
                 log_curve(run, name, model, held, position)
-            if (step + 1) % cfg.save_every == 0 and step + 1 < cfg.rl_steps:
+            if step + 1 < cfg.rl_steps and run.save_due(step):
                 weights = {"weights": parallel.state(model), "opt": parallel.state(opt)}
                 run.save_state(name, **weights, **dataclasses.asdict(position))
     run.save(

@@ -14,7 +14,9 @@ of a process that ends, however it ends.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
+import math
 import os
 import re
 import sys
@@ -38,6 +40,8 @@ from formats.tokenizers import check_checkpoint, digest
 from model import ModelConfig
 from track import check_tracker, open_mirror
 
+SAVE_SHARE = 20  # a state is written again after so many times the seconds that it took
+
 
 class Run:
     """A run's folder, its corpora and its models."""
@@ -50,7 +54,8 @@ class Run:
         self.out = cfg.out
         self.locks = []  # open files
         self.mirrors = {}  # of --track, by model
-        self.device = device_of(cfg)
+        if not torch.cuda.is_available():  # a mistake is told before the corpora are prepared
+            device_of(cfg)
         self.settings = rlvr_settings(cfg) if stage == "rlvr" else stage_settings(cfg)
         self.started = time.time()
         if os.path.exists(self.out) and not os.path.isdir(self.out):
@@ -60,10 +65,16 @@ class Run:
         self.expert_tasks = ()  # the tasks that these come from, likewise
         self.contamination = None
         self.problems = None
+        self.saved = (-math.inf, 0.0)  # when the last state was written, and the seconds it took
         self.longest = 0  # tokens of the longest snippet with its thoughts
         self.tok = tokenizer_of(cfg)
         if prepare and stage != "rlvr":
             self.prepare()
+
+    @functools.cached_property
+    def device(self):
+        """The device of the models; a GPU is not touched before the corpora are prepared."""
+        return device_of(self.cfg)
 
     @parallel.rank0_only
     def begin(self):
@@ -127,7 +138,7 @@ class Run:
     def remove_parts(self, name):
         """Remove half the files of NAME that a killed process left."""
         name = re.escape(name)
-        partial = re.compile(rf"({name}\.(pt|state|docs)|settings-{name}\.json)(\.\d+)?\.part")
+        partial = re.compile(rf"({name}\.(pt|state|docs)|settings-{name}\.json)(\.\d+)*\.part")
         for file in os.listdir(self.out):
             if partial.fullmatch(file):
                 os.remove(self.path(file))
@@ -252,11 +263,20 @@ class Run:
         save_model(model, self.path(f"{name}.pt"), **extra, seconds=time.time() - self.started)
         self.forget(name)
 
-    def forget(self, name):
-        """Remove what an unfinished stage left."""
+    def forget(self, name, batches=True):
+        """Remove what an unfinished stage left. batches: those of an infusion too."""
         for ending in ("state", "docs"):
             if os.path.exists(self.path(f"{name}.{ending}")):
                 os.remove(self.path(f"{name}.{ending}"))
+        if batches:
+            self.forget_batches(name)
+
+    def forget_batches(self, name):
+        """Remove the batches of an infusion (documents.Batches)."""
+        batch = re.compile(rf"{re.escape(name)}\.docs\.\d+")
+        for file in os.listdir(self.out) if os.path.isdir(self.out) else []:
+            if batch.fullmatch(file):
+                os.remove(self.path(file))
 
     def unfinished(self, name, **options):
         """With --resume, the state that an unfinished stage saved last; else None.
@@ -320,17 +340,31 @@ class Run:
         if not state and may_grow and self.grown(name):
             state = self.reopened(name)
         if not state:
-            parallel.rank0_only(self.forget)(name)
+            parallel.rank0_only(self.forget)(name, batches=not self.cfg.resume)
         self.lines = state["lines"] if state else 0
         self.keep_metrics(name, self.lines)
         return state
 
+    def save_due(self, step, every=0):
+        """Is a state to be written after this step? The ranks agree on it.
+
+        Every `every` steps (0: cfg.save_every), but not so often that writing takes more than a
+        twentieth of the time.
+        """
+        if (step + 1) % (every or self.cfg.save_every):
+            return False
+        written, seconds = self.saved
+        due = time.monotonic() - written >= SAVE_SHARE * seconds
+        return parallel.all_gather(due)[0]
+
     @parallel.rank0_only
     def save_state(self, name, **state):
         """Write NAME.state: what the stage gives, its settings and the metrics lines so far."""
+        began = time.monotonic()
         settings = dataclasses.asdict(self.cfg)
         record = {**state, "settings": settings, "lines": self.lines}
         write_whole(record, self.path(f"{name}.state"))
+        self.saved = (time.monotonic(), time.monotonic() - began)
 
     # ------------------------------------------------------------ metrics
 

@@ -173,7 +173,7 @@ def pretrain_lap(run, model, optimizer, progress):
         m["tokens_per_s"] = m["tokens"] / (time.time() - began)
         run.log("base", phase="pretrain", lap=progress["lap"], step=step, **m)
         bar.set_postfix(loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}")
-        if (step + 1) % (5 * cfg.save_every) == 0:
+        if run.save_due(step, 5 * cfg.save_every):
             run.save_state(
                 "base",
                 weights=parallel.state(model),
@@ -324,10 +324,13 @@ def infused(run, name, q, pi, way, iteration, flops):
         thinker, scorer, run.tok, cfg, seed, counts, way, iteration, run.expert_tasks, run.backend
     )
     snippets, _ = run.expert_snippets(numbers)
+    path = run.path(f"{name}.docs")
+    saved = documents.Batches(path, {**stage_settings(cfg), "iteration": iteration})
     docs = mstep.infuse_corpus(
-        run.tok, snippets, numbers, *estep.proposals(source), cfg.block, counts
+        run.tok, snippets, numbers, *estep.proposals(source), cfg.block, counts, saved
     )
-    documents.write_documents(run.path(f"{name}.docs"), docs)
+    documents.write_documents(path, docs)
+    parallel.rank0_only(run.forget_batches)(name)
     work = 2 * work_size(pi) * counts["forward_tokens"]
     run.log(
         name,

@@ -1,14 +1,17 @@
 """Documents of an M-step, read as they are needed, and which of them each step trains on."""
 
 import array
+import collections
 import functools
 import os
 
 import numpy as np
+import torch
 
 from config import UserError, seed_of, writing
 from data import infuse
 from engine import parallel
+from formats.checkpoints import DAMAGED, write_whole
 
 
 class Code:
@@ -74,6 +77,36 @@ def write_documents(path, docs):
             os.fsync(f.fileno())
             os.replace(f.name, path)
     parallel.all_gather(None)
+
+
+class Batches:
+    """Batches of documents that are being written, a file each, so that a killed run goes on.
+
+    PATH.START holds the documents of the batch that begins at snippet START, and its counts. A
+    batch depends on nothing but the settings and the model that thinks: there is no other state.
+    """
+
+    def __init__(self, path, settings):
+        """settings: plain values; a batch of others is none of these."""
+        self.path = path
+        self.settings = settings
+
+    def load(self, start):
+        """(documents, Counter) of a batch, or None if it is not there. The ranks agree on it."""
+        record = None
+        try:
+            record = torch.load(f"{self.path}.{start}", weights_only=True)
+        except DAMAGED:
+            pass
+        usable = record is not None and record["settings"] == self.settings
+        if not all(parallel.all_gather(usable)):
+            return None
+        return record["documents"], collections.Counter(record["counts"])
+
+    @parallel.rank0_only
+    def save(self, start, docs, counts):
+        record = {"settings": self.settings, "counts": dict(counts), "documents": docs}
+        write_whole(record, f"{self.path}.{start}")
 
 
 def step_documents(lengths, size, seed):

@@ -26,6 +26,7 @@ TWINS = {  # function of engine/ -> the test that holds it equal to its plain tw
     "decoder.decoder_for": "test_decoder.py::test_a_decoder_that_stays",
     "documents.Code": "test_mstep.py::test_a_corpus_is_read_as_it_is_needed",
     "documents.Written": "test_mstep.py::test_documents_on_disk",
+    "documents.Batches": "test_interrupted.py::test_an_interrupted_infusion_goes_on",
     "documents.write_documents": "test_mstep.py::test_documents_on_disk",
     "documents.step_documents": "test_mstep.py::test_an_epoch_is_every_document_once",
     "gradients.ntp_gradient": "test_backend.py::test_em",
