@@ -210,24 +210,28 @@ def note_skill(run, model):
     notes         worked notes that it writes before hard lines, of four rollouts of 48 tasks
     notes_right   share of them that is right
     note_nats     mean of log pi(line | its own right note) - log pi(line | no thought), nats
+    right_by_stages   {stages of the program: notes_right among those programs}
     """
     lengths = stages_of(run.cfg.base_stages)
     tasks = [domain.expert_task(run.cfg.seed, i, "val", lengths) for i in range(48)]
     snippets = [data.snippet(run.tok, t.prompt + t.solution, len(t.prompt), t.name) for t in tasks]
     seed = (run.cfg.seed, DIAGNOSE, 0)
     rolls = rollouts_of(model, run.tok, snippets, 4, run.cfg, seed, "skill", run.backend)
-    notes, nats = 0, []
+    nats = []
+    notes, right = collections.Counter(), collections.Counter()  # by stages of the program
     for n, row in enumerate(rolls.rows):
-        right = dict(tasks[n // rolls.G].notes)
-        for line in row.thoughts.keys() & right.keys():
+        worked = dict(tasks[n // rolls.G].notes)
+        for line in row.thoughts.keys() & worked.keys():
             text = run.tok.decode(row.thoughts[line]).strip().removeprefix("#").strip()
-            notes += ":" in text
-            if text == right[line]:
+            notes[len(worked)] += ":" in text
+            if text == worked[line]:
+                right[len(worked)] += 1
                 nats.append(row.line_logp[line] - rolls.base_logp[n // rolls.G][line])
     return {
-        "notes": notes,
-        "notes_right": len(nats) / max(1, notes),
+        "notes": notes.total(),
+        "notes_right": right.total() / max(1, notes.total()),
         "note_nats": float(np.mean(nats)) if nats else 0.0,
+        "right_by_stages": {n: right[n] / notes[n] for n in sorted(notes) if notes[n]},
     }
 
 

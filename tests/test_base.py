@@ -2,6 +2,7 @@
 
 import json
 import random
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import config
 import data
 import domain
+import estep
 import train
 from engine import machine
 from engine.rollouts import rollout
@@ -119,6 +121,38 @@ def test_a_base_that_falls_short_is_trained_on_and_then_refused(tmp_path, monkey
     with pytest.raises(config.UserError, match="seed 0.*50% of its 9 worked notes.*at least 80%"):
         train.main([*TINY, "--out", str(tmp_path / "bad"), *short])
     assert not (tmp_path / "bad" / "base.pt").exists()
+
+
+# ---------------------------------------------------------------- where a gradient is worth it
+
+
+@pytest.mark.parametrize(
+    "settings, gain, way",
+    [
+        ({}, 0.9, "reinforce"),
+        ({}, 0.1, "best-of-n"),
+        ({}, -1.0, "best-of-n"),
+        ({"estep": "reinforce"}, -1.0, "reinforce"),
+        ({"estep": "best-of-n,auto"}, 0.9, "best-of-n"),
+        ({"estep": "hindsight"}, 0.9, "hindsight"),
+    ],
+)
+def test_auto_selects_where_thoughts_hardly_pay(monkeypatch, settings, gain, way):
+    logged = []
+    run = types.SimpleNamespace(
+        cfg=config.make(**settings), log=lambda name, **row: logged.append(row)
+    )
+    monkeypatch.setattr(estep, "diagnose", lambda run, pi: {"gain": gain})
+    assert estep.way_of(run, "ra3", None, 0, None) == way
+    asked = settings.get("estep", "auto") in ("auto", "reinforce")
+    assert [row["estep"] for row in logged] == [way] * asked
+
+
+def test_an_estep_that_has_begun_goes_on(monkeypatch):
+    """In the midst of a policy gradient nothing is asked anew."""
+    monkeypatch.setattr(estep, "diagnose", None)
+    run = types.SimpleNamespace(cfg=config.make())
+    assert estep.way_of(run, "ra3", None, 0, {"phase": "estep", "step": 3}) == "reinforce"
 
 
 # ---------------------------------------------------------------- the last line
