@@ -69,12 +69,14 @@ def imported(node, known):
     return {name for name in named if name in known}
 
 
+def imports_of(tree, known):
+    """The modules of the project that a file imports, wherever in it."""
+    return set().union(*(imported(node, known) for node in ast.walk(tree)))
+
+
 def imports(trees):
-    """{module: modules of the project that it imports, wherever in the file}."""
-    return {
-        module: set().union(*(imported(node, trees) for node in ast.walk(tree)))
-        for module, tree in trees.items()
-    }
+    """{module: modules of the project that it imports}."""
+    return {module: imports_of(tree, trees) for module, tree in trees.items()}
 
 
 def wrong_arrows(graph):
@@ -92,8 +94,8 @@ def wrong_arrows(graph):
     return wrong
 
 
-def late_imports(trees):
-    """["module: imported", ...] of imports of the project's own modules inside functions."""
+def late_imports(trees, known):
+    """["module: imported", ...] of imports of the modules `known` inside functions."""
     late = []
     for module, tree in trees.items():
         functions = [
@@ -102,7 +104,7 @@ def late_imports(trees):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         ]
         inside = [node for function in functions for node in ast.walk(function)]
-        late += [f"{module}: {name}" for node in inside for name in imported(node, trees)]
+        late += [f"{module}: {name}" for node in inside for name in imported(node, known)]
     return late
 
 
@@ -111,27 +113,31 @@ def trees():
     return modules(ROOT)
 
 
-def test_arrows(trees):
-    parts = {module.split(".")[0] for module in trees} - set(ANYTHING)
+@pytest.fixture(scope="module")
+def graph(trees):
+    return imports(trees)
+
+
+def test_arrows(graph):
+    parts = {module.split(".")[0] for module in graph} - set(ANYTHING)
     assert parts <= set(ARROWS), "a part without arrows"
-    assert wrong_arrows(imports(trees)) == []
+    assert wrong_arrows(graph) == []
 
 
-def test_no_circles(trees):
-    graph = imports(trees)
+def test_no_circles(graph):
     assert "engine.decoder" in graph["engine.rollouts"] and "grader.grade" in graph["evaluate"]
-    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(trees)
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(graph)
 
 
 def test_no_late_imports(trees):
-    assert late_imports(trees) == []
+    assert late_imports(trees, trees) == []
 
 
 def test_tests_do_not_import_each_other(trees):
     """What several tests share is in worlds.py, programs.py and tokenizers_like.py."""
     tests = {name: tree for name, tree in trees.items() if name.startswith("tests.")}
     known = {name.removeprefix("tests."): tree for name, tree in tests.items()}
-    targets = {name: imports({**known, name: tree})[name] for name, tree in tests.items()}
+    targets = {name: imports_of(tree, known) for name, tree in tests.items()}
     assert "worlds" in targets["tests.test_estep"]
     assert [name for name, found in targets.items() if any("test_" in x for x in found)] == []
 
@@ -149,7 +155,7 @@ def test_tests_do_not_import_each_other(trees):
         ("train", "import json\nfrom engine.decoder import Decoder", []),
     ],
 )
-def test_wrong_arrows_are_seen(trees, module, source, wrong):
+def test_wrong_arrows_are_seen(trees, graph, module, source, wrong):
     tree = ast.parse(source)
-    assert wrong_arrows(imports({**trees, module: tree})) == wrong
-    assert len(late_imports({**trees, module: tree})) == source.startswith("def")
+    assert wrong_arrows({**graph, module: imports_of(tree, trees)}) == wrong
+    assert len(late_imports({module: tree}, trees)) == source.startswith("def")
