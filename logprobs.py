@@ -10,10 +10,14 @@ log p(v) - log(1 - p(E)) is the same number, and loses all its digits in float32
 Shapes: N tokens, D width, V vocabulary, C columns of a block.
 """
 
+import bisect
 import functools
 import math
+import typing
 
 import torch
+
+from model import to_device
 
 # torch.compile for elementwise work: True, False, or None: on a GPU only.
 # Its gain on a CPU: speed/logprobs.py
@@ -45,9 +49,9 @@ def token_logprobs(hidden, weight, targets, sets=(), chunk=None, entropy=False, 
         hidden, weight, targets, ids, without, against, chunk, grad
     )
     if without:
-        every = torch.tensor(ids, dtype=targets.dtype, device=targets.device)
+        every = to_device(torch.tensor(ids, dtype=targets.dtype), targets.device)
         picks = torch.cat((targets[:, None], every.expand(len(targets), -1)), 1)  # (N, 1 + ids)
-        outside = torch.isin(picks, torch.tensor(list(without), device=targets.device))
+        outside = torch.isin(picks, to_device(torch.tensor(list(without)), targets.device))
         picked = picked.masked_fill(outside, -math.inf)
     logit, *of_sets = picked.split([1] + [len(group) for group in sets], 1)  # (N, 1), (N, ids)
     rows = [logit[:, 0] - lse]  # log p(target)
@@ -102,11 +106,12 @@ class Softmax(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, ids, without, against, chunk, grad):
         device = hidden.device
         ctx.dtype = product_type(hidden, weight)
-        ctx.ids = ids
-        ctx.without = set(without)
         ctx.against = against
         ctx.kept = {}
         ctx.block = block_size(chunk, device)
+        blocks = cuts(len(weight), ctx.block[1])
+        ctx.picks = Picks.of(ids, device)
+        ctx.allowed = allowed_columns(set(without), blocks, device)
         room = KEEP if grad and any(ctx.needs_input_grad) else 0
         lse = hidden.new_full(
             hidden.shape[:1], -math.inf, dtype=torch.promote_types(ctx.dtype, torch.float32)
@@ -114,9 +119,8 @@ class Softmax(torch.autograd.Function):
         lse_q = lse.clone()  # of p'
         S = torch.zeros_like(lse)
         picked = lse.new_full((len(lse), 1 + len(ids)), math.nan)
-        for cols in cuts(len(weight), ctx.block[1]):
-            place, column = columns_of(ids, cols, device)
-            allowed = allowed_columns(ctx.without, cols, device)
+        for cols in blocks:
+            place, column = ctx.picks.within(cols)
             for rows in cuts(len(hidden), ctx.block[0]):
                 x, y = Softmax.logits(ctx, hidden, weight, rows, cols)  # (n, C)
                 if room >= x.nbytes:
@@ -125,8 +129,11 @@ class Softmax(torch.autograd.Function):
                 index, inside = column_of(targets[rows], cols)
                 target = x.gather(1, index[:, None])[:, 0]
                 picked[rows, 0] = torch.where(inside, target, picked[rows, 0])
-                picked[rows, place] = x[:, column].to(lse.dtype)
-                x, y = select_columns(allowed, x, y)  # (n, C less those without)
+                if len(place):
+                    picked[rows, place] = x[:, column].to(lse.dtype)
+                x, y = select_columns(
+                    ctx.allowed.get(cols.start), x, y
+                )  # (n, C less those without)
                 if x.shape[1]:
                     lse[rows], lse_q[rows], S[rows] = fused(add_block, device)(
                         lse[rows], lse_q[rows], S[rows], x, y, against is not None
@@ -162,7 +169,7 @@ class Softmax(torch.autograd.Function):
         """The gradient with respect to a block of logits, in the type of the products: (n, C)."""
         hidden, weight, targets, lse, lse_q, S = ctx.saved_tensors
         full, y = Softmax.logits(ctx, hidden, weight, rows, cols)  # (n, C)
-        allowed = allowed_columns(ctx.without, cols, hidden.device)
+        allowed = ctx.allowed.get(cols.start)
         x, y = select_columns(allowed, full, y)  # (n, C less those without)
         d_S_rows = None if d_S is None else d_S[rows]
         d = fused(block_gradient, hidden.device)(
@@ -173,8 +180,9 @@ class Softmax(torch.autograd.Function):
         if d_picked is not None:
             index, inside = column_of(targets[rows], cols)
             d.scatter_add_(1, index[:, None], (d_picked[rows, 0] * inside)[:, None])
-            place, column = columns_of(ctx.ids, cols, hidden.device)
-            d.index_add_(1, column, d_picked[rows, place])
+            place, column = ctx.picks.within(cols)
+            if len(place):
+                d.index_add_(1, column, d_picked[rows, place])
         return d.to(ctx.dtype)
 
     @staticmethod
@@ -233,19 +241,41 @@ def column_of(targets, cols):
     return (targets - cols.start) * inside, inside
 
 
-def columns_of(ids, cols, device):
-    """Columns of those of the ids that a block of columns holds: in `picked`, and in the block."""
-    pairs = [(1 + k, i - cols.start) for k, i in enumerate(ids) if cols.start <= i < cols.stop]
-    return torch.tensor(pairs, dtype=torch.int64, device=device).view(-1, 2).unbind(1)
+class Picks(typing.NamedTuple):
+    """Token ids whose logits are picked out, in ascending order."""
+
+    ids: list
+    places: torch.Tensor  # (len(ids),) the column of `picked` that each goes to
+    columns: torch.Tensor  # (len(ids),) the ids, on the same device
+
+    @staticmethod
+    def of(ids, device):
+        order = sorted(range(len(ids)), key=lambda k: ids[k])
+        ascending = [ids[k] for k in order]
+        both = torch.tensor([[1 + k for k in order], ascending], dtype=torch.int64)
+        return Picks(ascending, *to_device(both, device))
+
+    def within(self, cols):
+        """Columns of those of the ids in a block of columns: in `picked`, and in the block."""
+        first, last = (bisect.bisect_left(self.ids, i) for i in (cols.start, cols.stop))
+        if first == last:
+            return self.places[:0], self.columns[:0]
+        return self.places[first:last], self.columns[first:last] - cols.start
 
 
-def allowed_columns(without, cols, device):
-    """The columns of a block that are not in a set of ids, or None: all of them."""
-    if without.isdisjoint(range(cols.start, cols.stop)):
-        return None
-    allowed = torch.ones(cols.stop - cols.start, dtype=torch.bool)
-    allowed[[i - cols.start for i in without if cols.start <= i < cols.stop]] = False
-    return allowed.nonzero()[:, 0].to(device)
+def allowed_columns(without, blocks, device):
+    """{first column of a block: those of its columns that are not in a set of ids}.
+
+    Blocks without ids of the set are left out: all columns are allowed.
+    """
+    allowed = {}
+    for cols in blocks:
+        outside = [i for i in without if cols.start <= i < cols.stop]
+        if outside:
+            columns = torch.ones(cols.stop - cols.start, dtype=torch.bool)
+            columns[[i - cols.start for i in outside]] = False
+            allowed[cols.start] = to_device(columns.nonzero()[:, 0], device)
+    return allowed
 
 
 def select_columns(allowed, x, y):

@@ -20,6 +20,7 @@ H query heads, K key/value heads, E head width, V vocabulary, N = B T tokens of 
 """
 
 import dataclasses
+import functools
 import inspect
 import math
 import typing
@@ -131,76 +132,107 @@ class Bucket(typing.NamedTuple):
     bias: torch.Tensor | None  # (documents, 1, queries, keys) of `attention`; None: causal
 
 
+class Padded(typing.NamedTuple):
+    """Packed rows as padded batches, for attention where varlen_attn is not."""
+
+    buckets: list  # Buckets of like length
+    # (C,) the token in each cell of the buckets, one bucket after the other. Cells behind the end
+    # of a document repeat its last token; their result is not used
+    cells: torch.Tensor
+    key_cells: torch.Tensor  # the same for attended tokens
+    home: torch.Tensor  # (N,) the cell of each token: cells[home] is 0..N-1
+
+
 class Documents:
     """Layout of packed rows: where documents begin, and what their tokens attend to.
 
     A token attends to the tokens listed in `before`, which may belong to other documents, and to
     the earlier tokens of its own document. The rows are taken end to end: token n of N = B T.
-    Built once a batch, on its device.
+    Built once a batch, on the CPU; a GPU gets copies that nobody waits for.
 
     bounds       (documents + 1,) int32: the first token of each document, and N
     longest      tokens of the longest document
     key_bounds   the same as bounds for the attended tokens of each document
     longest_keys attended tokens of the document that has the most
     keys         (attended tokens,) their numbers; None: every document attends to itself only
-    buckets      Buckets of like length, used where varlen_attn is not
-    cells        (C,) the token in each cell of the buckets, one bucket after the other. Cells
-                 behind the end of a document repeat its last token; their result is not used
-    key_cells    the same for attended tokens
-    home         (N,) the cell of each token: cells[home] is 0..N-1
+    padded       Padded
     """
 
-    def __init__(self, doc, before=None):
-        """doc (B, T): a document is a run of one number within a row; so is padding.
+    def __init__(self, doc, before=None, device="cpu"):
+        """doc (B, T), on the CPU: a document is a run of one number within a row; so is padding.
 
-        before: None, or for each document the numbers of earlier tokens, (m,).
+        before: None, or for each document the numbers of earlier tokens, (m,), on the CPU.
         """
-        self.bounds = bounds_of(doc)
-        begin = self.bounds[:-1].long()
-        length = self.bounds.diff()
-        self._list_keys(length, before)
-        key_begin = self.key_bounds[:-1].long()
-        key_length = self.key_bounds.diff().long()
-        self.longest_keys = int(key_length.max())
+        self.device = torch.device(device)
+        self.layout = document_layout(doc, before)  # bounds, keys, key bounds, on the CPU
+        bounds, keys, key_bounds = self.layout
+        self.longest = int(bounds.diff().max())
+        self.longest_keys = int(key_bounds.diff().max())
+        self.bounds = to_device(bounds, self.device)
+        self.keys = None if keys is None else to_device(keys, self.device)
+        self.key_bounds = self.bounds if keys is None else to_device(key_bounds, self.device)
+
+    @functools.cached_property
+    def padded(self):
+        """Worked out when it is asked for, which varlen_attn never does."""
+        bounds, keys, key_bounds = self.layout
+        begin = bounds[:-1].long()
+        length = bounds.diff()
+        key_begin = key_bounds[:-1].long()
+        key_length = key_bounds.diff().long()
         sizes, order = length.sort(descending=True, stable=True)
         sizes = sizes.tolist()
-        self.longest = sizes[0]
-        self.buckets = []
-        cells, key_cells, real = [], [], []
+        buckets, cells, key_cells, real = [], [], [], []
         for first, last in like_lengths(sizes):
             rows = order[first:last]
-            place = torch.arange(sizes[first], device=doc.device)  # (L,)
+            place = torch.arange(sizes[first])  # (L,)
             cells.append(padded_runs(begin[rows], length[rows], place))
             real.append((place < length[rows, None]).flatten())
             slots = sizes[first]
             bias = None
-            if before is not None:
+            if keys is not None:
                 slots = int(key_length[rows].max())
-                slot = torch.arange(slots, device=doc.device)  # (S,)
-                cell = padded_runs(key_begin[rows], key_length[rows], slot)
-                key_cells.append(self.keys[cell])
-                ahead = (key_length - length)[rows, None]  # (n, 1) attended tokens before its own
-                mask = slot <= (ahead + place)[..., None]  # (n, L, S)
-                bias = attention_bias(mask, torch.float32)[:, None]  # (n, 1, L, S)
-            self.buckets.append(Bucket(last - first, sizes[first], slots, bias))
-        self.cells = torch.cat(cells)
-        self.key_cells = torch.cat(key_cells) if key_cells else self.cells
+                cell = padded_runs(key_begin[rows], key_length[rows], torch.arange(slots))
+                key_cells.append(keys[cell])
+                ahead = (key_length - length)[rows]  # (n,) attended tokens before its own
+                bias = bucket_bias(to_device(ahead, self.device), sizes[first], slots)
+            buckets.append(Bucket(last - first, sizes[first], slots, bias))
+        cells = torch.cat(cells)
         real = torch.cat(real).nonzero()[:, 0]
-        self.home = torch.empty_like(real)
-        self.home[self.cells[real]] = real
+        home = torch.empty_like(real)
+        home[cells[real]] = real
+        key_cells = torch.cat(key_cells) if key_cells else cells
+        return Padded(buckets, *(to_device(x, self.device) for x in (cells, key_cells, home)))
 
-    def _list_keys(self, length, before):
-        """Set keys and key_bounds: of each document the tokens before it, then its own."""
-        self.keys = None
-        self.key_bounds = self.bounds
-        if before is None:
-            return
-        device = length.device
-        before = [torch.as_tensor(b, dtype=torch.int64, device=device) for b in before]
-        tokens = torch.arange(int(self.bounds[-1]), device=device).split(length.tolist())
-        self.keys = torch.cat([x for pair in zip(before, tokens, strict=True) for x in pair])
-        key_length = length + torch.tensor([len(b) for b in before], device=device)
-        self.key_bounds = F.pad(key_length.cumsum(0), (1, 0)).int()
+
+def to_device(x, device):
+    """A tensor of the CPU on a device. A GPU copies it from pinned memory, and nobody waits."""
+    if device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
+def document_layout(doc, before):
+    """The bounds, keys and key bounds of `Documents`, on the CPU."""
+    bounds = bounds_of(doc)
+    if before is None:
+        return bounds, None, bounds
+    length = bounds.diff()
+    tokens = torch.arange(doc.numel()).split(length.tolist())
+    keys = torch.cat([x for pair in zip(before, tokens, strict=True) for x in pair])
+    key_length = length + torch.tensor([len(b) for b in before])
+    return bounds, keys, F.pad(key_length.cumsum(0), (1, 0)).int()
+
+
+def bucket_bias(ahead, queries, keys):
+    """The bias of a Bucket: (n, 1, L, S). ahead (n,): attended tokens before each document's own.
+
+    Query l attends to the first ahead + l + 1 keys.
+    """
+    place = torch.arange(queries, device=ahead.device)  # (L,)
+    slot = torch.arange(keys, device=ahead.device)  # (S,)
+    mask = slot <= (ahead[:, None] + place)[..., None]  # (n, L, S)
+    return attention_bias(mask, torch.float32)[:, None]  # (n, 1, L, S)
 
 
 def bounds_of(doc):
@@ -287,18 +319,19 @@ def attend_documents(q, k, v, docs):
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (N, heads, E)
     if varlen_attn and q.is_cuda and q.dtype != torch.float32:
         return flash_documents(q, k, v, docs).view(shape)
-    q = q.index_select(0, docs.cells).split([b.documents * b.queries for b in docs.buckets])
-    sizes = [b.documents * b.keys for b in docs.buckets]
-    k = k.index_select(0, docs.key_cells).split(sizes)
-    v = v.index_select(0, docs.key_cells).split(sizes)
+    buckets, cells, key_cells, home = docs.padded
+    q = q.index_select(0, cells).split([b.documents * b.queries for b in buckets])
+    sizes = [b.documents * b.keys for b in buckets]
+    k = k.index_select(0, key_cells).split(sizes)
+    v = v.index_select(0, key_cells).split(sizes)
     rows = []
-    for bucket, qi, ki, vi in zip(docs.buckets, q, k, v, strict=True):
+    for bucket, qi, ki, vi in zip(buckets, q, k, v, strict=True):
         qi = qi.unflatten(0, (bucket.documents, bucket.queries))  # (n, L, H, E)
         ki = ki.unflatten(0, (bucket.documents, bucket.keys))  # (n, S, K, E)
         vi = vi.unflatten(0, (bucket.documents, bucket.keys))
         bias = None if bucket.bias is None else bucket.bias.to(qi.dtype)
         rows.append(attention(qi, ki, vi, bias).flatten(0, 1))  # (n L, H, E)
-    return torch.cat(rows).index_select(0, docs.home).view(shape)
+    return torch.cat(rows).index_select(0, home).view(shape)
 
 
 def flash_documents(q, k, v, docs):
@@ -486,12 +519,11 @@ class Transformer(nn.Module):
         """The residual stream before the first block, at least float32. ids (...) -> (..., D)."""
         return self.embed(ids).to(torch.promote_types(self.dtype, torch.float32))
 
-    def forward(self, ids, pos=None, doc=None, cache=None, reach=None, before=None):
+    def forward(self, ids, pos=None, docs=None, cache=None, reach=None):
         """Last hidden states. ids (B, T) int64 -> (B, T, D).
 
         pos     (B, T) positions; default 0..T-1 in every row
-        doc     (B, T) document numbers of packed rows, as `Documents` takes them
-        before  with doc: tokens that each document also attends to, as from `pack_shared`
+        docs    the Documents of packed rows
         cache   a Cache; needs `pos`. New keys are written at slots `pos`, and a query at position
                 p attends to slots 0..p
         reach   with a cache: slots that any query may need (default all); fewer are faster
@@ -510,10 +542,8 @@ class Transformer(nn.Module):
         else:
             rope = self.cos[pos][:, :, None], self.sin[pos][:, :, None]  # (B, T, 1, E/2)
         x = self.embeddings(ids)  # (B, T, D)
-        seen = None  # causal
-        if doc is not None:
-            seen = Documents(doc, before)
-        elif cache is not None:
+        seen = docs  # None: causal
+        if cache is not None:
             S = cache.slots if reach is None else reach
             mask = torch.arange(S, device=ids.device) <= pos[:, None, :, None]  # (B, 1, T, S)
             seen = attention_bias(mask, x.dtype)

@@ -69,7 +69,7 @@ from engine.packing import shared_parts
 from engine.training import inference_copy
 from evaluate import count_verdicts, mean_pass_at_k, sample_and_grade, sample_programs
 from grader.grade import Grader
-from model import work_size
+from model import to_device, work_size
 from tasks import job_of, parts
 
 
@@ -330,7 +330,7 @@ def plain_scores(model, samples, forbid=(), amp=False, start=None, measured=(), 
     scores.logp = torch.cat(logp)
     scores.entropy = torch.cat(entropy)
     scores.kl = torch.cat(kl) if kl else scores.logp.new_zeros(0)
-    scores.measured = torch.tensor(marks, device=model.device)
+    scores.measured = torch.tensor(marks, device=model.device).nonzero()[:, 0]
     return scores
 
 
@@ -416,17 +416,21 @@ def score_old(model, plan, cfg, forbid, backend):
 
 
 def micro_loss(model, start, micro, cfg, forbid, backend=FAST):
-    """-J of a micro-batch, with gradient, and sums over its tokens -> (loss, {name: float})."""
+    """-J of a micro-batch, with gradient, and sums over its tokens -> (loss, {name: number}).
+
+    The sums may be tensors on the device: `read_sums`.
+    """
     samples = micro.samples
-    lengths = torch.tensor([len(s.ids) for s in samples], device=model.device)
+    lengths = [len(s.ids) for s in samples]
 
     def by_token(values):
-        row = torch.tensor(values, dtype=torch.float32, device=model.device)
-        return row.repeat_interleave(lengths)  # (M,)
+        row = torch.tensor(np.repeat(values, lengths), dtype=torch.float32)
+        return to_device(row, model.device)  # (M,)
 
     weight = by_token(micro.weights)  # (M,) w_i / Z
     A = by_token([s.advantage for s in samples])  # (M,)
-    recorded = torch.tensor([x for s in samples for x in s.logprobs], device=model.device)  # (M,)
+    recorded = torch.tensor([x for s in samples for x in s.logprobs])  # (M,)
+    recorded = to_device(recorded, model.device)
     scores = backend.score_completions(
         model, samples, forbid, cfg.bf16, start, micro.measured, cfg.rl_kl > 0
     )
@@ -436,20 +440,26 @@ def micro_loss(model, start, micro, cfg, forbid, backend=FAST):
     if cfg.rl_kl:
         loss = loss + cfg.rl_kl * (weight[scores.measured] * scores.kl).sum()  # objective
     gap = (old - recorded).abs()
-    sums = {
+    return loss, {
         "entropy": scores.entropy.sum(),
         "clip_low": below.sum(),
         "clip_high": above.sum(),
         "logp_gap": gap.sum(),
         "logp_gap_max": gap.max(),
         "ratio_off": ((old - recorded).expm1().abs() > 0.1).sum(),
-        "tokens": lengths.sum(),
+        "tokens": sum(lengths),
         "kl_tokens": len(scores.kl),
         "kl_start": scores.kl.detach().sum(),
         "trained": scores.tokens,
         "scored": scores.start_tokens,
     }
-    return loss, {key: float(x) for key, x in sums.items()}
+
+
+def read_sums(sums):
+    """Scalars, tensors on one device and numbers, as floats, in one copy from the device."""
+    tensors = {key: x.double() for key, x in sums.items() if isinstance(x, torch.Tensor)}
+    read = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+    return {key: read[key] if key in read else float(x) for key, x in sums.items()}
 
 
 def add_sums(total, sums):
@@ -477,7 +487,8 @@ def update(model, start, opt, samples, cfg, seed, forbid=(), backend=FAST):
         for micro in parallel.synced_batches(model, minibatch):
             loss, sums = micro_loss(model, start, micro, cfg, forbid, backend)
             parallel.backward(loss)
-            losses[-1] += loss.item()
+            sums = read_sums({"loss": loss.detach(), **sums})
+            losses[-1] += sums.pop("loss")
             add_sums(total, sums)
         norms.append(parallel.clip(model, cfg.grad_clip).item())
         opt.step()

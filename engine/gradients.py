@@ -16,6 +16,7 @@ from engine import parallel
 from engine.packing import hidden_before, micro_batches, pack, shared_parts
 from engine.rollouts import ACT, END, TOKEN, begin_of
 from logprobs import none_logprobs, token_kl, token_logprobs
+from model import Documents, to_device
 
 # ---------------------------------------------------------------- the E-step (estep.row_loss)
 
@@ -48,7 +49,8 @@ def policy_gradient(q, pi, tok, rolls, A, think_max=0, *, kl=0.0, amp=False, mic
         )
     N = len(rolls.rows)
     stats = GradientStats()
-    total_kl = 0.0
+    results = []  # of each micro-batch, on the device: loss, KL, log q of the distinct events
+    recorded = []  # of each micro-batch: which of these each event is, log q of the events
     contents = 0
     last = np.zeros(N, dtype=np.int64)  # tokens before a row's last event
     np.maximum.at(last, rolls.events["row"], rolls.events["position"])
@@ -62,23 +64,40 @@ def policy_gradient(q, pi, tok, rolls, A, think_max=0, *, kl=0.0, amp=False, mic
             q, [ids[i] for i in batch], events["row"], events["position"], amp
         )  # (T, D), (m,)
         first, same = merge_equal(node, events)  # (u,), (m,)
-        hidden = states[node[torch.as_tensor(first, device=q.device)]]  # (u, D)
+        hidden = states[to_device(node[first], q.device)]  # (u, D)
         logp = event_logprobs(q, tok, hidden, events[first], amp)  # (u,)
-        summed = torch.as_tensor(np.bincount(same, weight), dtype=logp.dtype, device=q.device)
-        loss = -(summed * logp).sum() / N  # gradient
+        summed = torch.as_tensor(np.bincount(same, weight), dtype=logp.dtype)  # (u,)
+        loss = -(to_device(summed, q.device) * logp).sum() / N  # gradient
+        away = logp.new_zeros(())
         if kl and (events["kind"] >= TOKEN).any():
             away = kl_to_pi(
                 q, pi, tok, [rolls.rows[n] for n in rows], hidden, events, first, same, amp
             )
             loss = loss + kl * away / N
-            total_kl += float(away.detach())
             contents += int((events["kind"] >= TOKEN).sum())
         parallel.backward(loss)
         stats.tokens += len(states)
-        stats.loss += float(loss.detach())
-        gap = logp.detach().cpu().double().numpy()[same] - rolls.logq[index]
-        stats.logq_gap = max(stats.logq_gap, float(np.abs(gap).max()))
+        results.append(torch.cat((loss.detach()[None], away.detach()[None], logp.detach())))
+        recorded.append((same, rolls.logq[index]))
+    total_kl = add_results(stats, results, recorded)
     return over_ranks(stats, total_kl, contents)
+
+
+def add_results(stats, results, recorded):
+    """Add loss and gap of the micro-batches of `policy_gradient` to its stats -> the sum of KLs.
+
+    One copy from the device for all of them.
+    """
+    sizes = [len(result) for result in results]
+    numbers = torch.cat(results).cpu().double() if results else torch.zeros(0)
+    total_kl = 0.0
+    for values, (same, logq) in zip(numbers.split(sizes), recorded, strict=True):
+        loss, away, *_ = values.tolist()
+        stats.loss += loss
+        total_kl += away
+        gap = values[2:].numpy()[same] - logq
+        stats.logq_gap = max(stats.logq_gap, float(np.abs(gap).max()))
+    return total_kl
 
 
 def select_events(events, rows, A):
@@ -96,7 +115,7 @@ def merge_equal(node, events):
 
     They are equal after equal prefixes: the same node of the tree, kind and token.
     """
-    key = np.stack([node.cpu().numpy(), events["kind"], events["token"]], 1)  # (m, 3)
+    key = np.stack([node.numpy(), events["kind"], events["token"]], 1)  # (m, 3)
     _, first, same = np.unique(key, axis=0, return_index=True, return_inverse=True)
     return first, same.reshape(-1)
 
@@ -107,14 +126,22 @@ def event_logprobs(q, tok, hidden, events, amp=False):
     <act>: no comment begins. The end of a thought: any of the stop tokens.
     hidden (M, D); events (M,), of dtype EVENT.
     """
-    kind = torch.as_tensor(events["kind"], device=q.device)  # (M,)
-    token = torch.as_tensor(events["token"], device=q.device)  # (M,)
-    acts, others = (where.nonzero()[:, 0] for where in (kind == ACT, kind != ACT))
+    is_act = events["kind"] == ACT
+    other = events[~is_act]
+    acts, others, token, is_end = (
+        to_device(torch.from_numpy(x), q.device)
+        for x in (
+            np.flatnonzero(is_act),
+            np.flatnonzero(~is_act),
+            np.ascontiguousarray(other["token"]),
+            other["kind"] == END,
+        )
+    )
     with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
         act = none_logprobs(hidden[acts], q.head_weight, tok.thought_ids)
-        logp, end = token_logprobs(hidden[others], q.head_weight, token[others], [tok.stop_ids])
-    logp = torch.where(kind[others] == END, end, logp)
-    return logp.new_empty(len(kind)).index_copy(0, others, logp).index_copy(0, acts, act)
+        logp, end = token_logprobs(hidden[others], q.head_weight, token, [tok.stop_ids])
+    logp = torch.where(is_end, end, logp)
+    return logp.new_empty(len(events)).index_copy(0, others, logp).index_copy(0, acts, act)
 
 
 def kl_to_pi(q, pi, tok, rows, hidden, events, first, same, amp):
@@ -123,17 +150,18 @@ def kl_to_pi(q, pi, tok, rows, hidden, events, first, same, amp):
     hidden (u, D): q's states of the distinct events; events, first, same: see `merge_equal`.
     """
     distinct = events[first]
-    content = torch.as_tensor(distinct["kind"] >= TOKEN, device=q.device)  # (u,)
-    times = torch.as_tensor(np.bincount(same), device=q.device)[content]  # rows of each
+    content = np.flatnonzero(distinct["kind"] >= TOKEN)  # (contents,)
+    times = torch.from_numpy(np.bincount(same)[content])  # rows of each
     others = []
-    for event in distinct[distinct["kind"] >= TOKEN]:
+    for event in distinct[content]:
         row = rows[event["row"]]
         line = int(event["line"])
         others.append(row.states[line][event["position"] - 1 - begin_of(tok, row, line)])
-    other = torch.stack(others).to(q.device)  # (contents, D)
+    other = to_device(torch.stack(others), q.device)  # (contents, D)
+    content = to_device(torch.from_numpy(content), q.device)
     with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
         kl = token_kl(hidden[content], q.head_weight, other, pi.head_weight)  # (contents,)
-    return (times * kl).sum()
+    return (to_device(times, q.device) * kl).sum()
 
 
 def over_ranks(stats, total_kl, contents):
@@ -153,18 +181,26 @@ def over_ranks(stats, total_kl, contents):
 def ntp_loss(model, ids, pos, doc, kind):
     """-log p of each predicted token of packed rows -> (loss (M,) with gradient, kind (M,)).
 
-    ids, pos, doc, kind (1, T), as from `pack`. A token is predicted from the earlier tokens of its
-    own document. The first of a document is not predicted, nor is padding, nor the prompt.
+    ids, pos, doc, kind (1, T) on the CPU, as from `pack`; the kinds returned are there too. A token
+    is predicted from the earlier tokens of its own document. The first of a document is not
+    predicted, nor is padding, nor the prompt.
     """
-    inside = predicted(doc, kind)  # (1, T-1)
-    hidden = model(ids, pos, doc)[:, :-1][inside]  # (M, D)
-    loss = -token_logprobs(hidden, model.head_weight, ids[:, 1:][inside])[0]  # (M,): J
-    return loss, kind[:, 1:][inside]
+    predicts = predicting(doc, kind)  # (M,)
+    docs = Documents(doc, device=model.device)
+    ids, pos, state = (to_device(x, model.device) for x in (ids, pos, predicts))
+    hidden = model(ids, pos, docs)[0].index_select(0, state)  # (M, D)
+    targets = ids[0, 1:].index_select(0, state)  # (M,)
+    loss = -token_logprobs(hidden, model.head_weight, targets)[0]  # (M,): J
+    return loss, kind[0, 1:][predicts]
 
 
-def predicted(doc, kind):
-    """Which tokens from the second on are predicted. doc, kind (1, T) -> (1, T-1) bool."""
-    return (doc[:, 1:] == doc[:, :-1]) & (kind[:, 1:] > PROMPT)
+def predicting(doc, kind):
+    """Which tokens predict the one behind them: (M,). doc, kind (1, T), on the CPU.
+
+    Example: doc [[0, 0, 0, 1]], kind [[PROMPT, CODE, CODE, CODE]] -> [0, 1]
+    """
+    inside = (doc[0, 1:] == doc[0, :-1]) & (kind[0, 1:] > PROMPT)  # (T-1,)
+    return inside.nonzero()[:, 0]
 
 
 def ntp_gradient(model, docs, kinds, count, cfg):
@@ -178,13 +214,15 @@ def ntp_gradient(model, docs, kinds, count, cfg):
     sums = torch.zeros(3, device=model.device)
     multiple = 256 if model.device.type == "cuda" else 1
     for batch in parallel.synced_batches(model, micro_batches(*share, cfg.micro_tokens)):
-        row = [x.to(model.device, non_blocking=True) for x in pack(*batch, multiple=multiple)]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=cfg.bf16):
-            loss, kind = ntp_loss(model, *row)
+            loss, kind = ntp_loss(model, *pack(*batch, multiple=multiple))
         parallel.backward(loss.sum() / count)
         loss = loss.detach()
-        thought = kind == THOUGHT
-        sums += torch.stack([loss.sum(), loss[~thought].sum(), loss[thought].sum()])
+        code, thought = (
+            to_device(where.nonzero()[:, 0], model.device)
+            for where in (kind != THOUGHT, kind == THOUGHT)
+        )
+        sums += torch.stack([loss.sum(), loss[code].sum(), loss[thought].sum()])
     return torch.stack(parallel.all_gather(sums.cpu())).sum(0)
 
 
@@ -198,7 +236,7 @@ class CompletionScores:
     logp: torch.Tensor  # (M,) log pi of each token, with gradient
     entropy: torch.Tensor  # (M,) of pi there, nats
     kl: torch.Tensor  # (m,) KL(pi || start) at the tokens of the measured completions
-    measured: torch.Tensor  # (M,) bool: the tokens of the measured completions
+    measured: torch.Tensor  # (m,) the tokens of the measured completions
     tokens: int  # that pi read
     start_tokens: int = 0  # that start read
 
@@ -212,16 +250,14 @@ def score_completions(model, samples, forbid=(), amp=False, start=None, measured
     kl_grad    whether a gradient goes through the KL
     """
     device = model.device
-    lengths = torch.tensor([len(s.ids) for s in samples], device=device)
     hidden, read = hidden_of(model, samples, amp)  # (M, D)
-    targets = torch.tensor([i for s in samples for i in s.ids], device=device)
+    targets = to_device(torch.tensor([i for s in samples for i in s.ids]), device)  # (M,)
     with torch.autocast(device.type, enabled=False):  # logits in float32, as the sampler's are
         logp, entropy = token_logprobs(
             hidden.float(), model.head_weight.float(), targets, entropy=True, without=forbid
         )
-    marks = torch.tensor(list(measured) or [False] * len(samples), device=device)
     scores = CompletionScores(
-        logp, entropy.detach(), logp.new_zeros(0), marks.repeat_interleave(lengths), read
+        logp, entropy.detach(), logp.new_zeros(0), measured_tokens(samples, measured, device), read
     )
     if any(measured):
         marked = [s for s, mark in zip(samples, measured, strict=True) if mark]
@@ -241,10 +277,17 @@ def score_completions(model, samples, forbid=(), amp=False, start=None, measured
     return scores
 
 
+def measured_tokens(samples, measured, device):
+    """The tokens of the completions that `measured` marks, of all of them end to end: (m,)."""
+    marks = list(measured) or [False] * len(samples)
+    by_token = np.repeat(marks, [len(s.ids) for s in samples])  # (M,) bool
+    return to_device(torch.from_numpy(np.flatnonzero(by_token)), device)
+
+
 def hidden_of(model, samples, amp):
     """The states that predict the tokens of completions -> ((M, D), number of tokens read)."""
     row = np.repeat(np.arange(len(samples)), [len(s.ids) for s in samples])  # (M,)
     position = np.concatenate([len(s.prompt) + np.arange(len(s.ids)) for s in samples])  # (M,)
     ids = [s.prompt + s.ids for s in samples]
     states, node = hidden_before(model, ids, row, position, amp)  # (T, D), (M,)
-    return states[node], len(states)
+    return states[to_device(node, model.device)], len(states)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from data import CODE
+from model import Documents, to_device
 
 
 def pack(docs, kinds=None, multiple=1):
@@ -98,15 +99,17 @@ def shared_length(a, b):
 def hidden_before(model, rows, row, position, amp=False):
     """Run rows, shared prefixes once, for the states that predict tokens.
 
-    rows: lists of ids; row, position: (M,) ints. Returns (states (T, D), node (M,)):
+    rows: lists of ids; row, position: (M,) ints. Returns (states (T, D), node (M,) on the CPU):
     states[node[m]] predicts the token at position[m] of rows[row[m]].
     """
     ids, pos, doc, before, where = pack_shared(rows)  # (1, T)
     start = np.cumsum([0] + [len(w) for w in where])
-    node = torch.cat(where)[start[row] + position - 1].to(model.device)  # (M,)
-    ids, pos, doc = (x.to(model.device) for x in (ids, pos, doc))
+    node = torch.cat(where)[start[row] + position - 1]  # (M,)
+    docs = Documents(doc, before, model.device)
+    ids = to_device(ids, model.device)
+    pos = to_device(pos, model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
-        return model(ids, pos, doc, before=before)[0], node
+        return model(ids, pos, docs)[0], node
 
 
 def micro_batches(docs, kinds, max_tokens):

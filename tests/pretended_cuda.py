@@ -39,6 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")
 ROOT = f"{pathlib.Path(__file__).resolve().parent.parent}/"  # the project's folder
+GROUPED = torch._C._group_tensors_by_device_and_dtype
 LOG = None  # of the GPU that is on
 
 
@@ -650,6 +651,13 @@ class Event:
         return 0.0
 
 
+def grouped(tensorlists, with_indices=False):
+    """torch._C._group_tensors_by_device_and_dtype, which asks C++ for the device."""
+    groups = GROUPED(tensorlists, with_indices)
+    pretended = any(is_pretended(x) for x in leaves(tensorlists))
+    return {(DEVICE if pretended else d, dtype): g for (d, dtype), g in groups.items()}
+
+
 def generator_class(generator):
     """torch.Generator, whatever device it is asked for."""
     return type("Generator", (), {"__new__": lambda cls, device="cpu": generator()})
@@ -678,6 +686,7 @@ def stand_ins():
         (cuda, "Event", Event),
         (cuda, "CUDAGraph", Graph),
         (cuda, "graph", recording),
+        (torch._C, "_group_tensors_by_device_and_dtype", grouped),
         (cuda.amp.common, "amp_definitely_not_available", lambda: False),
         (torch, "Generator", generator_class(torch.Generator)),
         (torch, "autocast", Autocast),

@@ -14,7 +14,7 @@ ARROWS = {
     "config": "",
     "model": "",
     "data": "",
-    "logprobs": "",
+    "logprobs": "model",
     "grader": "",
     "grader/grade": "config",
     "grader/__main__": "config",

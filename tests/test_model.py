@@ -190,7 +190,7 @@ def test_shared_beginnings_are_one_row_at_a_time(net, rows):
     with torch.enable_grad():
         for together in (True, False):
             net.zero_grad()
-            h = net(ids, pos, doc, before=before)[0] if together else None
+            h = net(ids, pos, model.Documents(doc, before))[0] if together else None
             states = [
                 h[w] if together else net(torch.tensor([row]))[0]
                 for row, w in zip(rows, where, strict=True)
@@ -255,7 +255,7 @@ def test_a_packed_row_is_one_document_at_a_time(net, lengths, multiple, monkeypa
     weight = torch.randn(SMALL.d_model, generator=torch.Generator().manual_seed(0))
 
     def packed():
-        return [net(ids, pos, doc)[0, doc[0] == n] for n in range(len(docs))]
+        return [net(ids, pos, model.Documents(doc))[0, doc[0] == n] for n in range(len(docs))]
 
     alone = [net(torch.tensor([d]))[0] for d in docs]
     want = gradients(net, losses(weight, alone))
@@ -275,7 +275,7 @@ def test_several_packed_rows(net):
     ids = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(5))
     doc = torch.tensor([[3] * 10 + [7] * 14, [7] * 6 + [0] * 8 + [7] * 10])
     pos = torch.cat([torch.arange(n) for n in (10, 14, 6, 8, 10)]).view(2, 24)
-    out = net(ids, pos, doc).flatten(0, 1)
+    out = net(ids, pos, model.Documents(doc)).flatten(0, 1)
     for a, b in ((0, 10), (10, 24), (24, 30), (30, 38), (38, 48)):
         near(out[a:b], net(ids.flatten()[None, a:b])[0])
 
@@ -287,11 +287,11 @@ def test_no_token_sees_another_document(net):
     """
     docs = documents(LENGTHS["mixed"])
     ids, pos, doc, _ = packing.pack(docs, None, 64)
-    before = net(ids, pos, doc)[0]
+    before = net(ids, pos, model.Documents(doc))[0]
     for t in range(0, ids.shape[1], 7):
         other = ids.clone()
         other[0, t] = (other[0, t] + 1) % 97
-        changed = (net(other, pos, doc)[0] != before).any(-1)
+        changed = (net(other, pos, model.Documents(doc))[0] != before).any(-1)
         mine = (doc[0] == doc[0, t]) & (torch.arange(ids.shape[1]) >= t)
         assert changed[mine].all() and not changed[~mine].any()
 

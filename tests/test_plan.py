@@ -14,7 +14,7 @@ import train
 from config import PRESETS, UserError
 from engine import plan, training
 from formats import huggingface
-from model import ModelConfig, Transformer
+from model import Documents, ModelConfig, Transformer
 
 torch.set_num_threads(1)
 H200 = types.SimpleNamespace(flops=790e12, bytes=4.3e12, device=torch.device("cuda"))
@@ -55,11 +55,12 @@ def saved(net, docs):
         return x
 
     ids = torch.zeros(1, docs * 16, dtype=torch.int64)
+    number = torch.arange(docs * 16)[None]  # (1, T)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
         torch.autocast("cpu", torch.bfloat16),
     ):
-        net(ids, pos=torch.arange(docs * 16)[None] % 16, doc=torch.arange(docs * 16)[None] // 16)
+        net(ids, number % 16, Documents(number // 16))
     return sum(n for n, _ in seen.values())
 
 

@@ -135,7 +135,7 @@ def test_attention_kernels(before):
     gradients = torch.autograd.grad(expected.sin().sum(), inputs)
     with pretended_cuda.on() as log:
         low = [x.detach().cuda().bfloat16().requires_grad_() for x in inputs]
-        y = attend_documents(*low, Documents(doc.cuda(), shared))
+        y = attend_documents(*low, Documents(doc, shared, "cuda"))
         d = torch.autograd.grad(y.float().sin().sum(), low)
         kernels = {name for name, _ in log.kernels}
         assert {"_varlen_attn", "_varlen_attn_backward"} <= kernels
@@ -271,7 +271,7 @@ def test_rollouts(tok, snips, settings):
 def test_rollouts_with_closing_tokens(tok, snips):
     """Tokens that end a thought and belong to it."""
     tok = copy.copy(tok)
-    others = set(range(3, tok.vocab_size, 5)) - {*tok.stop_ids, *tok.thought_ids}
+    others = set(range(0, tok.vocab_size, 2)) - {*tok.stop_ids, *tok.thought_ids}
     tok.closing_ids = sorted(others)
     expected, rolls = on_both(lambda d: rollouts_on(tok, snips[:2], d, rate=0.5))
     assert any(z[-1] in others for row in rolls.rows for z in row.thoughts.values())
@@ -345,6 +345,54 @@ def test_grpo_update(tok, snips, kl, epochs, forbids):
         return [m[name] for name in names.split()]
 
     near(*on_both(update), 2e-3)
+
+
+# ---------------------------------------------------------------- budgets: how often the host waits
+
+
+def test_ntp_waits_twice_a_step(tok, snips):
+    """For the losses and the norm of the gradient, however many micro-batches there are."""
+    docs, kinds = zip(*(data.infuse(tok, s, {}) for s in snips), strict=True)
+    for size in (300, 10000):
+        cfg = make(bf16=True, micro_tokens=size, compile="false")
+        with pretended_cuda.on() as log:
+            model = thinker(tok, 0).to("cuda")
+            opt = training.adamw(model, 1e-3, 0.1)
+            mstep.ntp_step(model, opt, docs, kinds, 1e-3, cfg)
+            log.reset()
+            mstep.ntp_step(model, opt, docs, kinds, 1e-3, cfg)
+        assert log.synchronisations <= 2, log.table(log.syncs)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_policy_gradient_waits_once(tok, snips, kl):
+    """For all losses, KLs and log q together."""
+    rolls = rollouts_on(tok, snips[:4], "cpu")
+    A = np.ones((2, *rolls.think.shape))
+    with pretended_cuda.on() as log:
+        q = thinker(tok, 0).to("cuda")
+        pi = thinker(tok, 1).to("cuda").requires_grad_(False)
+        log.reset()
+        policy_gradient(q, pi, tok, rolls, A, kl=kl, amp=True, micro_tokens=300)
+    assert log.synchronisations <= 1, log.table(log.syncs)
+
+
+@pytest.mark.parametrize("kl, epochs, forbids", [(0.0, 1, False), (0.1, 2, True)])
+def test_grpo_waits_once_a_micro_batch(tok, snips, kl, epochs, forbids):
+    """For its sums; and once an update for the norm of the gradient."""
+    forbid = tuple(tok.thought_ids) if forbids else ()
+    samples = credited_samples(tok, snips, forbid)
+    cfg = make(rl_kl=kl, epochs=epochs, minibatches=epochs, micro_tokens=60, bf16=True)
+    plan = rlvr.plan_minibatches(samples, cfg, 0)
+    micro_batches = epochs * sum(map(len, plan))
+    assert micro_batches > 2 * epochs
+    with pretended_cuda.on() as log:
+        model = thinker(tok, 0).to("cuda")
+        start = thinker(tok, 1).to("cuda").requires_grad_(False)
+        opt = training.adamw(model, 1e-3, 0.0)
+        log.reset()
+        updates = rlvr.update(model, start, opt, samples, cfg, 0, forbid)["updates"]
+    assert log.synchronisations <= micro_batches + updates, log.table(log.syncs)
 
 
 # ---------------------------------------------------------------- commands, from end to end
