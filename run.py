@@ -64,6 +64,7 @@ class Run:
         self.expert_hard = None  # and of the expert snippets
         self.expert_tasks = ()  # the tasks that these come from, likewise
         self.contamination = None
+        self.sources = None  # of a corpus of real code: what they are, and their licences
         self.problems = None
         self.saved = (-math.inf, 0.0)  # when the last state was written, and the seconds it took
         self.longest = 0  # tokens of the longest snippet with its thoughts
@@ -97,6 +98,8 @@ class Run:
                 self.write_json(f"settings-{name}.json", settings)
             if self.contamination:
                 self.write_json("contamination.json", self.contamination)
+            if self.sources:
+                self.write_json("sources.json", {"sources": self.sources})
 
     def path(self, name):
         return os.path.join(self.out, name)
@@ -179,6 +182,7 @@ class Run:
             parallel.rank0_only(prepare_corpus)(**arguments)
         corpus = prepare_corpus(**arguments)
         self.contamination = corpus.contamination()
+        self.sources = corpus.manifest["sources"]
         unchecked = f"corpus {cfg.data}: not checked against any benchmark (--decontaminate false)"
         tqdm.write(line(self.contamination) if cfg.decontaminate else unchecked, file=sys.stderr)
         self.expert, self.heldout = split_heldout(corpus, cfg.seed, cfg.n_expert, cfg.n_heldout)

@@ -2,7 +2,7 @@
 
     python -m formats export runs/qwen2.5-1.5b-0/ra3.pt FOLDER
 
-writes a trained one, for transformers, vLLM, llama.cpp's converter, ...
+writes a trained one, for transformers, vLLM, llama.cpp's converter, ..., with a model card.
 What is read and written is in huggingface.py.
 """
 

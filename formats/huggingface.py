@@ -25,6 +25,7 @@ import torch
 
 from config import UserError, make
 from formats import fields, tokenizers
+from formats.card import write_card
 from formats.checkpoints import load_model
 from formats.gguf import check_heads, load_gguf, smollm2_path
 from model import ModelConfig, hollow, rotary
@@ -620,6 +621,8 @@ def export(checkpoint, folder, dtype=None, source=None, shard_bytes=5 * 10**9):
         os.makedirs(partial)
         base = write_tokenizer_files(source, trained_here, partial)
         write_model(model, partial, base, dtype, shard_bytes)
+        weights = sum(p.numel() for p in model.parameters())
+        write_card(checkpoint, extra, weights, source, partial)
         os.replace(partial, folder)
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror}); give another path") from None

@@ -851,6 +851,8 @@ def test_a_run_from_a_folder_and_its_export(kind, weights, published, tmp_path):
         open(tmp_path / "made" / "tokenizer.json").read()
         == open(os.path.join(folder, "tokenizer.json")).read()
     )
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "| textwrap.py | - |" in card and "| bound" not in card and str(tmp_path) not in card
     made = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "made", dtype=torch.float32
     ).eval()
