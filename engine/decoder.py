@@ -84,11 +84,9 @@ class Decoder:
         self.prompts = prompts
         self.new = new
         device = model.device
-        ids = functools.partial(torch.tensor, dtype=torch.int64, device=device)
-        self.forbid = ids(list(forbid))
-        self.pick = functools.partial(
-            pick, temperature=temperature, top_p=top_p, synonyms=ids(list(synonyms))
-        )
+        ids = (np.array(list(group), np.int64) for group in (forbid, synonyms))
+        self.forbid, synonyms = upload(device, *ids)
+        self.pick = functools.partial(pick, temperature=temperature, top_p=top_p, synonyms=synonyms)
         self.weights = stacked_model(model)
         # on a CPU buffers grow; on a GPU they stay where they are, for the graphs
         self.grow_buffers = device.type != "cuda"
