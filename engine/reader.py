@@ -109,21 +109,20 @@ class Reader:
         """Attention of layer `number`: qkv (M, (H + 2 K) E) -> (M, H E)."""
         H, K = self.model.cfg.n_head, self.model.cfg.n_kv_head
         heads = qkv.view(1, len(qkv), H + 2 * K, -1)  # (1, M, heads, E)
-        q, k, v = heads.split((H, K, K), 2)
-        q = rotate(q, layout.rope)[0]  # (M, H, E)
-        k = rotate(k, layout.rope)[0]  # (M, K, E)
-        v = v[0]
+        turned = heads[:, :, : H + K]
+        turned.copy_(rotate(turned, layout.rope))
+        _, k, v = heads[0].split((H, K, K), 1)  # (M, heads, E) each
         if layout.target:
             cache, rows, slots = layout.target
             cache.k[number][rows, :, slots] = k
             cache.v[number][rows, :, slots] = v
+        q, k, v = pad_heads(heads[0], layout).split((H, K, K), 1)  # (N, heads, T, E) each
         ks, vs = [], []
         for cache, rows, slots in layout.seen:
             ks.append(cache.k[number][:, :, :slots].index_select(0, rows))  # (N, K, slots, E)
             vs.append(cache.v[number][:, :, :slots].index_select(0, rows))
-        q = pad_heads(q, layout)  # (N, H, T, E)
-        k = torch.cat([*ks, pad_heads(k, layout)], 2)  # (N, K, S, E)
-        v = torch.cat([*vs, pad_heads(v, layout)], 2)  # (N, K, S, E)
+        k = torch.cat([*ks, k], 2)  # (N, K, S, E)
+        v = torch.cat([*vs, v], 2)  # (N, K, S, E)
         y = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), layout.bias)
         return y.flatten(2).flatten(0, 1).index_select(0, layout.cell)  # (M, H E)
 
