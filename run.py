@@ -37,8 +37,8 @@ from engine.backend import FAST
 from engine.machine import device_of
 from formats.checkpoints import load_model, save_model, write_whole
 from formats.tokenizers import check_checkpoint, digest
+from formats.track import check_tracker, open_mirror
 from model import ModelConfig
-from track import check_tracker, open_mirror
 
 SAVE_SHARE = 20  # a state is written again after so many times the seconds that it took
 

@@ -321,9 +321,12 @@ WITHOUT = {
     "pyarrow": ("corpora", "from corpus.sources import open_parquet; open_parquet('x.parquet')"),
     "gguf": ("hf", "from formats.gguf import open_gguf; open_gguf('x.gguf')"),
     "safetensors": ("hf", "from formats.huggingface import weight_files; weight_files('x')"),
-    "tensorboard": ("track", "from track import check_tracker; check_tracker('tensorboard')"),
-    "wandb": ("track", "from track import check_tracker; check_tracker('wandb')"),
-    "trackio": ("track", "from track import check_tracker; check_tracker('trackio')"),
+    "tensorboard": (
+        "track",
+        "from formats.track import check_tracker; check_tracker('tensorboard')",
+    ),
+    "wandb": ("track", "from formats.track import check_tracker; check_tracker('wandb')"),
+    "trackio": ("track", "from formats.track import check_tracker; check_tracker('trackio')"),
     "matplotlib": ("report", "from report.figures import new_figure; new_figure(4, 3)"),
 }
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import run as runs
-import track
 from config import UserError, make
+from formats import track
 from worlds import HERE
 
 LINES = [
