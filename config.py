@@ -150,7 +150,7 @@ class Config:
     compile: str = setting(
         "auto",
         "torch.compile in training, of blocks and log-probabilities: true, false, or auto: on a "
-        "GPU",
+        "GPU; false: no kernel of our own there either",
         ("auto", "true", "false"),
         of="",
     )

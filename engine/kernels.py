@@ -5,8 +5,9 @@
 
 The lengths are read on the GPU, so that a recorded step serves all of them. A program of the kernel
 takes a row and a key/value head. It goes over the keys in blocks, with a running softmax in float32
-(arXiv 1805.02867, 2205.14135). Without Triton, which comes with torch for CUDA, torch's operations
-compute the same (`plain_attention`). On a CPU neither is used (`Decoder._attend_by_prompt`).
+(arXiv 1805.02867, 2205.14135). Without Triton, which comes with torch for CUDA, and with `--compile
+false`, torch's operations compute the same (`plain_attention`). On a CPU neither is used
+(`Decoder._attend_by_prompt`).
 
 Shapes: B slots in use, Sp slots of prompts, Sn slots of own tokens, H query heads, K key/value
 heads, G = H/K, E head width.
@@ -16,6 +17,7 @@ import typing
 
 import torch
 
+import logprobs
 from model import attention, attention_bias, rotate
 
 try:
@@ -42,7 +44,7 @@ def step_attention(qkv, rows, own, shared):
                  and value are written to own at slot count - 1. A row that has ended may be at the
                  last slot, or behind it.
     """
-    if triton is None or not qkv.is_cuda:
+    if triton is None or not qkv.is_cuda or logprobs.COMPILE is False:
         return plain_attention(qkv, rows, own, shared)
     return fused_attention(qkv, rows, own, shared)
 
@@ -55,7 +57,8 @@ def fused_attention(qkv, rows, own, shared):
     y = qkv.new_empty(B, H * E)
     width = max(16, triton.next_power_of_2(E))  # the least of a matrix product
     group = max(16, triton.next_power_of_2(H // K))
-    sizes = dict(H=H, K=K, E=E, WIDTH=width, GROUP=group, BLOCK=64)
+    block = 64 if qkv.dtype.itemsize == 2 else 32  # more keys would not fit in registers
+    sizes = dict(H=H, K=K, E=E, WIDTH=width, GROUP=group, BLOCK=block)
     attention_kernel[B, K](
         qkv, *rows, *own, *shared, y, Sn, shared[0].shape[2], len(rows.cos), E**-0.5, **sizes
     )
