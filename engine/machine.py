@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from config import UserError, cores, progress_bar
+from model import to_device
 
 # ---------------------------------------------------------------- settings
 
@@ -79,8 +80,7 @@ def upload(device, *arrays):
     On a GPU it is one copy, from pinned memory: nothing waits for it.
     """
     flat = torch.from_numpy(np.concatenate([np.ravel(array) for array in arrays]))
-    if device.type == "cuda":
-        flat = flat.pin_memory().to(device, non_blocking=True)
+    flat = to_device(flat, device)
     parts = flat.split([np.size(array) for array in arrays])
     return [part.view(np.shape(array)) for part, array in zip(parts, arrays, strict=True)]
 

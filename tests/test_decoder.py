@@ -1,4 +1,4 @@
-"""The decoder on a GPU that is not there: its kernel, its graphs, what it waits for."""
+"""Decoder and rollouts on a GPU that is not there: the kernel, graphs, what is waited for."""
 
 import os
 import subprocess
@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+import data
+import domain
 import logprobs
 import pretended_cuda
-from engine import decoder, machine
+from engine import decoder, machine, rollouts
 from engine.sample import generate
 from model import ModelConfig, Transformer
+from worlds import thinker
 
 torch.set_num_threads(1)
 V = 29
@@ -189,6 +192,59 @@ def test_out_of_memory_while_a_graph_is_recorded(monkeypatch, capsys, broken):
     assert ids(got) == ids(expected)
     assert "try: out of memory; going on with 4 rows at once" in capsys.readouterr().err
     assert log.replays
+
+
+# ---------------------------------------------------------------- rollouts
+
+
+def waited():
+    """How often the host has waited for the GPU so far. (Graphs are recorded once.)"""
+    syncs = pretended_cuda.LOG.syncs
+    return sum(n for (what, _), n in syncs.items() if what != "recording of a graph")
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """[(function of a round, how often it waited)], call by call."""
+    calls = []
+
+    def counted(name):
+        function = getattr(rollouts, name)
+
+        def count(*args):
+            before = waited()
+            result = function(*args)
+            calls.append((name, waited() - before))
+            return result
+
+        monkeypatch.setattr(rollouts, name, count)
+
+    counted("write_thoughts")
+    counted("read_lines")
+    return calls
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_round_of_rollouts_waits_six_times_at_most(tok, waits, same):
+    """A round: thoughts decoded, then lines read. No number of waits grows with the rows."""
+    tasks = [domain.expert_task(0, i, "train") for i in range(4)]
+    snips = [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in tasks]
+    think_max = 2 + decoder.LOOK  # two looks
+    outside = []
+    for G in (2, 7):
+        with pretended_cuda.on() as log:
+            q = thinker(tok, 0).to("cuda")
+            pi = q if same else thinker(tok, 1).to("cuda")
+            log.reset()
+            waits.clear()
+            settings = dict(rate=0.3, states=not same)  # P(think) is known: no guess is wrong
+            rollouts.rollout(q, pi, tok, snips, G, think_max, (5,), **settings)
+            decoded = [n for name, n in waits if name == "write_thoughts"]
+            read = [n for name, n in waits if name == "read_lines"]
+            assert len(decoded) == len(read) > 2 and max(decoded) <= 2
+            assert all(a + b <= 6 for a, b in zip(decoded, read, strict=True))
+            outside.append(waited() - sum(decoded + read))
+    assert outside[0] == outside[1] <= 6
 
 
 # ---------------------------------------------------------------- copies
