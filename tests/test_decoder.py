@@ -74,10 +74,41 @@ INTERPRETED = """
 
 
 def test_the_kernel_is_its_plain_twin():
-    """In Triton's interpreter, on the CPU."""
-    pytest.importorskip("triton", reason="Triton comes with torch for CUDA")
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(INTERPRETED)], env=env, check=True)
+    """In Triton's interpreter, on the CPU. That of 3.6 does not know NumPy 2.4."""
+    run_with_triton(INTERPRETED, "3.7", TRITON_INTERPRET="1")
+
+
+def run_with_triton(program, version, **environment):
+    """Run a program in a process of its own, or skip."""
+    pytest.importorskip("triton", version, reason="Triton comes with torch for CUDA")
+    environment |= os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    program = textwrap.dedent(program)
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+COMPILED = """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from engine import kernels
+
+    kernel = kernels.attention_kernel
+    for number, block in (("bf16", 64), ("fp32", 32)):
+        types = {name: f"*{number}" for name in kernel.arg_names}
+        types |= dict.fromkeys(("prompts", "lengths", "counts"), "*i64")
+        types |= dict.fromkeys(("own_slots", "shared_slots", "max_len"), "i32") | {"scale": "fp32"}
+        sizes = dict(H=9, K=3, E=64, WIDTH=64, GROUP=16, BLOCK=block)
+        types |= dict.fromkeys(sizes, "constexpr")
+        source = ASTSource(kernel, types, sizes)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        assert compiled.asm["cubin"] and compiled.metadata.shared < 2**17
+"""
+
+
+def test_the_kernel_compiles_for_an_h100():
+    """To machine code of sm_90, without a GPU."""
+    run_with_triton(COMPILED, "3.6")
 
 
 # ---------------------------------------------------------------- steps
