@@ -34,6 +34,7 @@ V vocabulary, N rows that draw a token.
 import collections
 import functools
 import typing
+import weakref
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ class Decoder:
     def begin(self, model):
         """All rows are free; the prompts are run by this model, whose weights these are."""
         rows = self.rows
-        self.model = model
+        self.model = weakref.proxy(model)  # a decoder that stays keeps no model alive
         self.B = rows
         self.Sp = self.shared.slots
         self.Sn = self.own.slots
@@ -233,7 +234,7 @@ class Decoder:
         """Only these rows go on. The batch shrinks if a quarter of its slots is free."""
         if 4 * len(rows) > 3 * self.B or self._bucket(len(rows)) >= self.B:
             return
-        if not self.prompts_stay:
+        if self.grow_buffers and not self.prompts_stay:
             free = np.ones(self.rows, bool)
             free[rows] = False
             self.prompt_of[free] = -1
@@ -294,7 +295,7 @@ class Decoder:
         self.hidden[slots] = hidden[torch.arange(len(prompts), device=device), last]  # (p, D)
 
     def _compact_prompts(self):
-        """Move the prompts that rows are at to the first slots of the shared cache."""
+        """Move the prompts that rows are at to the first slots, as attention on a CPU wants it."""
         prompts = [i for i in self.prompt_slot if i in self.prompt_of]
         (slots,) = upload(self.model.device, [self.prompt_slot[i] for i in prompts])
         for x in (*self.shared.k, *self.shared.v):

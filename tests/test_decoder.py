@@ -1,9 +1,11 @@
 """Decoder and rollouts on a GPU that is not there: the kernel, graphs, what is waited for."""
 
+import gc
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import numpy as np
 import pytest
@@ -174,6 +176,12 @@ def test_a_decoder_that_stays():
             assert ids(generate(model, PROMPTS, 20, -1, n=2, batch=8)) == want
             stood.append((*decoder.STANDING, len(log.graphs)))
         assert stood[0] == stood[1] and stood[0][1] > 0
+        models.clear()
+        alive = weakref.ref(model)
+        del model
+        gc.collect()
+        assert alive() is None  # the decoder has its own weights
+        model = network().to("cuda")
         generate(model, PROMPTS, 20, -1, n=2, batch=8, temperature=0.5)
         assert decoder.STANDING != [stood[0][0]]  # other draws are other graphs
 
