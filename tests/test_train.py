@@ -291,7 +291,7 @@ MISTAKES = {  # what is given -> what the answer names
     "--vocab-size 10": "vocab_size=10.*258",
     "--device warp": "--device warp.*cpu",
     "--data nowhere": "nowhere.*no such file",
-    "--data {tmp}/empty.py": "empty.py.*no function",
+    "--data {tmp}/empty.py --decontaminate false": "empty.py.*no function",
     "--data stdlib --estep oracle": "--estep oracle.*stdlib",
     "--stage eval": "new.*base.pt, ntp.pt, ra3.pt",
     "--stage ntp": "new.*base.pt",
