@@ -53,6 +53,7 @@ TRAIN = 0.4  # assumed: share of the matrix product's speed in training
 READ = 0.3  # assumed: the same in the forward passes of rollouts
 LINE = 10.5  # assumed: tokens a line
 THINKS = 0.3  # assumed: share of lines with a thought (the paper: fewer than 0.4)
+INFUSED = 256  # rows of a batch of the infusion, as estep.proposals has them
 SEEN = 1.7  # assumed: keys that a token's document attends to, a token, where beginnings are shared
 PROBLEM = 200  # assumed: tokens of a problem of RLVR
 WRITTEN = 0.5  # assumed: share of --max-new that a completion takes
@@ -358,13 +359,15 @@ def infusion_hours(cfg, net, tokens, rates):
     G = sum(samples.get(estep_of(cfg, i), 1) for i in range(cfg.iters)) / cfg.iters  # on average
     times = cfg.iters
     if cfg.estep == "hindsight":
-        seconds = hindsight_seconds(cfg, net, 64, tokens, rates)
+        batch = max(1, INFUSED // cfg.proposals)
+        seconds = hindsight_seconds(cfg, net, batch, tokens, rates)
         # nothing is proposed in iterations that only act
         times -= sum(selection_of(cfg, i) == "act" for i in range(cfg.iters))
     else:
-        seconds = rollout_seconds(cfg, net, 64, G, tokens, rates)
+        batch = max(1, round(INFUSED / G))
+        seconds = rollout_seconds(cfg, net, batch, G, tokens, rates)
     snippets = times * cfg.infuse
-    return times, snippets * G * tokens, snippets / 64 * seconds / 3600
+    return times, snippets * G * tokens, snippets / batch * seconds / 3600
 
 
 # ---------------------------------------------------------------- the page

@@ -27,11 +27,11 @@ import torch
 
 from config import cores, make
 from data import CODE, THOUGHT
-from engine.machine import machine_rates, timed
+from engine.machine import Rates, machine_rates, timed
 from engine.plan import SHAPES, card_named, training_memory
 from model import ModelConfig, Transformer
 from speed import estep, grading, logprobs, rlvr
-from speed.ceilings import about
+from speed.ceilings import about, copy_rate, products
 from speed.measure import absent, installed, write_results_file
 from speed.sampling import hf_model, peers_of, random_prompts, sampling_row
 from speed.training import our_step, padded_loss, stepped, training_limit
@@ -252,14 +252,22 @@ ROWS = (
 # ---------------------------------------------------------------- the stage
 
 
+def rates_of(job, device):
+    """The Rates of the device; in a rehearsal those of small products and reads."""
+    if not job.tiny:
+        return machine_rates(device, True)
+    flops = products(device, 256)
+    reads = copy_rate(device, 2**18)
+    return Rates(1e12 * flops["bfloat16"], 1e12 * flops["float32"], 1e9 * reads, True, device)
+
+
 def rates_stage(job):
     """Measure all rows, and write rates.json after each.
 
     A group that fails leaves its traceback, and the next one goes on.
     """
     device = job.torch_device()
-    rates = machine_rates(device, True)
-    rates = rates._replace(repeats=1 if job.tiny else 5, budget=4.0)
+    rates = rates_of(job, device)._replace(repeats=1 if job.tiny else 5, budget=4.0)
     facts = dict(flops=rates.flops, flops32=rates.flops32, bytes=rates.bytes, unit=rates.unit)
     results = {"machine": {**about(device), **facts}, "rows": []}
     for group in ROWS:

@@ -75,9 +75,9 @@ def short(value):
 
 # ---------------------------------------------------------------- the stages
 
-# The runs of the stage `domain`, in order, each a name and its settings; a longer-programs setting
-# is one more line here.
-DOMAIN_RUNS = {"em": ["--stage", "em"]}
+# The runs of the stage `domain`, in order, each a name and its settings.
+DOMAIN_RUNS = {"em": ["--stage", "em"], "longer programs": ["--stage", "em", "--stages", "6"]}
+LONGER = 2.0  # seconds that the next of these runs may take, in those of the one before
 TINY_DOMAIN = (
     "--n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 --max-len 4096 "
     "--pretrain-steps 4 --base-check false --rows 2 --n-expert 24 --n-heldout 4 --iters 1 "
@@ -87,10 +87,16 @@ TINY_DOMAIN = (
 
 
 def domain_stage(job):
-    """The default command, whole: seconds, and the figures of its table."""
+    """The default command, whole: seconds, and the figures of its table.
+
+    Longer programs follow if the time suffices.
+    """
     common = ["--device", job.device, "--compile", job.compile, "--save-every", "1000"]
+    seconds = 0.0
     for name, settings in DOMAIN_RUNS.items():
-        out = job.work / f"domain-{name}"
+        if job.left() < LONGER * seconds:
+            return
+        out = job.work / f"domain-{name.replace(' ', '-')}"
         began = time.monotonic()
         tiny = TINY_DOMAIN if job.tiny else []
         train.main([*settings, *common, *tiny, "--out", str(out)])

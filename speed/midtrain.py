@@ -34,7 +34,7 @@ from speed.pack import PROGRAMS
 from train import em, ntp, pretrain
 
 METHODS = {
-    "ra3": {},
+    "ra3": dict(estep="reinforce"),
     "best-of-n": dict(estep="best-of-n", best_of=8),
     "hindsight": dict(estep="hindsight", tried=0.2),
 }

@@ -8,8 +8,11 @@ import time
 import pytest
 import torch
 
+import logprobs
+import pretended_cuda
 from config import UserError
-from speed import gpu, pack, parity
+from engine import machine
+from speed import ceilings, gpu, pack, parity
 
 torch.set_num_threads(1)
 
@@ -18,13 +21,13 @@ def rows(out, name):
     return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
 
 
-def run_stage(folder, letter, device="cpu", seconds=60.0):
+def run_stage(folder, letter, device="cpu", seconds=60.0, packed=None):
     """A stage in this process -> (whether it ended well, its folder of results)."""
     out = folder / "out"
     out.mkdir(exist_ok=True)
     work = folder / "work"
     ends = time.monotonic() + seconds
-    job = gpu.StageJob(out, work, device=device, tiny=True, compile="false", ends=ends)
+    job = gpu.StageJob(out, work, packed, device, True, "false", ends)
     return gpu.run_stage(gpu.STAGES[letter], job), out
 
 
@@ -38,10 +41,12 @@ def test_ceilings(tmp_path):
     assert product["bfloat16"] > 0 and product["float32"] > 0
 
 
-def test_domain(tmp_path):
+def test_domain(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "LONGER", 1e9)  # no time for longer programs
     ended, out = run_stage(tmp_path, "d")
-    assert ended and [row["model"] for row in rows(out, "domain")] == ["base", "ntp", "ra3"]
-    assert all(row["seconds"] > 0 and row["elbo"] < 0 for row in rows(out, "domain"))
+    lines = rows(out, "domain")
+    assert ended and [row["model"] for row in lines] == ["base", "ntp", "ra3"]
+    assert all(row["seconds"] > 0 and row["elbo"] < 0 for row in lines)
 
 
 def test_midtrain(tmp_path):
@@ -120,6 +125,47 @@ def test_a_failed_stage_leaves_its_traceback(tmp_path, monkeypatch):
     monkeypatch.setitem(gpu.STAGES, "a", gpu.Stage("ceilings", 0.1, fails))
     ended, out = run_stage(tmp_path, "a")
     assert not ended and "ZeroDivisionError: so" in (out / "ceilings.traceback").read_text()
+
+
+# ---------------------------------------------------------------- on a GPU that is not there
+
+
+def on_pretended_gpu(folder, letter, monkeypatch, packed=None):
+    """A stage on it -> (whether it ended well, its folder of results). Its events have no clock."""
+    for module in (ceilings, machine):
+        monkeypatch.setattr(module, "device_seconds", lambda f, *_: machine.timed(f)[0])
+    with pretended_cuda.on():
+        return run_stage(folder, letter, "cuda", packed=packed)
+
+
+def test_parity_on_a_gpu(tmp_path, monkeypatch):
+    """Rollouts and a GRPO step by graphs and without; the references are of the CPU."""
+    few_checks(monkeypatch, **{"GRPO step": parity.CHECKS["GRPO step"]})
+    monkeypatch.setattr(logprobs, "COMPILE", False)
+    torch.save(parity.cpu_references(), tmp_path / parity.FILE)
+    ended, out = on_pretended_gpu(tmp_path, "b", monkeypatch, packed=tmp_path)
+    lines = rows(out, "parity")
+    assert ended and {row["check"] for row in lines} == set(parity.CHECKS)
+    assert [row for row in lines if not row["agrees"]] == []
+    assert any(row["difference"] > 0 for row in lines)  # it is not the CPU's code
+
+
+@pytest.mark.slow
+def test_all_of_parity_on_a_gpu(tmp_path, monkeypatch):
+    checks = {name: check for name, check in parity.CHECKS.items() if name != "SmolLM2"}
+    monkeypatch.setattr(parity, "CHECKS", checks)
+    monkeypatch.setattr(logprobs, "COMPILE", False)
+    torch.save(parity.cpu_references(), tmp_path / parity.FILE)
+    ended, out = on_pretended_gpu(tmp_path, "b", monkeypatch, packed=tmp_path)
+    lines = rows(out, "parity")
+    assert ended and len(lines) > 25 and [row for row in lines if not row["agrees"]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("letter", "acde")
+def test_other_stages_on_a_gpu(tmp_path, monkeypatch, letter):
+    ended, out = on_pretended_gpu(tmp_path, letter, monkeypatch)
+    assert ended and not list(out.glob("*.traceback"))
 
 
 # ---------------------------------------------------------------- the runner
