@@ -372,10 +372,10 @@ class Config:
         least=1,
     )
     choose_by: str = setting(
-        "line",
-        "what is chosen among these rollouts, or those of best-of-n: the latent of each line by "
-        "itself (line), or a rollout as it is (snippet)",
-        ("line", "snippet"),
+        "snippet",
+        "what is chosen among these rollouts, or those of best-of-n: a rollout as it is (snippet), "
+        "or before each line the latent of one of them (line)",
+        ("snippet", "line"),
         of="em",
     )
     infuse: int = setting(

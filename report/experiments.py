@@ -1,0 +1,258 @@
+"""The tables of the built-in domain, run again from nothing: every command, every seed, one table.
+
+    python -m report.experiments --list                          the experiments and their commands
+    python -m report.experiments default --seeds 0-9 --out runs/default
+    python -m report.experiments lengths --seeds 0-2 --out runs/lengths --jobs 2
+
+A folder a seed (of `lengths`: one a number of stages and seed) and a log a command. What is
+finished is not run again, and what was stopped goes on, so the same command can be given until all
+of it is there. The table goes to OUT/table.md: means over the seeds, the lowest pass@1, and the
+interval of the last row's difference to each other row, paired by seed (Student's t).
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+
+from benchmarks.rates import seed_interval
+from config import Parser, UserError, command, write_output
+from report.curves import markdown_table, spread
+
+BEST_OF_20 = "--estep best-of-n --best-of 20 --choose-by snippet"
+LENGTHS = (1, 2, 3, 4, 6, 8)
+LONG_BASE = "--base-stages 1,2,3,4,6,8"
+
+
+@dataclasses.dataclass
+class Row:
+    """A row of a table: a model of a run's folder, and the command that makes it."""
+
+    model: str  # its name in results.json, or rlvr-...: in metrics.jsonl
+    command: str  # arguments of train.py, without --out and --seed
+
+
+def em(name, options):
+    """A row by EM with some options, in a folder whose base.pt and ntp.pt it shares."""
+    return Row(name, f"--stage em --name {name} --models {name} --report false {options}")
+
+
+def grpo(start, options=""):
+    return Row(f"rlvr-{start}", f"--stage rlvr --init {start} {options}")
+
+
+DEFAULT = Row("ra3", "--stage em")
+CONTROLS = [
+    DEFAULT,
+    Row("ntp-as-ra3", "--stage ntp --match ra3 && --stage eval --models ntp-as-ra3"),
+    em("none", "--estep none"),
+    em("random", "--estep random"),
+    em("oracle", "--estep oracle"),
+    em("brite", "--estep reinforce --horizon 1"),
+    em("group", "--estep reinforce --credit group"),
+    em("next-line", "--estep reinforce --credit group --discount 0"),
+]
+# name -> its rows, in the order in which they are run
+EXPERIMENTS = {
+    "default": [
+        DEFAULT,
+        em("best-of-20", BEST_OF_20),
+        em("best-of-20-a-line", "--estep best-of-n --best-of 20 --choose-by line"),
+    ],
+    "controls": CONTROLS,
+    "penalty": [em(f"c-{c}", f"--estep reinforce --c {c}") for c in (0.01, 0.05, 0.2, 1)],
+    "weak-steps": [
+        em(name, f"{options} --pretrain-steps 250 --base-check false")
+        for name, options in (("best-of-20", BEST_OF_20), ("ra3", ""))
+    ],
+    "weak-notes": [
+        em(name, f"{options} --useful 0.1 --base-check false")
+        for name, options in (("best-of-20", BEST_OF_20), ("ra3", ""))
+    ],
+    "rlvr": [DEFAULT, *map(grpo, ("base", "ntp", "ra3"))],
+    "lengths": [
+        em("best-of-20", BEST_OF_20),
+        em("group", "--estep reinforce --credit group"),
+        em("ra3", ""),
+        *map(grpo, ("base", "ntp", "best-of-20", "group", "ra3")),
+    ],
+}
+
+
+def folders_of(name, seed, out):
+    """{folder: options that every command in it gets} of a seed. They can share a base model."""
+    if name != "lengths":
+        return {os.path.join(out, str(seed)): f"--seed {seed}"}
+    return {
+        os.path.join(out, f"{stages}-stages", str(seed)): (
+            f"--seed {seed} --stages {stages} {LONG_BASE}"
+        )
+        for stages in LENGTHS
+    }
+
+
+def commands_of(row, folder, options):
+    """The command lines that make a row, as lists."""
+    for arguments in row.command.split(" && "):
+        argv = ["train.py", *shlex.split(f"{arguments} {options}"), "--out", folder]
+        yield [sys.executable, *argv, *["--resume"] * os.path.isdir(folder)]
+
+
+def figures_of(folder, model):
+    """What a folder's files say of a model: a dict, or None if it is not there yet."""
+    if model.startswith("rlvr-"):
+        path, done = os.path.join(folder, "metrics.jsonl"), f"{model}.pt"
+        if not os.path.exists(os.path.join(folder, done)):
+            return None
+        with open(path) as f:
+            rows = [row for row in map(json.loads, f) if row["model"] == model]
+        return next(row for row in reversed(rows) if row["phase"] == "rlvr-heldout")
+    try:
+        with open(os.path.join(folder, "results.json")) as f:
+            return json.load(f).get(model)
+    except FileNotFoundError:
+        return None
+
+
+def run_seed(name, seed, out):
+    """Run what is missing of a seed, one command after the other. Raises UserError."""
+    folders = folders_of(name, seed, out)
+    first = next(iter(folders))
+    for folder, options in folders.items():
+        share_base(folder, first)
+        run_folder(folder, EXPERIMENTS[name], options)
+
+
+def run_folder(folder, rows, options):
+    """Run what is missing in a folder. Raises UserError."""
+    for row in rows:
+        if figures_of(folder, row.model) is not None:
+            continue
+        os.makedirs(os.path.dirname(folder) or ".", exist_ok=True)
+        log = f"{folder}-{row.model}.log"
+        for argv in commands_of(row, folder, options):
+            with open(log, "a") as f:
+                print(shlex.join(argv[1:]), file=f, flush=True)
+                status = subprocess.run(argv, stdout=f, stderr=subprocess.STDOUT).returncode
+            if status:
+                raise UserError(f"{shlex.join(argv[1:])}: exit status {status}; see {log}")
+
+
+def share_base(folder, first):
+    """Give a folder the base model of another, if it has none: the same seed and base corpus."""
+    for name in ("base.pt", "tokenizer.txt", "settings-base.json"):
+        source, target = os.path.join(first, name), os.path.join(folder, name)
+        if os.path.exists(source) and not os.path.exists(target):
+            os.makedirs(folder, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+COLUMNS = (
+    ("pass@1", "pass@1", "{:.3f}", 1),
+    ("pass@5", "pass@5", "{:.3f}", 1),
+    ("greedy", "greedy", "{:.3f}", 1),
+    ("elbo", "ELBO", "{:.2f}", 1),
+    ("elbo_no_think", "never thinking", "{:.2f}", 1),
+    ("think_hard", "thinks: hard", "{:.2f}", 1),
+    ("think_easy", "easy", "{:.2f}", 1),
+    ("flops", "TFLOP", "{:.1f}", 1e12),
+)
+
+
+def table(folders, models):
+    """The table over some folders, in Markdown."""
+    lines = [["", "seeds", "lowest", *(title for _, title, _, _ in COLUMNS)]]
+    rates = {}
+    for model in models:
+        entries = {folder: figures_of(folder, model) for folder in folders}
+        entries = {folder: entry for folder, entry in entries.items() if entry}
+        rates[model] = {folder: entry["pass@1"] for folder, entry in entries.items()}
+        cells = [model, str(len(entries)), f"{min(rates[model].values(), default=np.nan):.3f}"]
+        for key, _, form, unit in COLUMNS:
+            values = [entry[key] / unit for entry in entries.values() if entry.get(key) is not None]
+            cells.append(spread(values, form) if values else "-")
+        lines.append(cells)
+    return "\n".join([markdown_table(lines), "", *differences(rates)])
+
+
+def differences(rates):
+    """Lines: the last model beside each other one, paired over the folders that have both."""
+    *others, last = rates
+    for other in others:
+        both = rates[last].keys() & rates[other].keys()
+        points = [100 * (rates[last][folder] - rates[other][folder]) for folder in both]
+        if len(points) > 1:
+            low, high = seed_interval(points)
+            yield (
+                f"- {last} - {other}: {np.mean(points):+.1f} points of pass@1, 95% "
+                f"[{low:+.1f}, {high:+.1f}], {len(points)} seeds"
+            )
+
+
+def write_tables(name, seeds, out):
+    """Write OUT/table.md, and print it: a table, of `lengths` one a number of stages."""
+    by_setting = [list(folders_of(name, seed, out)) for seed in seeds]
+    tables = []
+    for folders in zip(*by_setting, strict=True):
+        title = os.path.basename(os.path.dirname(folders[0])) if len(by_setting[0]) > 1 else name
+        tables.append(f"## {title}\n\n{table(folders, models_of(EXPERIMENTS[name]))}\n")
+    text = "\n".join(tables)
+    write_output(os.path.join(out, "table.md"), "--out", text.encode())
+    print(text)
+
+
+def models_of(rows):
+    """The models of an experiment's table: those of its rows; ra3 makes base and ntp beside it."""
+    names = [row.model for row in rows]
+    return (["base", "ntp"] if DEFAULT in rows else []) + sorted(names, key="ra3".__eq__)
+
+
+def seeds_of(text):
+    """Example: "0-3,7" -> [0, 1, 2, 3, 7]. Raises UserError."""
+    try:
+        ranges = [part.split("-") for part in text.split(",")]
+        return [n for ends in ranges for n in range(int(ends[0]), int(ends[-1]) + 1)]
+    except ValueError:
+        raise UserError(f"--seeds {text}: expected numbers and ranges, such as 0-3,7") from None
+
+
+def describe():
+    """Every experiment with its commands."""
+    for name, rows in EXPERIMENTS.items():
+        print(f"{name}:")
+        for row in rows:
+            print(f"    python train.py {row.command}")
+
+
+def main(argv):
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", help=f"one of {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--list", action="store_true", help="print the experiments, run nothing")
+    parser.add_argument("--seeds", default="0-4", help="numbers and ranges (default 0-4)")
+    parser.add_argument("--out", default="", help="folder of the runs (default runs/NAME)")
+    parser.add_argument("--jobs", type=int, default=1, help="commands at once (default 1)")
+    args = parser.parse_args(argv)
+    if args.list:
+        return describe()
+    if args.name not in EXPERIMENTS:
+        raise UserError(f"{args.name}: expected one of {', '.join(EXPERIMENTS)}, or --list")
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: expected a number of at least 1")
+    seeds = seeds_of(args.seeds)
+    out = args.out or os.path.join("runs", args.name)
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        jobs = [pool.submit(run_seed, args.name, seed, out) for seed in seeds]
+        for job in concurrent.futures.as_completed(jobs):
+            job.result()
+    write_tables(args.name, seeds, out)
+
+
+if __name__ == "__main__":
+    command(main, "stopped; the same command goes on")

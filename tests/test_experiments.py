@@ -1,0 +1,91 @@
+"""The runner of the tables: what it runs, what it leaves alone, and the table's figures."""
+
+import json
+import pathlib
+import shlex
+
+import pytest
+
+import config
+import train
+from config import UserError
+from report import experiments
+
+
+def arguments(name):
+    """Arguments of train.py, of every command of an experiment."""
+    for folder, options in experiments.folders_of(name, 3, "runs").items():
+        for row in experiments.EXPERIMENTS[name]:
+            for argv in experiments.commands_of(row, folder, options):
+                yield argv[2:]
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_every_command_is_one_of_train(name):
+    """Each parses, names its seed, and is like no other."""
+    commands = list(arguments(name))
+    for argv in commands:
+        cfg, _ = config.parse(argv, train.OPTIONS, "")
+        assert cfg.seed == 3
+    assert len({shlex.join(argv) for argv in commands}) == len(commands)
+
+
+def test_seeds():
+    assert experiments.seeds_of("0-3,7") == [0, 1, 2, 3, 7]
+    with pytest.raises(UserError, match="--seeds 1,x: expected"):
+        experiments.seeds_of("1,x")
+
+
+def fake_train(calls, fails=()):
+    """A stand-in for subprocess.run: leaves a result in the folder, or fails."""
+
+    def run(argv, **options):
+        calls.append(shlex.join(argv[2:]))
+        name = argv[argv.index("--name") + 1] if "--name" in argv else "ra3"
+        if name in fails:
+            return type("Done", (), {"returncode": 2})
+        folder = pathlib.Path(argv[argv.index("--out") + 1])
+        seed = int(argv[argv.index("--seed") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "base.pt").write_text("base")
+        path = folder / "results.json"
+        results = json.loads(path.read_text()) if path.exists() else {}
+        rate = {"ra3": 0.9 + seed / 100, "best-of-20": 0.8}.get(name, 0.5)
+        results[name] = {"pass@1": rate, "flops": 2e12}
+        path.write_text(json.dumps(results))
+        return type("Done", (), {"returncode": 0})
+
+    return run
+
+
+def test_a_table_from_nothing(tmp_path, monkeypatch, capsys):
+    """Stopped by a failure it names the log; given again it runs what is missing, no more."""
+    calls = []
+    argv = ["default", "--seeds", "0-2", "--out", str(tmp_path / "runs")]
+    monkeypatch.setattr(experiments.subprocess, "run", fake_train(calls, ["best-of-20-a-line"]))
+    with pytest.raises(UserError, match=r"best-of-20-a-line.*exit status 2; see .*0-best-of-20-a"):
+        experiments.main(argv)
+    monkeypatch.setattr(experiments.subprocess, "run", fake_train(calls))
+    before = len(calls)
+    experiments.main(argv)
+    assert all("best-of-20-a-line" in call and "--resume" in call for call in calls[before:])
+    assert len(calls) == before + 3
+    experiments.main(argv)
+    assert len(calls) == before + 3
+    text = (tmp_path / "runs" / "table.md").read_text()
+    assert "| best-of-20 | 3 | 0.800 | 0.800 ± 0.000 |" in text
+    assert "| ra3 | 3 | 0.900 | 0.910 ± 0.010 |" in text and "| 2.0 ± 0.0 |" in text
+    assert "- ra3 - best-of-20: +11.0 points of pass@1, 95% [+8.5, +13.5], 3 seeds" in text
+
+
+def test_lengths_share_a_base(tmp_path, monkeypatch):
+    """The second length of a seed begins with the first one's base model."""
+    calls = []
+    monkeypatch.setattr(experiments.subprocess, "run", fake_train(calls))
+    rows = [row for row in experiments.EXPERIMENTS["lengths"] if "rlvr" not in row.command]
+    monkeypatch.setitem(experiments.EXPERIMENTS, "lengths", rows)
+    experiments.run_seed("lengths", 4, str(tmp_path))
+    for stages in experiments.LENGTHS:
+        assert (tmp_path / f"{stages}-stages" / "4" / "base.pt").read_text() == "base"
+    assert f"--stages {experiments.LENGTHS[-1]} " in calls[-1]
+    assert "--resume" in calls[len(rows)]  # the folder is there before its first command
