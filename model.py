@@ -271,19 +271,24 @@ def attention(q, k, v, bias):
     q (B, T, H, E); k, v (B, S, K, E); bias (1|B, 1, T, S), 0 or -inf; None: causal, T = S. On a
     CPU two plain matrix products are faster than torch's fused kernel, forward and backward. On a
     GPU only flash attention takes grouped heads, and it takes neither a bias nor float32. What
-    takes those, memory-efficient attention, is given repeated heads (cuDNN: `machine.device_of`).
+    takes those, memory-efficient attention, gets the queries of a group in a row as one head with
+    a bias; without one it gets repeated keys. (cuDNN: `machine.device_of`.)
     """
     if q.device.type == "cpu":
         return causal_attention_cpu(q, k, v) if bias is None else attention_cpu(q, k, v, bias)
+    B, T, H, E = q.shape
+    K = k.shape[2]
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T or S, E)
-    group = q.shape[1] // k.shape[1]
-    if group > 1 and (bias is not None or q.dtype == torch.float32):
-        k = k.repeat_interleave(group, 1)  # (B, H, S, E)
-        v = v.repeat_interleave(group, 1)  # (B, H, S, E)
+    if H != K and bias is not None:
+        q = q.reshape(B, K, H // K * T, E)
+        bias = bias.repeat(1, 1, H // K, 1)  # (1|B, 1, H/K * T, S)
+    elif H != K and q.dtype == torch.float32:
+        k = k.repeat_interleave(H // K, 1)  # (B, H, S, E)
+        v = v.repeat_interleave(H // K, 1)
     y = F.scaled_dot_product_attention(
         q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=q.shape[1] != k.shape[1]
     )
-    return y.transpose(1, 2)  # (B, T, H, E)
+    return y.reshape(B, H, T, E).transpose(1, 2)  # (B, T, H, E)
 
 
 def attention_cpu(q, k, v, bias):

@@ -336,7 +336,7 @@ def test_attention_of_a_gpu_fits_a_fused_kernel(monkeypatch, dtype, masked):
     got = {}
 
     def fused(q, k, v, **settings):
-        got.update(settings, heads=k.shape[1])
+        got.update(settings, heads=(q.shape[1], k.shape[1]))
         return q
 
     monkeypatch.setattr(model.F, "scaled_dot_product_attention", fused)
@@ -344,8 +344,9 @@ def test_attention_of_a_gpu_fits_a_fused_kernel(monkeypatch, dtype, masked):
     bias = torch.zeros(2, 1, 5, 5, dtype=dtype, device="meta") if masked else None
     assert model.attention(q, k, v, bias).shape == (2, 5, 4, 8)
     flash = dtype == torch.bfloat16 and not masked
-    assert (got["heads"], got["enable_gqa"]) == ((2, True) if flash else (4, False))
-    assert (got["attn_mask"] is bias) and got["is_causal"] == (not masked)
+    assert got["enable_gqa"] == flash and got["is_causal"] == (not masked)
+    assert got["heads"] == ((4, 2) if flash else (2, 2) if masked else (4, 4))
+    assert not masked or got["attn_mask"].shape == (2, 1, 10, 5)
 
 
 def test_no_attention_goes_to_cudnn(monkeypatch):
