@@ -103,7 +103,7 @@ class Decoder:
     def begin(self, model):
         """All rows are free; the prompts are run by this model, whose weights these are."""
         rows = self.rows
-        self.model = weakref.proxy(model)  # a decoder that stays keeps no model alive
+        self.model = model
         self.B = rows
         self.Sp = self.shared.slots
         self.Sn = self.own.slots
@@ -502,7 +502,7 @@ def decoder_for(model, rows, prompts, prefix, new, **settings):
         room = (standing.prompts, standing.shared.slots, standing.new)
         if prompts <= room[0] and prefix <= room[1] and new <= room[2]:
             copy_weights(standing.weights, model)
-            standing.begin(model)
+            standing.begin(weakref.proxy(model))  # one that stays keeps no model alive
             STANDING.append(standing)
             return standing
         prompts, prefix, new = map(max, room, (prompts, prefix, new))
@@ -511,6 +511,7 @@ def decoder_for(model, rows, prompts, prefix, new, **settings):
     decoder.kind = kind
     memory = torch.cuda.get_device_properties(model.device).total_memory
     if decoder.nbytes() <= STAYS * memory:
+        decoder.begin(weakref.proxy(model))
         STANDING.append(decoder)
     return decoder
 
