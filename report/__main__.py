@@ -2,7 +2,8 @@
 
     python -m report runs/tiny-0                          -> runs/tiny-0/report.html
     python -m report runs/tiny-0 runs/tiny-1              -> runs/report.html, a folder is a seed
-    python -m report runs/tiny-0 runs/tiny-1 --out docs/figures/rlvr.png
+    python -m report runs/tiny-0 runs/tiny-1 --figures docs/figures    -> em.png, rlvr.png, ...
+    python -m report runs/tiny-0 --picture docs/figures/page.png       -> of the page, by a browser
     python -m report runs/tiny-0 runs/tiny-1 --paired rlvr-ra3,rlvr-ntp
     python -m report --rows runs/a/greedy-ra3-mbpp+.jsonl runs/a/greedy-ntp-mbpp+.jsonl
 
@@ -30,7 +31,7 @@ import os
 import numpy as np
 
 from config import Parser, UserError, check_output, command, convert, write_output
-from report.compare import comparison_page
+from report.compare import comparison_page, em_charts
 from report.curves import (
     HELD,
     TRAIN,
@@ -40,11 +41,12 @@ from report.curves import (
     read_metrics,
     select,
 )
-from report.figures import curves_figure, training_figure
+from report.figures import curves_figure, em_figure, training_figure
 from report.files import open_folder
 from report.markup import escape, paragraph, table
 from report.page import run_page
 from report.pairs import paired_over_problems
+from report.picture import picture_of
 
 OPTIONS = {
     "--html": (
@@ -53,6 +55,12 @@ OPTIONS = {
         "the page (default report.html in the run's folder; of several runs, in the folder that "
         "holds them all)",
     ),
+    "--figures": (
+        "FOLDER",
+        "",
+        "write the figures that there are metrics for: em.png, rlvr.png, rlvr-training.png",
+    ),
+    "--picture": ("FILE", "", "a PNG of the page of one run, by a Chromium that is installed"),
     "--models": ("NAME[,NAME...]", "", "RLVR: models to show (default: all that have a curve)"),
     "--out": ("FILE", "", "RLVR: figure of the curves"),
     "--training": ("FILE", "", "RLVR: figure of the training metrics against steps"),
@@ -94,8 +102,12 @@ def report_options(argv):
     folders = [os.path.normpath(folder) for folder in args.folders]
     if len({os.path.realpath(folder) for folder in folders}) < len(folders):
         raise UserError(f"{' '.join(args.folders)}: expected each folder once, as each is a seed")
-    for option in ("out", "training", "html"):
+    for option in ("out", "training", "html", "picture"):
         check_output(f"--{option}", vars(args)[option])
+    if args.figures and not os.path.isdir(args.figures):
+        raise UserError(f"--figures {args.figures}: expected a folder that exists; make it first")
+    if args.picture and len(folders) != 1:
+        raise UserError(f"--picture {args.picture}: expected one run; leave the others out")
     return args, folders
 
 
@@ -150,16 +162,24 @@ def main(argv):
         write_figures(args, runs, curves)
         cells = [[escape(cell) for cell in line] for line in lines]
         rlvr = table(cells, "Held-out pass rates", "plain") + "".join(map(paragraph, notes))
-    write_page(args, folders, rlvr)
+    folders = [open_folder(folder) for folder in folders]
+    if args.figures and (charts := em_charts(folders)):
+        write_output(os.path.join(args.figures, "em.png"), "--figures", em_figure(charts))
+    page = write_page(args, folders, rlvr)
+    if args.picture:
+        write_output(args.picture, "--picture", picture_of(page))
+    print(page)
 
 
 def write_page(args, folders, rlvr):
-    """The page of a run, or of several, with the RLVR curves' table. Raises UserError."""
-    runs = [open_folder(folder) for folder in folders]
-    text = comparison_page(runs, rlvr) if len(runs) > 1 else run_page(runs[0], rlvr)
-    page = args.html or os.path.join(common_folder(folders), "report.html")
+    """The page of a run, or of several, with the RLVR curves' table -> its path. Raises UserError.
+
+    folders: what `open_folder` gives
+    """
+    text = comparison_page(folders, rlvr) if len(folders) > 1 else run_page(folders[0], rlvr)
+    page = args.html or os.path.join(common_folder([f.path for f in folders]), "report.html")
     write_output(page, "--html", text.encode("utf-8", "replace"))
-    print(page)
+    return page
 
 
 def common_folder(folders):
@@ -195,12 +215,19 @@ def notes_of(runs, pair):
 
 
 def write_figures(args, runs, curves):
-    """The figures that were asked for. Raises UserError."""
-    if args.out:
-        write_output(args.out, "--out", curves_figure(curves))
-    if args.training:
-        training = {model: select(runs, TRAIN, model) for model in curves}
-        write_output(args.training, "--training", training_figure(training))
+    """The figures of RLVR that were asked for. Raises UserError."""
+    paths = {
+        "--out": args.out,
+        "--training": args.training,
+        "--figures rlvr": args.figures and os.path.join(args.figures, "rlvr.png"),
+        "--figures": args.figures and os.path.join(args.figures, "rlvr-training.png"),
+    }
+    for option, path in paths.items():
+        if path and option in ("--out", "--figures rlvr"):
+            write_output(path, option.split()[0], curves_figure(curves))
+        elif path:
+            training = {model: select(runs, TRAIN, model) for model in curves}
+            write_output(path, option, training_figure(training))
 
 
 if __name__ == "__main__":

@@ -142,18 +142,36 @@ def curves_over_seeds(folders):
 
 
 def chart_over_seeds(folders, title, unit, phase, keys, x_title, log):
-    models = list(dict.fromkeys(m for folder in folders for m in folder.models_of(phase)))
     series = []
-    style = 0
+    for style, (label, curves) in enumerate(curves_of(folders, phase, keys)):
+        series += lines_over_seeds(curves, label, style)
+    return chart(title, unit, series, x_title, log=log)
+
+
+def curves_of(folders, phase, keys):
+    """[(label, points of every run that has any)] of each model's metrics in a phase.
+
+    keys: ((metric, its name in the legend), ...)
+    """
+    lines = []
+    models = list(dict.fromkeys(m for folder in folders for m in folder.models_of(phase)))
     for model in models:
         for key, name in keys:
-            curves = [points_of(folder, model, phase, key) for folder in folders]
-            curves = [line.points for line in (Series("", c) for c in curves) if line.points]
-            if curves:
-                label = name if len(models) == 1 else f"{title_of(model)}, {name}"
-                series += lines_over_seeds(curves, label, style)
-                style += 1
-    return chart(title, unit, series, x_title, log=log)
+            runs = [Series("", points_of(folder, model, phase, key)).points for folder in folders]
+            label = name if len(models) == 1 else f"{title_of(model)}, {name}"
+            if any(runs):
+                lines.append((label, [points for points in runs if points]))
+    return lines
+
+
+def em_charts(folders):
+    """What `figures.em_figure` draws: the charts of EM that anything was measured for."""
+    charts = []
+    for title, unit, phase, keys, x_title, log in CHARTS:
+        lines = curves_of(folders, phase, keys)
+        if lines and phase != HELD:
+            charts.append((title, unit, lines, x_title, log))
+    return charts
 
 
 def points_of(folder, model, phase, key):

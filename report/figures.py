@@ -1,6 +1,8 @@
-"""Figures of held-out pass rates and of training metrics, drawn by matplotlib."""
+"""Figures of EM and of RLVR over runs, drawn by matplotlib."""
 
 import io
+
+import numpy as np
 
 from config import UserError
 from report.curves import column, over_seeds
@@ -51,9 +53,35 @@ def png(figure, axis):
     """The bytes of a figure, with the legend of one of its panels under it."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return png_of(figure)
+
+
+def png_of(figure):
+    """The bytes of a figure."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=130)
     return out.getvalue()
+
+
+def em_figure(charts):
+    """Panels of a run's EM, three a row: seeds, their mean and its band.
+
+    charts: [(title, unit, [(label, [[(x, y), ...], ...])], x axis, is the y axis logarithmic)],
+    where a label has the points of every seed
+    """
+    rows = -(-len(charts) // 3)
+    figure = new_figure(12, 3 * rows)
+    axes = figure.subplots(rows, 3, squeeze=False).flatten()
+    for axis, (title, unit, lines, x_title, log) in zip(axes, charts, strict=False):
+        for i, (label, seeds) in enumerate(lines):
+            draw(axis, [tuple(np.array(points).T) for points in seeds], f"C{i}", label)
+        axis.set(title=title, xlabel=x_title, ylabel=unit, yscale="log" if log else "linear")
+        axis.grid(alpha=0.2)
+        if len(lines) > 1:
+            axis.legend(frameon=False)
+    for axis in axes[len(charts) :]:
+        axis.remove()
+    return png_of(figure)
 
 
 def curves_figure(curves):

@@ -33,19 +33,24 @@ RLVR_CHARTS = (
 def curves_section(folder):
     """All charts of what was measured; "" without any."""
     groups = [
-        ("Base model", [pretraining_chart(folder)], base_in_words(folder)),
-        ("E-step: learning when to think", estep_charts(folder), diagnosis_in_words(folder)),
-        ("M-step: training on code with thoughts", mstep_charts(folder), ""),
-        ("Held-out code, by EM iteration", heldout_charts(folder), ""),
-        ("Reinforcement learning from tests (RLVR)", rlvr_charts(folder), ""),
+        ("base", "Base model", [pretraining_chart(folder)], base_in_words(folder)),
+        (
+            "estep",
+            "E-step: learning when to think",
+            estep_charts(folder),
+            diagnosis_in_words(folder),
+        ),
+        ("mstep", "M-step: training on code with thoughts", mstep_charts(folder), ""),
+        ("heldout", "Held-out code, by EM iteration", heldout_charts(folder), ""),
+        ("rl", "Reinforcement learning from tests (RLVR)", rlvr_charts(folder), ""),
     ]
     content = []
-    for title, charts, words in groups:
+    for name, title, charts, words in groups:
         charts = [text for text in charts if text]
         if charts:
-            content.append(element("h3", escape(title)))
-            content.append(paragraph(words) if words else "")
-            content.append(element("div", *charts, cls="charts"))
+            heading = element("h3", escape(title)) + (paragraph(words) if words else "")
+            charts = element("div", *charts, cls="charts")
+            content.append(element("div", heading, charts, cls="group", id=f"curves-{name}"))
     return section("curves", "Curves", *content) if content else ""
 
 

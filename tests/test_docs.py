@@ -31,7 +31,7 @@ COMMAND = re.compile(
 )
 NOT_OURS = {"pytest", "tests.test_docs"}  # without a main of their own
 OPTIONAL = "transformers,accelerate,gguf,safetensors,huggingface_hub,rensa,pyarrow,matplotlib"
-OPTIONAL += ",tensorboard,wandb,trackio"
+OPTIONAL += ",tensorboard,wandb,trackio,playwright"
 
 
 def read(path):
@@ -328,6 +328,7 @@ WITHOUT = {
     "wandb": ("track", "from formats.track import check_tracker; check_tracker('wandb')"),
     "trackio": ("track", "from formats.track import check_tracker; check_tracker('trackio')"),
     "matplotlib": ("report", "from report.figures import new_figure; new_figure(4, 3)"),
+    "playwright": ("report", "from report.picture import picture_of; picture_of('x.html')"),
 }
 
 

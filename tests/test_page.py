@@ -4,6 +4,9 @@ import html.parser
 import json
 import re
 import shutil
+import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,14 +16,18 @@ from config import UserError
 from domain import domain_tasks
 from report import __main__ as report_command
 from report.charts import Series, chart, decades, thinned, ticks
+from report.compare import em_charts
 from report.faults import Examiner, first_difference
 from report.files import model_and_suite, open_folder
 from report.markup import number
 from report.page import run_page
+from report.picture import BROWSERS, WIDTH
 from report.programs import marked
 from report.snippets import first_word, frequent_table
 from tasks import Task
+from worlds import HERE
 
+PNG = b"\x89PNG\r\n\x1a\n"
 TASKS = domain_tasks(0, 3, "test")
 MODELS = ("base", "ntp", "ra3")
 MEASURED = {"seed": 0, "eval_tasks": 3, "eval_split": "test", "data": "domain"}
@@ -296,6 +303,35 @@ def test_a_gain_of_no_thoughts_is_no_gain(run_folder):
     assert "<b>Reward</b>" in text and "<b>Gain</b>" not in text
 
 
+# ---------------------------------------------------------------- figures
+
+
+def test_figures_of_em_have_every_seed(run_folder, tmp_path, capfd):
+    other = shutil.copytree(run_folder, tmp_path / "tiny-1")
+    charts = em_charts([open_folder(str(path)) for path in (run_folder, other)])
+    named = {title: lines for title, _, lines, _, _ in charts}
+    assert list(named) == ["Pre-training", "Reward", "P(think)", "Gain", "M-step", "Bound"]
+    assert named["Gain"] == [("mean gain", [[(n + 1, float(n)) for n in range(4)]] * 2)]
+    assert [label for label, _ in named["M-step"]] == ["NTP, code", "RA3, code"]
+    pytest.importorskip("matplotlib")
+    report_command.main([str(run_folder), str(other), "--figures", str(tmp_path)])
+    assert (tmp_path / "em.png").read_bytes().startswith(PNG)
+    assert not (tmp_path / "rlvr.png").exists()  # nothing was measured for it
+
+
+@pytest.mark.parametrize(
+    "options, shown",
+    [
+        ("--figures {tmp}/no", "--figures .*no: expected a folder"),
+        ("{tmp} --picture {tmp}/x.png", "--picture .*x.png: expected one run"),
+        ("--picture {tmp}/no/x.png", "--picture .*expected a file"),
+    ],
+)
+def test_mistakes_with_figures(options, shown, run_folder, tmp_path):
+    with pytest.raises(UserError, match=shown):
+        report_command.main([str(run_folder), *options.format(tmp=tmp_path).split()])
+
+
 # ---------------------------------------------------------------- why a program failed
 
 
@@ -373,8 +409,6 @@ def test_first_difference_by_hand():
 
 
 # ---------------------------------------------------------------- in a browser
-
-BROWSERS = "chromium-headless-shell chromium chromium-browser google-chrome chrome".split()
 
 # The contrast of each text with what is behind it (WCAG 2), where it is too small.
 FAINT = """() => {
@@ -463,6 +497,16 @@ def test_by_keyboard(opened):
             break
     assert names[0] == ("A", "skip") and names[1][0] == "A"
     assert ("DIV", "scroll") in names and names[-1][0] == "SUMMARY"
+
+
+def test_a_picture_of_the_page(browser, run_folder, tmp_path):
+    """In a process of its own, as a process has one playwright at a time."""
+    path = tmp_path / "page.png"
+    command = [sys.executable, "-m", "report", str(run_folder), "--picture", str(path)]
+    subprocess.run(command, cwd=HERE, check=True)
+    image = path.read_bytes()
+    width, height = struct.unpack(">II", image[16:24])
+    assert image.startswith(PNG) and width == WIDTH and 600 < height < 2000
 
 
 def test_the_comparison_in_a_browser(opened, run_folder, tmp_path):
