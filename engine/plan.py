@@ -277,12 +277,16 @@ def step_seconds(net, rates):
     return 2 * sizes(net)["work"] / rates.bytes + net.n_layer * 3e-5
 
 
-def rollout_seconds(cfg, net, snippets, G, tokens, rates):
-    """Seconds of G rollouts over snippets of these tokens each, q and pi apart."""
+def rollout_seconds(cfg, net, snippets, G, tokens, rates, scored=True):
+    """Seconds of G rollouts over snippets of these tokens each.
+
+    scored: pi, another model than q, gives rewards and gains; else q alone draws latents.
+    """
     work = sizes(net)["work"]
     thoughts = THINKS * tokens / LINE  # of a rollout
-    # the trunk twice; lines, rewards and values of each rollout
-    read = snippets * (2 + (2.5 * G if thoughts > 1 else G)) * tokens
+    trunks = 2 if scored else 1
+    lines = 2.5 if scored and thoughts > 1 else 1.0  # of each rollout: its lines, rewards, values
+    read = snippets * (trunks + lines * G) * tokens
     drawn = snippets * G * thoughts * cfg.think_max
     steps = thoughts * cfg.think_max  # one after the other
     return 2 * work * (read + drawn) / (READ * rates.flops) + steps * step_seconds(net, rates)
@@ -365,7 +369,7 @@ def infusion_hours(cfg, net, tokens, rates):
         times -= sum(selection_of(cfg, i) == "act" for i in range(cfg.iters))
     else:
         batch = max(1, round(INFUSED / G))
-        seconds = rollout_seconds(cfg, net, batch, G, tokens, rates)
+        seconds = rollout_seconds(cfg, net, batch, G, tokens, rates, scored=G > 1)
     snippets = times * cfg.infuse
     return times, snippets * G * tokens, snippets / batch * seconds / 3600
 
