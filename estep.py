@@ -41,7 +41,7 @@ Departures from the paper
 10. `horizon=1`: one latent a snippet, before its first line. This is BRiTE.
 11. `gain_floor` bounds what one bad thought can cost. A wrong worked note costs five nats, a right
     one brings two. Without the floor, thinking dies before lines where two of three are right.
-12. Of several rollouts the M-step gets the latents that are best line by line (`choose_by=line`),
+12. `choose_by=line` gives the M-step the latents that are best line by line, of several rollouts,
     as if what a thought is worth did not depend on the thoughts before it. The chance that one
     rollout has all H notes right falls as p^H; that one of n has each right does not.
 
