@@ -4,6 +4,7 @@ Lines, thoughts and prompts in each of them.
 """
 
 import collections
+import itertools
 import json
 import os
 import random
@@ -326,11 +327,12 @@ def test_rollouts_of_a_random_model_give_canonical_ids(style, stdlib):
     name, _, _, tok = style
     cfg = config.make("smollm2", c=0.0, think_max=6, resample=2)
     net = Transformer(ModelConfig(tok.vocab_size, 1, 2, 1, 16, 16, 2048)).init_weights(3)
-    snips = [
+    short = (
         s
-        for _, text, prompt in stdlib[:200]
+        for _, text, prompt in stdlib
         if len(text) < 500 and (s := data.snippet(tok, text, prompt)) and len(s.first) > 2
-    ][:40]
+    )
+    snips = list(itertools.islice(short, 120))  # as many whatever the standard library holds
     cfg.estep, cfg.rate = "random", 0.5
     stats = collections.Counter()
     pairs = infused(net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats)
