@@ -38,7 +38,8 @@ def graphs():
 def device_of(cfg):
     """The torch device of the settings. Raises UserError if it is not there.
 
-    On a GPU attention never goes to cuDNN from then on: it makes a plan for every new shape, and
+    A GPU with a number becomes the current one, where graphs are recorded and kernels of our own
+    run. Attention never goes to cuDNN from then on: it makes a plan for every new shape, and
     rollouts bring new shapes at every step.
     """
     cuda = torch.cuda.is_available()
@@ -53,6 +54,8 @@ def device_of(cfg):
     device = torch.device(name)
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
+        if device.index is not None:
+            torch.cuda.set_device(device)
     return device
 
 

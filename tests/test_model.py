@@ -350,7 +350,12 @@ def test_attention_of_a_gpu_fits_a_fused_kernel(monkeypatch, dtype, masked):
 
 
 def test_no_attention_goes_to_cudnn(monkeypatch):
-    """It plans every new shape anew; `device_of` turns it off on a GPU, and only there."""
+    """It plans every new shape anew; `device_of` turns it off on a GPU, and only there.
+
+    A GPU with a number becomes the current one.
+    """
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(machine.torch, "empty", lambda *size, device: None)
@@ -359,6 +364,8 @@ def test_no_attention_goes_to_cudnn(monkeypatch):
         assert machine.device_of(config.make(device="cpu")).type == "cpu"
         assert torch.backends.cuda.cudnn_sdp_enabled()
         assert machine.device_of(config.make(device="cuda")).type == "cuda"
+        assert machine.device_of(config.make(device="cuda:1")).index == 1
+        assert current == [torch.device("cuda:1")]
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
