@@ -207,7 +207,7 @@ def run_stages(args):
     seconds = 60 * args.minutes
     ends = shares(letters, seconds - GRACE)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="ra3-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ra3-", dir=scratch()) as folder:
         for letter in letters:
             start = time.monotonic() - began
             limit = ends[letter] - start
@@ -223,6 +223,16 @@ def run_stages(args):
                 f.write(json.dumps(row) + "\n")
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             bring_home(pathlib.Path(folder), out)
+
+
+MEMORY = "/dev/shm"  # a disk in memory, on Linux
+ROOM = 40e9  # bytes that the runs may take
+
+
+def scratch():
+    """Where the runs' folders go: memory where there is room, None for the system's folder."""
+    room = shutil.disk_usage(MEMORY).free if os.path.isdir(MEMORY) else 0
+    return MEMORY if room > ROOM else None
 
 
 def status_of(code):

@@ -10,12 +10,14 @@ A round is one seed:
     ntp-as-NAME            next-token training for as many FLOPs as NAME took, E-steps included
 
 ntp and the three below it have equal M-step tokens. Every model's bound and cross-entropy on
-held-out code follow its training; programs with a 95% interval follow once all are trained. Lines
-of midtrain.jsonl: seed, model, what, seconds, figures. More time makes the first round larger, and
-rounds with new seeds follow while one more fits.
+held-out code follow its training. Programs with a 95% interval follow, of the first five before
+the last three are trained. Lines of midtrain.jsonl: seed, model, what, seconds, figures. More time
+makes the first round larger, and rounds with new seeds follow while one more fits.
 """
 
 import dataclasses
+import functools
+import pathlib
 import time
 import traceback
 
@@ -33,11 +35,7 @@ from run import Run
 from speed.pack import PROGRAMS
 from train import em, ntp, pretrain
 
-METHODS = {
-    "ra3": dict(estep="reinforce"),
-    "best-of-n": dict(estep="best-of-n", best_of=8),
-    "hindsight": dict(estep="hindsight", tried=0.2),
-}
+METHODS = {"ra3": "reinforce", "best-of-n": "best-of-n", "hindsight": "hindsight"}  # -> --estep
 TINY = dict(
     rows=2,
     n_heldout=3,
@@ -48,6 +46,11 @@ TINY = dict(
     estep_steps=1,
     snippets=2,
     group=2,
+    resample=2,
+    best_of=2,
+    proposals=2,
+    own=1,
+    tried=0.2,
     think_max=6,
     elbo_samples=1,
     max_new=8,
@@ -70,16 +73,18 @@ ROUND = 180.0  # seconds for which the sizes below are meant
 def round_size(job):
     """Settings of a round of SmolLM2, larger with more time."""
     if job.tiny:
-        return dict(TINY, max_tokens=96, block=128, micro_tokens=512)
+        return dict(TINY, n_expert=8, max_tokens=96, block=128, micro_tokens=512)
     scale = max(1, round(job.left() / ROUND))
     return dict(
         n_heldout=128,
         rows=32,
         block=512,
-        infuse=1000 * scale,
-        mstep_steps=16 * scale,
+        infuse=600 * scale,
+        mstep_steps=8 * scale,
         iters=1,
         estep_steps=8 * scale,
+        best_of=8,
+        tried=0.2,
         elbo_samples=4,
         max_new=160,
         samples=1,
@@ -114,7 +119,7 @@ def run_of(cfg, corpus, stage, name="", **settings):
 def train_model(cfg, corpus, name):
     """Make a model of a round -> the Run that it is in."""
     if name in METHODS:
-        run = run_of(cfg, corpus, "em", name, **METHODS[name])
+        run = run_of(cfg, corpus, "em", name, estep=METHODS[name])
         em(run)
         return run
     run = run_of(cfg, corpus, "pretrain" if name == "base" else "ntp")
@@ -127,7 +132,7 @@ def train_model(cfg, corpus, name):
 
 def problem_sets(job, cfg, corpus):
     """{suite: tasks} of what programs are asked for."""
-    limit = 2 if job.tiny else None
+    limit = 1 if job.tiny else None
     if corpus is None:
         return {"domain": domain_tasks(cfg.seed, cfg.eval_tasks, cfg.eval_split)[:limit]}
     tasks = {}
@@ -181,24 +186,34 @@ class Round:
 
     def train(self, name):
         self.runs[name] = train_model(self.cfg, self.corpus, name)
-        rows = [row for row in self.runs[name].metrics(name) if "tokens" in row]
-        mstep = [row for row in rows if row["phase"] == "mstep"]
         flops = self.runs[name].about(name)[1]["flops"]
-        return {"tflop": flops / 1e12, "mstep_tokens": sum(row["tokens"] for row in mstep)}
+        figures = {"tflop": flops / 1e12}
+        if name != "base":
+            rows = self.runs[name].metrics(name)
+            mstep = [row["tokens"] for row in rows if row["phase"] == "mstep"]
+            figures["mstep_tokens"] = sum(mstep)
+        return figures
 
     def bound(self, name):
         run = self.runs[name]
         return heldout_elbo(run.load(name)[0], run.tok, run.heldout, run.cfg, run.hard)
 
     def run_all(self):
-        names = ["base", "ntp", *METHODS, *(f"ntp-as-{name}" for name in METHODS)]
-        for name in names:
-            self.step(name, "training", lambda name=name: self.train(name))
-            if name in self.runs:
-                self.step(name, "held out", lambda name=name: self.bound(name))
-        for suite, tasks in problem_sets(self.job, self.cfg, self.corpus).items():
-            for name, run in self.runs.items():
-                self.step(name, suite, lambda n=name, r=run, t=tasks: programs(r, n, t))
+        problems = problem_sets(self.job, self.cfg, self.corpus)
+        for names in (["base", "ntp", *METHODS], [f"ntp-as-{name}" for name in METHODS]):
+            for name in names:
+                self.step(name, "training", functools.partial(self.train, name))
+                if name in self.runs:
+                    self.step(name, "held out", functools.partial(self.bound, name))
+            for suite, tasks in problems.items():
+                for name in [name for name in names if name in self.runs]:
+                    write = functools.partial(programs, self.runs[name], name, tasks)
+                    self.step(name, suite, write)
+
+    def drop_weights(self):
+        """Remove the models of the round."""
+        for path in pathlib.Path(self.cfg.out).glob("*.pt"):
+            path.unlink()
 
 
 def midtrain_stage(job):
@@ -209,6 +224,8 @@ def midtrain_stage(job):
     while seed == 0 or job.left() > longest and not job.tiny:
         began = time.monotonic()
         cfg, corpus = round_settings(job, seed, size)
-        Round(job, cfg, corpus).run_all()
+        models = Round(job, cfg, corpus)
+        models.run_all()
+        models.drop_weights()
         longest = max(longest, time.monotonic() - began)
         seed += 1

@@ -55,6 +55,7 @@ def test_midtrain(tmp_path):
     lines = rows(out, "midtrain")
     assert ended and not [row for row in lines if "error" in row]
     trained = {row["model"]: row for row in lines if row["what"] == "training"}
+    assert not list((tmp_path / "work").rglob("*.pt"))
     assert set(trained) == {"base", "ntp"} | {
         prefix + name for name in ("ra3", "best-of-n", "hindsight") for prefix in ("", "ntp-as-")
     }
