@@ -633,15 +633,19 @@ def resampled(source, snippets, numbers):
     n = source.cfg.resample
     noise = [np.random.default_rng(seed_of(*source.seed, i)) for i in numbers]
     # Gumbel: argmax of reward + noise is a draw from softmax(reward)
-    return select(source, snippets, numbers, n, lambda b, shape: noise[b].gumbel(size=shape))
+    return choose_rollouts(
+        source, snippets, numbers, n, lambda b, shape: noise[b].gumbel(size=shape)
+    )
 
 
 def best_of_n(source, snippets, numbers):
     """Of cfg.best_of rollouts of the frozen model (q is pi) the best by reward."""
-    return select(source, snippets, numbers, source.cfg.best_of, lambda b, shape: np.zeros(shape))
+    return choose_rollouts(
+        source, snippets, numbers, source.cfg.best_of, lambda b, shape: np.zeros(shape)
+    )
 
 
-def select(source, snippets, numbers, n, noise):
+def choose_rollouts(source, snippets, numbers, n, noise):
     """Of n rollouts of each snippet, the latents with the largest reward + noise(b, shape).
 
     choose_by=snippet   one rollout as it is, by sum_t r_t

@@ -122,7 +122,7 @@ def chart(title, unit, series, x_title, *, log=False, borders=()):
         *(border(x(place)) for place in borders),
         *(path(s, x, y) for s in series),
     ]
-    words = "; ".join(in_words(line) for line in series if not line.faint)
+    words = "; ".join(series_in_words(line) for line in series if not line.faint)
     svg = element(
         "svg",
         *drawn,
@@ -167,7 +167,7 @@ def path(line, x, y):
     return element("polyline", points=text, cls=cls)
 
 
-def in_words(line):
+def series_in_words(line):
     """Example: "RA3 from −4.41 to −0.48" """
     first, last = (float(f"{line.points[i][1]:.3g}") for i in (0, -1))
     if len(line.points) == 1:

@@ -32,55 +32,55 @@ LONG_BASE = "--base-stages 1,2,3,4,6,8"
 
 
 @dataclasses.dataclass
-class Row:
+class TableRow:
     """A row of a table: a model of a run's folder, and the command that makes it."""
 
     model: str  # its name in results.json, or rlvr-...: in metrics.jsonl
     command: str  # arguments of train.py, without --out and --seed
 
 
-def em(name, options):
+def em_row(name, options):
     """A row by EM with some options, in a folder whose base.pt and ntp.pt it shares."""
-    return Row(name, f"--stage em --name {name} --models {name} --report false {options}")
+    return TableRow(name, f"--stage em --name {name} --models {name} --report false {options}")
 
 
 def grpo(start, options=""):
-    return Row(f"rlvr-{start}", f"--stage rlvr --init {start} {options}")
+    return TableRow(f"rlvr-{start}", f"--stage rlvr --init {start} {options}")
 
 
-DEFAULT = Row("ra3", "--stage em")
+DEFAULT = TableRow("ra3", "--stage em")
 CONTROLS = [
     DEFAULT,
-    Row("ntp-as-ra3", "--stage ntp --match ra3 && --stage eval --models ntp-as-ra3"),
-    em("none", "--estep none"),
-    em("random", "--estep random"),
-    em("oracle", "--estep oracle"),
-    em("brite", "--estep reinforce --horizon 1"),
-    em("group", "--estep reinforce --credit group"),
-    em("next-line", "--estep reinforce --credit group --discount 0"),
+    TableRow("ntp-as-ra3", "--stage ntp --match ra3 && --stage eval --models ntp-as-ra3"),
+    em_row("none", "--estep none"),
+    em_row("random", "--estep random"),
+    em_row("oracle", "--estep oracle"),
+    em_row("brite", "--estep reinforce --horizon 1"),
+    em_row("group", "--estep reinforce --credit group"),
+    em_row("next-line", "--estep reinforce --credit group --discount 0"),
 ]
 # name -> its rows, in the order in which they are run
 EXPERIMENTS = {
     "default": [
         DEFAULT,
-        em("best-of-20", BEST_OF_20),
-        em("best-of-20-a-line", "--estep best-of-n --best-of 20 --choose-by line"),
+        em_row("best-of-20", BEST_OF_20),
+        em_row("best-of-20-a-line", "--estep best-of-n --best-of 20 --choose-by line"),
     ],
     "controls": CONTROLS,
-    "penalty": [em(f"c-{c}", f"--estep reinforce --c {c}") for c in (0.01, 0.05, 0.2, 1)],
+    "penalty": [em_row(f"c-{c}", f"--estep reinforce --c {c}") for c in (0.01, 0.05, 0.2, 1)],
     "weak-steps": [
-        em(name, f"{options} --pretrain-steps 250 --base-check false")
+        em_row(name, f"{options} --pretrain-steps 250 --base-check false")
         for name, options in (("best-of-20", BEST_OF_20), ("ra3", ""))
     ],
     "weak-notes": [
-        em(name, f"{options} --useful 0.1 --base-check false")
+        em_row(name, f"{options} --useful 0.1 --base-check false")
         for name, options in (("best-of-20", BEST_OF_20), ("ra3", ""))
     ],
     "rlvr": [DEFAULT, *map(grpo, ("base", "ntp", "ra3"))],
     "lengths": [
-        em("best-of-20", BEST_OF_20),
-        em("group", "--estep reinforce --credit group"),
-        em("ra3", ""),
+        em_row("best-of-20", BEST_OF_20),
+        em_row("group", "--estep reinforce --credit group"),
+        em_row("ra3", ""),
         *map(grpo, ("base", "ntp", "best-of-20", "group", "ra3")),
     ],
 }
@@ -166,7 +166,7 @@ COLUMNS = (
 )
 
 
-def table(folders, models):
+def markdown_of(folders, models):
     """The table over some folders, in Markdown."""
     lines = [["", "seeds", "lowest", *(title for _, title, _, _ in COLUMNS)]]
     rates = {}
@@ -179,10 +179,10 @@ def table(folders, models):
             values = [entry[key] / unit for entry in entries.values() if entry.get(key) is not None]
             cells.append(spread(values, form) if values else "-")
         lines.append(cells)
-    return "\n".join([markdown_table(lines), "", *differences(rates)])
+    return "\n".join([markdown_table(lines), "", *differences_in_points(rates)])
 
 
-def differences(rates):
+def differences_in_points(rates):
     """Lines: the last model beside each other one, paired over the folders that have both."""
     *others, last = rates
     for other in others:
@@ -202,7 +202,7 @@ def write_tables(name, seeds, out):
     tables = []
     for folders in zip(*by_setting, strict=True):
         title = os.path.basename(os.path.dirname(folders[0])) if len(by_setting[0]) > 1 else name
-        tables.append(f"## {title}\n\n{table(folders, models_of(EXPERIMENTS[name]))}\n")
+        tables.append(f"## {title}\n\n{markdown_of(folders, models_of(EXPERIMENTS[name]))}\n")
     text = "\n".join(tables)
     write_output(os.path.join(out, "table.md"), "--out", text.encode())
     print(text)

@@ -75,13 +75,13 @@ def problem(name, task, rows, examiner, unfolded):
     """One problem and the programs of all models that tried it. task: None if it is not known."""
     programs = {model: of_model[name] for model, of_model in rows.items() if name in of_model}
     panels = [program_panel(model, row, task, examiner) for model, row in programs.items()]
-    verdicts = [f"{title_of(model)} {in_words(row)}" for model, row in programs.items()]
+    verdicts = [f"{title_of(model)} {verdict_in_words(row)}" for model, row in programs.items()]
     prompt = element("pre", escape(task.prompt), cls="prompt") if task else ""
     side = element("div", *panels, cls="side")
     return disclosure(f"{name}: {', '.join(verdicts)}", prompt, side, open=unfolded or None)
 
 
-def in_words(row):
+def verdict_in_words(row):
     """Example: {"verdict": "wrong_answer"} -> "wrong answer" """
     return str(row["verdict"]).replace("_", " ")
 
@@ -90,7 +90,9 @@ def program_panel(model, row, task, examiner):
     """One program, with what is wrong with it."""
     fault = examiner.fault(task, row) if task else None
     passed = row["verdict"] == "passed"
-    verdict = element("span", ("✓ " if passed else "✗ ") + escape(in_words(row)), cls="verdict")
+    verdict = element(
+        "span", ("✓ " if passed else "✗ ") + escape(verdict_in_words(row)), cls="verdict"
+    )
     heading = element("h4", escape(title_of(model)) + " ", verdict)
     program = element("pre", marked(row["completion"], fault.line if fault else None))
     cls = "passed" if passed else "failed"

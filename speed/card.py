@@ -252,7 +252,7 @@ ROWS = (
 # ---------------------------------------------------------------- the stage
 
 
-def rates_of(job, device):
+def card_rates(job, device):
     """The Rates of the device; in a rehearsal those of small products and reads."""
     if not job.tiny:
         return machine_rates(device, True)
@@ -267,7 +267,7 @@ def rates_stage(job):
     A group that fails leaves its traceback, and the next one goes on.
     """
     device = job.torch_device()
-    rates = rates_of(job, device)._replace(repeats=1 if job.tiny else 5, budget=4.0)
+    rates = card_rates(job, device)._replace(repeats=1 if job.tiny else 5, budget=4.0)
     facts = dict(flops=rates.flops, flops32=rates.flops32, bytes=rates.bytes, unit=rates.unit)
     results = {"machine": {**about(device), **facts}, "rows": []}
     for group in ROWS:
