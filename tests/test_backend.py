@@ -51,7 +51,7 @@ def assert_equal(fast, plain, before):
 def test_em(base, tmp_path, prior):
     """E-step, infusion, M-step and the bound of one EM iteration."""
     argv = f"--stage em --estep reinforce --estep-steps 2 --kl-prior {prior}".split()
-    argv += "--eval-tasks 1 --samples 1".split()
+    argv += "--eval-tasks 1 --samples 1 --n-heldout 2 --elbo-samples 1 --models base".split()
     (fast, lines), (plain, plain_lines) = both(base, tmp_path, "ra3", *argv)
     assert_equal(fast, plain, weights(base / "base.pt"))
     esteps = [[line for line in m if line["phase"] == "estep"] for m in (lines, plain_lines)]
