@@ -368,7 +368,9 @@ def rollout_row(name, rolls, seconds, model, rates, gains):
     return row if gains else {**row, "note": absent("transformers")}
 
 
-def whole_estep(q, pi, opt, tok, snips, G, rate, credit="prefix", kl=0.3, cast=True):
+def whole_estep(
+    q, pi, opt, tok, snips, G, rate, *, credit="prefix", kl=0.3, cast=True, micro_tokens=6000
+):
     """One E-step as train.py takes it -> Rollouts."""
     rolls = rollout(
         copy.deepcopy(q).bfloat16() if cast else q,
@@ -384,7 +386,7 @@ def whole_estep(q, pi, opt, tok, snips, G, rate, credit="prefix", kl=0.3, cast=T
     )
     r = line_credit(rolls, Prior(0.05), credit)
     A = credit_of(r, rolls.think, rolls.possible, G)
-    policy_gradient(q, pi, tok, rolls, A, kl=kl, amp=cast)
+    policy_gradient(q, pi, tok, rolls, A, kl=kl, amp=cast, micro_tokens=micro_tokens)
     opt.step()
     opt.zero_grad(set_to_none=True)
     return rolls
@@ -413,13 +415,14 @@ def estep_row(cfg, B, G, settings, repeats, rates):
         sampler = copy.deepcopy(q).bfloat16()
         rollout(sampler, pi, tok, snips, G, THOUGHT, (0,), rate=rate, need=need)
 
+    warm = rates.device.type == "cuda"
+    options = dict(micro_tokens=settings.micro_tokens) if warm else {}
     peers = {
-        "ours": lambda: whole_estep(q, pi, opt, tok, snips, G, rate),
+        "ours": lambda: whole_estep(q, pi, opt, tok, snips, G, rate, **options),
         "rollouts": lambda: rollouts("gains"),
         "rewards": lambda: rollouts("rewards"),
         "NTP step": lambda: mstep.ntp_step(q, opt, docs, kinds, 1e-6, settings),
     }
-    warm = rates.device.type == "cuda"
     seconds = interleaved(peers, repeats, rates, desc="E-step", warm=warm)
     unit = seconds["NTP step"]
     by_group = seconds["ours"] - seconds["rollouts"] + seconds["rewards"]
@@ -471,7 +474,7 @@ def scaling_row(name, shapes, credit, models, rates):
     rolls = {}
 
     def step(size, snips, tok, G):
-        rolls[size] = whole_estep(*models, tok, snips, G, 0.2, credit, cast=False)
+        rolls[size] = whole_estep(*models, tok, snips, G, 0.2, credit=credit, cast=False)
 
     calls = {}
     for k, (n, G) in zip(SIZES, shapes, strict=True):
