@@ -76,12 +76,12 @@ def write_card(checkpoint, extra, parameters, source, folder):
     name = os.path.basename(checkpoint).removesuffix(".pt")
     licences = [file for file in LICENCE_FILES if os.path.exists(os.path.join(folder, file))]
     noted = object_in(run, f"settings-{name}.json") or object_in(run, "settings.json")
-    own = extra.get("settings", {})
+    decided = extra.get("settings", {})
     about = About(
         name=name,
-        kind=next((text for key, text in KINDS.items() if key in own), BASE_KIND),
+        kind=next((text for key, text in KINDS.items() if key in decided), BASE_KIND),
         parameters=parameters,
-        settings={**noted, **own},
+        settings={**noted, **decided},
         source=source or "",
         results=object_in(run, "results.json"),
         sources=object_in(run, "sources.json").get("sources", []),
@@ -111,7 +111,7 @@ def object_in(folder, name):
 
 def card_text(about):
     """The whole card."""
-    parts = [
+    blocks = [
         front_matter(about),
         f"# {title(about)}",
         introduction(about),
@@ -123,7 +123,7 @@ def card_text(about):
         "## Settings",
         settings_part(about),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
 def hub_name(about):

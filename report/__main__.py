@@ -43,7 +43,7 @@ from report.curves import (
 )
 from report.figures import curves_figure, em_figure, training_figure
 from report.files import open_folder
-from report.markup import escape, paragraph, table
+from report.markup import escape, html_table, paragraph
 from report.page import run_page
 from report.pairs import paired_over_problems
 from report.picture import picture_of
@@ -161,7 +161,7 @@ def main(argv):
         print("\n\n".join([markdown_table(lines), *notes]))
         write_figures(args, runs, curves)
         cells = [[escape(cell) for cell in line] for line in lines]
-        rlvr = table(cells, "Held-out pass rates", "plain") + "".join(map(paragraph, notes))
+        rlvr = html_table(cells, "Held-out pass rates", "plain") + "".join(map(paragraph, notes))
     folders = [open_folder(folder) for folder in folders]
     if args.figures and (charts := em_charts(folders)):
         write_output(os.path.join(args.figures, "em.png"), "--figures", em_figure(charts))

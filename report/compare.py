@@ -13,10 +13,10 @@ from report.markup import (
     disclosure,
     element,
     escape,
+    html_table,
     number,
     paragraph,
     section,
-    table,
 )
 from report.page import settings_table, whole_page
 from report.results import FIGURES, figure_of, title_of
@@ -77,7 +77,9 @@ def results_over_seeds(folders):
     return section(
         "results",
         "Results",
-        table(lines, "Means over the runs, 95% intervals in brackets, then each run", "figures"),
+        html_table(
+            lines, "Means over the runs, 95% intervals in brackets, then each run", "figures"
+        ),
         element("ul", *words) if words else "",
         paragraph(unlike, "down") if unlike else "",
         paragraph("Intervals are Student's t over the runs: each counts as a seed.", "note"),
@@ -101,18 +103,18 @@ def mean_cell(values, form, is_rate):
 
 def differences_over_seeds(folders, models):
     """Lines: the last model beside the others, paired over the runs that have both."""
-    for other in models[:-1]:
+    for baseline in models[:-1]:
         for key, title, form in (("pass@1", "pass@1", "{:+.3f}"), ("elbo", "bound", "{:+.2f}")):
             pairs = [
                 values_over_seeds([folder], models[-1], key)
-                + values_over_seeds([folder], other, key)
+                + values_over_seeds([folder], baseline, key)
                 for folder in folders
             ]
             values = [pair[0] - pair[1] for pair in pairs if len(pair) == 2]
             if len(values) > 1:
                 figures = f"{number(float(np.mean(values)), form)} "
                 figures += bounds_text(seed_interval(values), form)
-                pair = f"{title_of(models[-1])} beside {title_of(other)}"
+                pair = f"{title_of(models[-1])} beside {title_of(baseline)}"
                 yield f"{pair}: {title} {figures} over {len(values)} runs"
 
 
@@ -213,6 +215,6 @@ def settings_apart(folders):
     return section(
         "settings",
         "Settings of the last commands",
-        table(lines, "settings that differ", "plain"),
+        html_table(lines, "settings that differ", "plain"),
         disclosure("those that are alike", settings_table(alike, "in all runs")),
     )

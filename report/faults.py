@@ -51,15 +51,15 @@ class Examiner:
         if row["verdict"] == "passed":
             return None
         program = program_of(task, row["completion"])
-        before = program.count("\n", 0, len(program) - len(row["completion"]) - 1)
+        offset = program.count("\n", 0, len(program) - len(row["completion"]) - 1)
         try:
             syntax_tree(program)
         except (SyntaxError, ValueError) as e:
             line = getattr(e, "lineno", None)
-            return Fault(error=f"{type(e).__name__}: {e}", line=line and line - 1 - before)
+            return Fault(error=f"{type(e).__name__}: {e}", line=line and line - 1 - offset)
         fault = self.fault_of_run(task, program)
         if fault and fault.line is not None:
-            fault.line -= before
+            fault.line -= offset
         if fault and fault.line is None and task.notes:
             fault.line, fault.expert = first_difference(row["completion"], task.solution)
         return fault

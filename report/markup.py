@@ -43,7 +43,7 @@ def paragraph(text, cls=None):
     return element("p", escape(text), cls=cls)
 
 
-def table(lines, caption, cls=None):
+def html_table(lines, caption, cls=None):
     """Lines of cells (HTML), the first one the heading, the first cell of each the row's name."""
     heading, *rows = lines
     head = element("tr", *(element("th", cell, scope="col") for cell in heading))

@@ -7,7 +7,7 @@ import pathlib
 
 from config import UserError, make
 from report.files import Folder
-from report.markup import disclosure, element, escape, paragraph, section, table
+from report.markup import disclosure, element, escape, html_table, paragraph, section
 from report.programs import programs_section
 from report.results import headline, results_section
 from report.snippets import frequent_section, snippets_section
@@ -83,4 +83,4 @@ def settings_section(settings):
 
 def settings_table(settings, caption):
     cells = [[escape(key), escape(repr(value))] for key, value in settings.items()]
-    return table([["setting", "value"], *cells], caption, "plain")
+    return html_table([["setting", "value"], *cells], caption, "plain")

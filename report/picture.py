@@ -20,7 +20,7 @@ def picture_of(page):
         raise UserError(
             "--picture needs the package playwright (extra report): pip install playwright==1.65.2"
         ) from None
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    path = next((candidate for name in BROWSERS if (candidate := shutil.which(name))), None)
     with sync_api.sync_playwright() as playwright:
         try:
             browser = playwright.chromium.launch(executable_path=path)

@@ -7,7 +7,7 @@ snippets (Student's t).
 import numpy as np
 
 from benchmarks.rates import paired_interval, pass_rates, seed_interval
-from report.markup import bounds_text, element, escape, number, paragraph, section, table
+from report.markup import bounds_text, element, escape, html_table, number, paragraph, section
 
 PERCENT = "{:.1%}"
 # Without any thought these are not measured.
@@ -50,7 +50,7 @@ def results_section(folder):
     return section(
         "results",
         "Results",
-        table(lines, "Figures of each model, with 95% intervals in brackets", "figures"),
+        html_table(lines, "Figures of each model, with 95% intervals in brackets", "figures"),
         element("ul", *words) if words else "",
         paragraph(
             "Intervals of pass rates are over tasks, those of the bound over held-out snippets. "
@@ -88,10 +88,10 @@ def figure_of(result, key):
 def differences_in_words(folder, models):
     """Lines: the last model beside the ones before it, with paired intervals."""
     lines = []
-    for other in models[:-1]:
-        pair = f"{title_of(models[-1])} beside {title_of(other)}"
+    for baseline in models[:-1]:
+        pair = f"{title_of(models[-1])} beside {title_of(baseline)}"
         for key, title, form in (("pass@1", "pass@1", "{:+.3f}"), ("elbo", "bound", "{:+.2f}")):
-            if bounds := paired_bounds(folder, models[-1], other, key):
+            if bounds := paired_bounds(folder, models[-1], baseline, key):
                 difference, bounds = bounds
                 figures = f"{number(difference, form)} {bounds_text(bounds, form)}"
                 lines.append(f"{pair}: {title} {figures}")
@@ -103,7 +103,7 @@ def paired_bounds(folder, a, b, key):
 
     None where they have not equally many of them, each with equally many samples.
     """
-    pair = rates_of if key == "pass@1" else bounds_of_snippets
+    pair = solved_rates if key == "pass@1" else bounds_of_snippets
     values_a, n = pair(folder, a)
     values_b, n_b = pair(folder, b)
     if len(values_a) < 2 or (len(values_a), n) != (len(values_b), n_b):
@@ -114,7 +114,7 @@ def paired_bounds(folder, a, b, key):
     return float(differences.mean()), seed_interval(differences)
 
 
-def rates_of(folder, model):
+def solved_rates(folder, model):
     """pass@1 of each task, and the samples of a task -> (rates, n); ([], 0) without rows."""
     rows = folder.samples.get((model, "domain"), [])
     tasks = len({row["task_id"] for row in rows})

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from report.markup import disclosure, element, escape, number, paragraph, section, table
+from report.markup import disclosure, element, escape, html_table, number, paragraph, section
 from report.results import title_of
 
 SNIPPETS = 6  # that are shown
@@ -187,4 +187,4 @@ def frequent_table(thoughts, key, caption):
                 escape(number(float(np.mean(gains[kind])), "{:+.2f}")),
             ]
         )
-    return table(lines, caption, "frequent")
+    return html_table(lines, caption, "frequent")
