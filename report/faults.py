@@ -47,7 +47,7 @@ class Examiner:
         self.server.close()
 
     def fault(self, task, row):
-        """The Fault of a row of evaluate.py; None if it passed, or if nothing can be said."""
+        """The Fault of a row of evaluate.py; None if it passed."""
         if row["verdict"] == "passed":
             return None
         program = program_of(task, row["completion"])
@@ -57,10 +57,10 @@ class Examiner:
         except (SyntaxError, ValueError) as e:
             line = getattr(e, "lineno", None)
             return Fault(error=f"{type(e).__name__}: {e}", line=line and line - 1 - offset)
-        fault = self.fault_of_run(task, program)
-        if fault and fault.line is not None:
+        fault = self.fault_of_run(task, program) or Fault()
+        if fault.line is not None:
             fault.line -= offset
-        if fault and fault.line is None and task.notes:
+        elif task.notes:
             fault.line, fault.expert = first_difference(row["completion"], task.solution)
         return fault
 

@@ -210,6 +210,17 @@ def test_snippets_say_where_and_how_long(run_folder):
     assert ra3.count(">hard<") == len(TASKS[0].hard)
 
 
+def test_without_p_think(run_folder):
+    """The plain E-step does not record it: its column stays empty."""
+    rows = thoughts("ra3")
+    for row in rows:
+        row["rollouts"][0]["p_think"] = None
+    write_rows(run_folder / "thoughts-ra3.jsonl", rows)
+    text = run_page(open_folder(str(run_folder)))
+    ra3 = text.split('aria-label="RA3, ')[1].split("</article>")[0]
+    assert "--p:" not in ra3 and ra3.count('<td class="p"></td>') == ra3.count("▲") > 0
+
+
 def test_frequent_thoughts_by_hand():
     pairs = [("# a: 1", 2.0), ("# b", -1.0), ("# a: 2", 4.0), ("#", 0.5)]
     text = frequent_table(pairs, first_word, "title")
@@ -395,6 +406,9 @@ def test_a_wrong_constant_is_found(examiner):
         assert fault.value != fault.test.split(" == ")[1]
         assert "✗" in marked(row["completion"], fault.line).split("\n")[task.hard[0]]
     assert examiner.fault(TASKS[0], {"completion": "", "verdict": "passed"}) is None
+    gone = {"completion": "\n    import os\n    os._exit(0)", "verdict": "abnormal_exit"}
+    fault = examiner.fault(TASKS[0], gone)  # it says nothing, and is unlike the expert's
+    assert (fault.error, fault.line) == ("", 1) and fault.expert == "xs = list(xs)"
 
 
 def test_first_difference_by_hand():
