@@ -192,7 +192,7 @@ def wait_for(words, log, seconds):
 def bring_home(work, out):
     """Copy what is small of the runs to runs/ of the results."""
     for path in work.rglob("*"):
-        small = path.suffix in (".json", ".jsonl", ".txt") and path.stat().st_size < 2**22
+        small = path.suffix in (".json", ".jsonl", ".txt", ".html") and path.stat().st_size < 2**22
         if small and path.is_file():
             target = out / "runs" / path.relative_to(work)
             target.parent.mkdir(parents=True, exist_ok=True)
