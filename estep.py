@@ -75,7 +75,7 @@ from elbo import kl_sample, never_thinks, prior_of, summary
 from engine import parallel, training
 from engine.backend import FAST, Backend
 from engine.gradients import GradientStats
-from engine.machine import steps_bar
+from engine.machine import compile_postfix, steps_bar
 from engine.rollouts import EVENT, Rollouts, Row, draw_uniforms
 from engine.training import inference_copy
 from evaluate import rollouts_of
@@ -531,6 +531,7 @@ def show_progress(bar, metrics):
         think=f"{metrics['think_share']:.2f}",
         gain=f"{metrics.get('gain', math.nan):+.2f}",
         tok_s=f"{metrics['tokens_per_s']:.0f}",
+        **compile_postfix(),
     )
 
 

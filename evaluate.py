@@ -52,7 +52,7 @@ from domain import domain_tasks
 from elbo import never_thinks, prior_of, summary
 from engine import parallel
 from engine.backend import FAST
-from engine.machine import device_of, set_threads
+from engine.machine import device_of, set_up
 from engine.rollouts import rows_of_rollouts
 from engine.sample import Completion
 from engine.training import inference_copy
@@ -323,7 +323,7 @@ OPTIONS = {
 def main(argv):
     cfg, args = parse(argv, OPTIONS, __doc__.split("\n")[0])
     parallel.settle(cfg)
-    set_threads(cfg)
+    set_up(cfg)
     names = [name for name in args.suite.split(",") if name]
     if not names:
         raise UserError(f"--suite {args.suite}: expected at least one name, such as humaneval")

@@ -31,7 +31,7 @@ from config import EXPERT_PART, MSTEP, ROUNDING, progress_bar, seed_of
 from data import PROMPT, THOUGHT, canonical, infuse
 from engine import documents, parallel, training
 from engine.backend import FAST
-from engine.machine import graphs, steps_bar
+from engine.machine import compile_postfix, compile_seconds, graphs, steps_bar
 from model import work_size
 
 # ---------------------------------------------------------------- infusion
@@ -162,6 +162,7 @@ def ntp_step(model, opt, docs, kinds, lr, cfg, backend=FAST):
         "lr": lr,
         "tokens": sum(map(len, docs)),
         "graphs": graphs(),
+        "compile_s": compile_seconds(),
     }
 
 
@@ -206,7 +207,9 @@ def mstep(run, name, model, docs, iteration, steps, state, flops, more_state=dic
         flops += 6 * work_size(model) * m["tokens"]
         m["tokens_per_s"] = m["tokens"] / (time.time() - began)
         run.log(name, phase="mstep", iteration=iteration, step=step, flops=flops, **m)
-        bar.set_postfix(loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}")
+        bar.set_postfix(
+            loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}", **compile_postfix()
+        )
         if step + 1 < steps and run.save_due(step):
             run.save_state(
                 name,

@@ -64,7 +64,7 @@ from config import (
 from engine import parallel, training
 from engine.backend import FAST
 from engine.gradients import CompletionScores
-from engine.machine import steps_bar
+from engine.machine import compile_postfix, steps_bar
 from engine.packing import shared_parts
 from engine.training import inference_copy
 from evaluate import count_verdicts, mean_pass_at_k, sample_and_grade, sample_programs
@@ -693,6 +693,7 @@ def log_step(run, name, bar, position, samples, m, clock):
         no_signal=f"{no_signal:.2f}",
         length=f"{written / len(samples):.0f}",
         tok_s=f"{written / max(1e-9, clock.seconds):.0f}",
+        **compile_postfix(),
     )
 
 

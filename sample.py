@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from config import UserError, command, parse, sample_seed
-from engine.machine import set_threads
+from engine.machine import set_up
 from engine.sample import Completion
 from evaluate import open_checkpoint
 
@@ -269,7 +269,7 @@ def main(argv):
         raise UserError("--interactive --prompt: expected one of the two; leave one out")
     cfg.samples = args.samples
     cfg.temperature = 0.0 if args.greedy else cfg.temperature
-    set_threads(cfg)
+    set_up(cfg)
     prompts = interactive_prompts(sys.stdin) if args.interactive else [read_prompt(args.prompt)]
     model, tok = open_checkpoint(with_preset_of(cfg, args.checkpoint), args.checkpoint)
     for number, text in enumerate(prompts):

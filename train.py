@@ -40,7 +40,6 @@ from tqdm import tqdm
 import data
 import domain
 import estep
-import logprobs
 import mstep
 import rlvr
 from config import (
@@ -57,7 +56,7 @@ from config import (
 from elbo import never_thinks
 from engine import documents, parallel, plan, training
 from engine.backend import FAST, Backend
-from engine.machine import set_threads, steps_bar
+from engine.machine import compile_postfix, set_up, steps_bar
 from engine.training import inference_copy
 from evaluate import GO_ON, evaluate, heldout_elbo, on_all_ranks, rollouts_of
 from formats import huggingface, tokenizers
@@ -172,7 +171,9 @@ def pretrain_lap(run, model, optimizer, progress):
         progress.update(step=step + 1, flops=progress["flops"] + 6 * work_size(model) * m["tokens"])
         m["tokens_per_s"] = m["tokens"] / (time.time() - began)
         run.log("base", phase="pretrain", lap=progress["lap"], step=step, **m)
-        bar.set_postfix(loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}")
+        bar.set_postfix(
+            loss=f"{m['loss']:.3f}", tok_s=f"{m['tokens_per_s']:.0f}", **compile_postfix()
+        )
         if run.save_due(step, 5 * cfg.save_every):
             run.save_state(
                 "base",
@@ -424,8 +425,7 @@ def main(argv):
     cfg, args = parse(argv, OPTIONS, __doc__)
     stage = args.stage
     parallel.settle(cfg)
-    set_threads(cfg)
-    logprobs.COMPILE = {"auto": None, "true": True, "false": False}[cfg.compile]
+    set_up(cfg)
     rlvr.check_reward(cfg)
     if args.dry_run is not None:
         card = plan.planned_device(args.dry_run)

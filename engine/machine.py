@@ -12,6 +12,7 @@ import typing
 import numpy as np
 import torch
 
+import logprobs
 from config import UserError, cores, progress_bar
 from model import to_device
 
@@ -33,6 +34,20 @@ def graphs():
     if "torch._dynamo" not in sys.modules:
         return 0
     return sys.modules["torch._dynamo"].utils.counters["stats"]["unique_graphs"]
+
+
+def compile_seconds():
+    """Seconds that torch.compile has taken in this process so far."""
+    if "torch._dynamo" not in sys.modules:
+        return 0.0
+    spent = sys.modules["torch._dynamo"].utils.calculate_time_spent()
+    return spent.get("total_wall_time", 0.0)
+
+
+def compile_postfix():
+    """What a progress bar tells of torch.compile: its seconds so far, once it has taken some."""
+    seconds = compile_seconds()
+    return {"compile_s": f"{seconds:.0f}"} if seconds >= 1 else {}
 
 
 def device_of(cfg):
@@ -98,6 +113,12 @@ def download(*tensors):
 
 # weights of a feed-forward matrix; below that, threads wait for one another longer than they work
 SMALL = 2**18
+
+
+def set_up(cfg):
+    """Threads, memory, and whether log-probabilities are compiled, as the settings say."""
+    set_threads(cfg)
+    logprobs.COMPILE = {"auto": None, "true": True, "false": False}[cfg.compile]
 
 
 def set_threads(cfg):

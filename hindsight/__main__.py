@@ -10,7 +10,7 @@ import json
 
 from config import Limits, check_number, check_output, command, parse, write_output
 from data import inserted
-from engine.machine import set_threads
+from engine.machine import set_up
 from engine.training import inference_copy
 from hindsight.judge import format_table, judge_thoughts
 from hindsight.propose import line_end
@@ -90,7 +90,7 @@ def show(name, tok, snippets, thoughts, n):
 def main(argv):
     cfg, args = parse(argv, OPTIONS, __doc__.split("\n")[0])
     check_options(args)
-    set_threads(cfg)
+    set_up(cfg)
     run = Run(cfg)
     snippets = run.heldout[: args.limit or None]
     names = cfg.models.split(",")

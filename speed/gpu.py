@@ -34,10 +34,9 @@ import time
 import traceback
 import typing
 
-import logprobs
 import train
 from config import UserError, make, program_name
-from engine.machine import device_of, set_threads
+from engine.machine import device_of, set_up
 from speed import card, ceilings, midtrain, pack, parity
 
 
@@ -129,9 +128,8 @@ def run_stage(stage, job):
     A failure goes to NAME.traceback.
     """
     cfg = make(device=job.device, compile=job.compile)
-    logprobs.COMPILE = {"auto": None, "true": True, "false": False}[cfg.compile]
     try:
-        set_threads(cfg)
+        set_up(cfg)
         stage.run(job)
     except Exception:
         text = traceback.format_exc()

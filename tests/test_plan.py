@@ -234,7 +234,7 @@ def test_hours_are_those_of_the_card(monkeypatch, capsys):
 
 def test_dry_run_writes_nothing(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(plan, "machine_rates", lambda device, wall: H200)
-    monkeypatch.setattr(train, "set_threads", lambda cfg: None)
+    monkeypatch.setattr(train, "set_up", lambda cfg: None)
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None
     )  # no hub, no package with weights

@@ -23,7 +23,7 @@ from engine.sample import generate
 from estep import credit, line_credit, prior_of
 from hindsight.propose import least_likely, propose
 from model import Documents, attend_documents
-from worlds import TINY, Stop, metrics, same_weights, thinker, weights
+from worlds import TINY, Stop, credited, metrics, same_weights, thinker, weights
 
 torch.set_num_threads(1)
 THINK_MAX = 6
@@ -320,13 +320,7 @@ def credited_samples(tok, snips, forbid):
     """Three completions each of four prompts, one of them paid."""
     prompts = [s.ids[: s.first[0]] for s in snips[:4]]
     groups = generate(thinker(tok, 0), prompts, 16, tok.eos, n=3, seed=1, forbid=forbid)
-    return [
-        rlvr.Sample(
-            None, prompts[i], c.ids, c.logprobs, True, i, "", None, advantage=[1.4, -0.7, -0.7][k]
-        )
-        for i, group in enumerate(groups)
-        for k, c in enumerate(group)
-    ]
+    return credited(prompts, groups)
 
 
 @pytest.mark.parametrize("kl, epochs, forbids", [(0.0, 1, False), (0.1, 2, True)])

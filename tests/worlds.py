@@ -12,6 +12,7 @@ import torch
 import estep
 import evaluate
 import mstep
+import rlvr
 from config import estep_of
 from data import Snippet
 from engine.backend import FAST
@@ -302,6 +303,25 @@ def infused(model, tok, snippets, cfg, seed, numbers, stats, iteration=0):
 
 
 # ---------------------------------------------------------------- sampling
+
+
+def credited(prompts, groups):
+    """Completions of prompts, three each, as samples of GRPO: the first of a group is paid."""
+    return [
+        rlvr.Sample(
+            task=None,
+            prompt=prompt,
+            ids=completion.ids,
+            logprobs=completion.logprobs,
+            finished=True,
+            group=number,
+            text="",
+            run=None,
+            advantage=advantage,
+        )
+        for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
+        for completion, advantage in zip(group, (1.4, -0.7, -0.7), strict=True)
+    ]
 
 
 def write_with(monkeypatch, generate):
