@@ -535,15 +535,12 @@ def show_progress(bar, metrics):
     )
 
 
-# Mean gain of a model's own thoughts, nats, from which on a policy gradient improves them. Below it
-# the gradient learns silence before it learns what to say; a selection is not drawn to silence.
-WORTH_A_GRADIENT = 0.3
-
-
 def way_of(run, name, pi, iteration, state):
     """How an EM iteration finds its thoughts, one of PROPOSALS. Tells what pi's own are worth.
 
-    state: of a stage that goes on, or None.
+    auto: a policy gradient if the model's own thoughts have a positive credit in the mean, else
+    best-of-n. With a negative one the gradient learns silence before it learns what to say; a
+    selection is not drawn to silence. state: of a stage that goes on, or None.
     """
     cfg = run.cfg
     way = estep_of(cfg, iteration)
@@ -553,11 +550,11 @@ def way_of(run, name, pi, iteration, state):
         return "reinforce"  # its E-step has begun
     worth = diagnose(run, pi)
     if way == "auto":
-        way = "reinforce" if worth["gain"] >= WORTH_A_GRADIENT else "best-of-n"
+        way = "reinforce" if worth["credit"] > 0 else "best-of-n"
         if way == "best-of-n":
             tqdm.write(
-                f"so little that this iteration takes the best of {cfg.best_of} rollouts "
-                "(--estep auto)"
+                f"their mean credit is {worth['credit']:+.2f} nats, and a gradient would end them: "
+                f"this iteration takes the best of {cfg.best_of} rollouts (--estep auto)"
             )
     elif cfg.kl_prior == "penalty" and worth["gain"] < cfg.c:
         tqdm.write(
@@ -573,7 +570,9 @@ def diagnose(run, pi):
     cfg = run.cfg
     seed = (cfg.seed, DIAGNOSE)
     rolls = rollouts_of(pi, run.tok, run.expert[:32], 4, cfg, seed, "diagnose", run.backend)
-    s = summary(rolls, prior_of(cfg, run.tok, pi.cfg.vocab_size))
+    prior = prior_of(cfg, run.tok, pi.cfg.vocab_size)
+    s = summary(rolls, prior)
+    credits = line_credit(rolls, prior, "prefix", cfg.gain_floor)[rolls.think]  # delta_t
     by_word = collections.defaultdict(list)
     for row in rolls.rows:
         for t, ids in row.thoughts.items():
@@ -587,7 +586,8 @@ def diagnose(run, pi):
         f"gain {s['gain']:+.2f} nats each, {s['gain_above_c']:.0%} of them above {price}; "
         f"by first word: {words}"
     )
-    return {k: s[k] for k in ("think_share", "gain", "gain_above_c", "elbo", "elbo_no_think")}
+    worth = {k: s[k] for k in ("think_share", "gain", "gain_above_c", "elbo", "elbo_no_think")}
+    return {**worth, "credit": float(credits.mean()) if credits.size else 0.0}
 
 
 # ---------------------------------------------------------------- thoughts for the M-step

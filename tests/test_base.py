@@ -127,22 +127,22 @@ def test_a_base_that_falls_short_is_trained_on_and_then_refused(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "settings, gain, way",
+    "settings, credit, way",
     [
         ({}, 0.9, "reinforce"),
-        ({}, 0.1, "best-of-n"),
+        ({}, -0.1, "best-of-n"),
         ({}, -1.0, "best-of-n"),
         ({"estep": "reinforce"}, -1.0, "reinforce"),
         ({"estep": "best-of-n,auto"}, 0.9, "best-of-n"),
         ({"estep": "hindsight"}, 0.9, "hindsight"),
     ],
 )
-def test_auto_selects_where_thoughts_hardly_pay(monkeypatch, settings, gain, way):
+def test_auto_selects_where_thoughts_do_not_pay(monkeypatch, settings, credit, way):
     logged = []
     run = types.SimpleNamespace(
         cfg=config.make(**settings), log=lambda name, **row: logged.append(row)
     )
-    monkeypatch.setattr(estep, "diagnose", lambda run, pi: {"gain": gain})
+    monkeypatch.setattr(estep, "diagnose", lambda run, pi: {"gain": 0.0, "credit": credit})
     assert estep.way_of(run, "ra3", None, 0, None) == way
     asked = settings.get("estep", "auto") in ("auto", "reinforce")
     assert [row["estep"] for row in logged] == [way] * asked
