@@ -328,8 +328,8 @@ class Config:
         "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), "
         "auto (best-of-n where a gradient would end the model's thoughts, else reinforce), "
         "hindsight (proposed after seeing the line, then weighed), none (the model's own, "
-        "unselected), random (the model's own, at `rate`), oracle (built-in domain only); with commas one an "
-        "EM iteration, the last one for all later",
+        "unselected), random (the model's own, at `rate`), oracle (built-in domain only); with "
+        "commas one an EM iteration, the last one for all later",
         of="em",
     )
     best_of: int = setting(
