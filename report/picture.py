@@ -7,8 +7,10 @@ from config import UserError
 
 BROWSERS = "chromium-headless-shell chromium chromium-browser google-chrome chrome".split()
 WIDTH = 1360  # pixels
-# Shown are the headline, the E-step's curves and the first held-out snippet.
-STYLE = """nav, .note, #results, #rlvr, #frequent, #programs, #settings, .group:not(#curves-estep),
+# Shown are the headline, the E-step's curves (without any, those on held-out code), and the first
+# held-out snippet.
+STYLE = """nav, .note, #results, #rlvr, #frequent, #programs, #settings,
+.group:not(#curves-estep, #curves-heldout), #curves-estep ~ #curves-heldout,
 #snippets details ~ details { display: none } h2 { margin-top: 1.2rem }"""
 
 

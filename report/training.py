@@ -47,9 +47,9 @@ def curves_section(folder):
     content = []
     for name, title, charts, words in groups:
         charts = [text for text in charts if text]
-        if charts:
+        if charts or words:
             heading = element("h3", escape(title)) + (paragraph(words) if words else "")
-            charts = element("div", *charts, cls="charts")
+            charts = element("div", *charts, cls="charts") if charts else ""
             content.append(element("div", heading, charts, cls="group", id=f"curves-{name}"))
     return section("curves", "Curves", *content) if content else ""
 
@@ -79,9 +79,10 @@ def diagnosis_in_words(folder):
     if not models:
         return ""
     row = folder.rows(models[0], "diagnose")[0]
+    way = f" Thoughts are found by {row['estep']}." if "estep" in row else ""
     return (
         f"Before it, the model thinks before {row['think_share']:.1%} of the lines; "
-        f"a thought gains {number(row['gain'], '{:+.2f}')} nats."
+        f"a thought gains {number(row['gain'], '{:+.2f}')} nats.{way}"
     )
 
 

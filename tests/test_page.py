@@ -18,7 +18,7 @@ from report import __main__ as report_command
 from report.charts import Series, chart, decades, thinned, ticks
 from report.compare import em_charts
 from report.faults import Examiner, first_difference
-from report.files import model_and_suite, open_folder
+from report.files import Folder, model_and_suite, open_folder
 from report.markup import number
 from report.page import run_page
 from report.picture import BROWSERS, WIDTH
@@ -50,7 +50,8 @@ def metrics():
             reward=-4.0 + step, elbo_no_think=-6.0, think_hard=0.25 * step, gain=1.0 * step
         )
         rows.append(("ra3", "estep", dict(iteration=it, step=step % 2, think_easy=0.1, **estep)))
-    rows.append(("ra3", "diagnose", dict(iteration=0, think_share=0.25, gain=-0.5)))
+    diagnosis = dict(iteration=0, think_share=0.25, gain=-0.5, estep="best-of-n")
+    rows.append(("ra3", "diagnose", diagnosis))
     for it in range(2):
         heldout = dict(elbo=-2.0 + it, elbo_no_think=-9.0, think_hard=0.9, think_easy=0.0, gain=3.0)
         rows.append(("ra3", "heldout", dict(iteration=it, **heldout)))
@@ -182,6 +183,17 @@ def test_what_was_not_measured_is_not_there(run_folder):
     write_rows(run_folder / "metrics.jsonl", [])
     (run_folder / "settings.json").unlink()
     assert Outline(run_page(open_folder(str(run_folder)))).sections == []
+
+
+def test_an_estep_without_a_gradient(run_folder):
+    """Of selection there are no E-steps, but what thoughts were worth before it."""
+    rows = [row for row in metrics() if row["phase"] != "estep"]
+    write_rows(run_folder / "metrics.jsonl", rows)
+    text = run_page(open_folder(str(run_folder)))
+    group = text.split('id="curves-estep"')[1].split('id="curves-mstep"')[0]
+    assert "thinks before 25.0% of the lines" in group and "<figure" not in group
+    assert "a thought gains −0.50 nats. Thoughts are found by best-of-n." in group
+    assert "thinks before" not in run_page(Folder("x", {}, {}, rows[:2], {}, {}, {}))
 
 
 def test_intervals_and_differences(run_folder):
