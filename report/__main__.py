@@ -216,16 +216,16 @@ def notes_of(runs, pair):
 
 def write_figures(args, runs, curves):
     """The figures of RLVR that were asked for. Raises UserError."""
-    paths = {
-        "--out": args.out,
-        "--training": args.training,
-        "--figures rlvr": args.figures and os.path.join(args.figures, "rlvr.png"),
-        "--figures": args.figures and os.path.join(args.figures, "rlvr-training.png"),
-    }
-    for option, path in paths.items():
-        if path and option in ("--out", "--figures rlvr"):
-            write_output(path, option.split()[0], curves_figure(curves))
-        elif path:
+    of_curves = [("--out", args.out)]
+    of_training = [("--training", args.training)]
+    if args.figures:
+        of_curves.append(("--figures", os.path.join(args.figures, "rlvr.png")))
+        of_training.append(("--figures", os.path.join(args.figures, "rlvr-training.png")))
+    for option, path in of_curves:
+        if path:
+            write_output(path, option, curves_figure(curves))
+    for option, path in of_training:
+        if path:
             training = {model: select(runs, TRAIN, model) for model in curves}
             write_output(path, option, training_figure(training))
 

@@ -270,12 +270,13 @@ def test_rows_that_cannot_be_compared(text, message, tmp_path):
 
 
 def test_figures_and_page_are_written(two, tmp_path, capfd):
-    out, plots, page = (tmp_path / name for name in ("r.png", "t.png", "r.html"))
+    out, plots, page = (tmp_path / name for name in ("r.png", "rlvr-training.png", "r.html"))
     report_command.main(
-        [*two, "--models", "a", "--out", str(out), "--training", str(plots), "--html", str(page)]
+        [*two, "--models", "a", "--out", str(out), "--figures", str(tmp_path), "--html", str(page)]
     )
     assert out.read_bytes().startswith(PNG) and plots.read_bytes().startswith(PNG)
     assert min(len(p.read_bytes()) for p in (out, plots)) > 10_000
+    assert (tmp_path / "rlvr.png").read_bytes() == out.read_bytes()
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', text)  # nothing outside it
     assert "<td>0.700 ± 0.141</td>" in text and "Held-out pass rate" in text
