@@ -149,6 +149,8 @@ def assert_same(a, b, names, most=1e-5):
         for m in u:
             assert read_alike(u[m].pop("flops"), v[m].pop("flops"))
             assert u[m].pop("measured") == v[m].pop("measured")
+            intervals, near = (entry[m].pop("intervals") for entry in (u, v))
+            assert intervals == {k: pytest.approx(x, rel=most, abs=most) for k, x in near.items()}
             assert u[m] == {
                 k: x if x is None else pytest.approx(x, rel=most, abs=most) for k, x in v[m].items()
             }
