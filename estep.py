@@ -44,6 +44,8 @@ Departures from the paper
 12. `choose_by=line` gives the M-step the latents that are best line by line, of several rollouts,
     as if what a thought is worth did not depend on the thoughts before it. The chance that one
     rollout has all H notes right falls as p^H; that one of n has each right does not.
+13. `estep=auto` takes the policy gradient only where the model's own thoughts have a positive
+    credit in the mean, and best-of-n elsewhere (`way_of`).
 
 Shapes: B snippets, G rollouts each, N = B*G rows, L lines, T tokens, V vocabulary, D width.
 """
