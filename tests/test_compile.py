@@ -142,6 +142,18 @@ def test_the_next_run_finds_what_was_compiled(tmp_path):
     assert told == [["1", "1"], ["0", "1"]]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs torch for CUDA: its Triton's ptxas")
+def test_machine_code_of_an_h100():
+    """All that is compiled on a GPU also compiles to sm_90, without one."""
+    told = subprocess.run(
+        [sys.executable, "tests/sm90.py"], cwd=HERE, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    kernels = [int(line.split(": ")[1].split()[0]) for line in told.stdout.splitlines()]
+    assert len(kernels) == 12 and min(kernels) > 0, told.stdout
+
+
 def test_every_command_compiles_as_it_is_told(monkeypatch):
     """--compile holds for log-probabilities wherever they are computed."""
     monkeypatch.setattr(logprobs, "COMPILE", None)
