@@ -13,6 +13,7 @@ import torch
 
 from data import PROMPT, THOUGHT
 from engine import parallel
+from engine.machine import download, upload
 from engine.packing import hidden_before, micro_batches, pack, shared_parts
 from engine.rollouts import ACT, END, TOKEN, begin_of
 from logprobs import none_logprobs, token_kl, token_logprobs
@@ -88,14 +89,11 @@ def add_results(stats, results, recorded):
 
     One copy from the device for all of them.
     """
-    sizes = [len(result) for result in results]
-    numbers = torch.cat(results).cpu().double() if results else torch.zeros(0)
     total_kl = 0.0
-    for values, (same, logq) in zip(numbers.split(sizes), recorded, strict=True):
-        loss, away, *_ = values.tolist()
-        stats.loss += loss
-        total_kl += away
-        gap = values[2:].numpy()[same] - logq
+    for values, (same, logq) in zip(download(*results) if results else [], recorded, strict=True):
+        stats.loss += float(values[0])
+        total_kl += float(values[1])
+        gap = values[2:][same] - logq
         stats.logq_gap = max(stats.logq_gap, float(np.abs(gap).max()))
     return total_kl
 
@@ -128,19 +126,12 @@ def event_logprobs(q, tok, hidden, events, amp=False):
     """
     is_act = events["kind"] == ACT
     other = events[~is_act]
-    acts, others, token, is_end = (
-        to_device(torch.from_numpy(x), q.device)
-        for x in (
-            np.flatnonzero(is_act),
-            np.flatnonzero(~is_act),
-            np.ascontiguousarray(other["token"]),
-            other["kind"] == END,
-        )
-    )
+    places = np.flatnonzero(is_act), np.flatnonzero(~is_act)
+    acts, others, token, kind = upload(q.device, *places, other["token"], other["kind"])
     with torch.autocast(q.device.type, torch.bfloat16, enabled=amp):
         act = none_logprobs(hidden[acts], q.head_weight, tok.thought_ids)
         logp, end = token_logprobs(hidden[others], q.head_weight, token, [tok.stop_ids])
-    logp = torch.where(is_end, end, logp)
+    logp = torch.where(kind == END, end, logp)
     return logp.new_empty(len(events)).index_copy(0, others, logp).index_copy(0, acts, act)
 
 
