@@ -121,6 +121,7 @@ class Softmax(torch.autograd.Function):
         picked = lse.new_full((len(lse), 1 + len(ids)), math.nan)
         for cols in blocks:
             place, column = ctx.picks.within(cols)
+            allowed = ctx.allowed.get(cols.start)
             for rows in cuts(len(hidden), ctx.block[0]):
                 x, y = Softmax.logits(ctx, hidden, weight, rows, cols)  # (n, C)
                 if room >= x.nbytes:
@@ -131,9 +132,7 @@ class Softmax(torch.autograd.Function):
                 picked[rows, 0] = torch.where(inside, target, picked[rows, 0])
                 if len(place):
                     picked[rows, place] = x[:, column].to(lse.dtype)
-                x, y = select_columns(
-                    ctx.allowed.get(cols.start), x, y
-                )  # (n, C less those without)
+                x, y = select_columns(allowed, x, y)  # (n, C less those without)
                 if x.shape[1]:
                     lse[rows], lse_q[rows], S[rows] = fused(add_block, device)(
                         lse[rows], lse_q[rows], S[rows], x, y, against is not None
