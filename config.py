@@ -286,8 +286,8 @@ class Config:
     pretrain_steps: int = setting(400, "steps of the base model", of="pretrain")
     pretrain_lr: float = setting(3e-3, "its peak learning rate", of="pretrain", above=0)
     exercises: float = setting(
-        0.5,
-        "base corpus: share of worked exercises at the first step; falls to .15 at seven tenths of "
+        0.8,
+        "base corpus: share of worked exercises at the first step; falls to .3 at seven tenths of "
         "the steps, without a jump",
         of="pretrain",
         most=1,

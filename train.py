@@ -94,7 +94,7 @@ def backend_of(cfg):
     return FAST if cfg.engine else PLAIN
 
 
-LATER_EXERCISES = 0.15  # share of worked exercises in the base corpus in the end
+LATER_EXERCISES = 0.3  # share of worked exercises in the base corpus in the end
 # What a base must be able to do before thoughts can be worth anything to it.
 RIGHT_NOTES = 0.8  # share of its worked notes that are right
 NOTE_NATS = 1.5  # what a right note is worth to its line
