@@ -252,7 +252,7 @@ def domain_tasks(seed, n, split, lengths=LENGTHS):
     return list(itertools.islice(filter(None, candidates), n))
 
 
-def base_text(rng, exercises=0.3, useful=0.3, lengths=LENGTHS):
+def base_text(rng, exercises=0.15, useful=0.3, lengths=LENGTHS):
     """One text of the base corpus, from chains of the training split -> (prompt, rest).
 
     exercises   share of worked exercises; an eighth of the other texts are `other_function`s
