@@ -54,7 +54,7 @@ def test_an_unfinished_run_goes_on(tmp_path):
     out = tmp_path / "run"
     shutil.copytree(FOLDER, out)
     ntp = (out / "ntp.pt").read_bytes()
-    train.main([*SETTINGS, "--out", str(out), "--resume"])
+    train.main([*SETTINGS, "--estep", "reinforce", "--out", str(out), "--resume"])
     rows = [json.loads(line) for line in open(out / "metrics.jsonl")]
     steps = [row["step"] for row in rows if (row["model"], row["phase"]) == ("ra3", "estep")]
     assert steps == [0, 1, 2, 3]

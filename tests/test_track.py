@@ -76,7 +76,8 @@ def test_tensorboard_holds_every_line(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- Weights & Biases, trackio
 
 MIRROR = """
-import json, sys, config, track
+import json, sys, config
+from formats import track
 cfg = config.make(out=sys.argv[2], track=sys.argv[1], c=0.125)
 track.check_tracker(cfg.track)
 send = track.open_mirror(cfg, "ra3")
