@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import json
 import math
 import os
 import signal
@@ -841,6 +842,19 @@ def write_output(path, option, content):
         with open(f"{path}.part", "wb") as f:
             f.write(content)
         os.replace(f"{path}.part", path)
+
+
+def read_object(path):
+    """The object of a .json file; {} where there is none. Raises UserError."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            return dict(json.load(f))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError):
+        raise UserError(
+            f"{path}: cannot be read as a JSON object; write it again, or remove it"
+        ) from None
 
 
 def parse(argv, extra, description):

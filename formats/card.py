@@ -10,7 +10,7 @@ import json
 import os
 import re
 
-from config import Config, UserError, make
+from config import Config, UserError, make, read_object
 
 # A setting that only such a model is made with -> what it is.
 KINDS = {
@@ -75,7 +75,8 @@ def write_card(checkpoint, extra, parameters, source, folder):
     run = os.path.dirname(checkpoint)
     name = os.path.basename(checkpoint).removesuffix(".pt")
     licences = [file for file in LICENCE_FILES if os.path.exists(os.path.join(folder, file))]
-    noted = object_in(run, f"settings-{name}.json") or object_in(run, "settings.json")
+    noted = read_object(os.path.join(run, f"settings-{name}.json"))
+    noted = noted or read_object(os.path.join(run, "settings.json"))
     decided = extra.get("settings", {})
     about = About(
         name=name,
@@ -83,27 +84,13 @@ def write_card(checkpoint, extra, parameters, source, folder):
         parameters=parameters,
         settings={**noted, **decided},
         source=source or "",
-        results=object_in(run, "results.json"),
-        sources=object_in(run, "sources.json").get("sources", []),
+        results=read_object(os.path.join(run, "results.json")),
+        sources=read_object(os.path.join(run, "sources.json")).get("sources", []),
         flops=extra.get("flops", 0.0),
         licence_file=licences[0] if licences else "",
     )
     with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as f:
         f.write(card_text(about))
-
-
-def object_in(folder, name):
-    """The object of a .json file of a folder; {} where there is none. Raises UserError."""
-    path = os.path.join(folder, name)
-    try:
-        with open(path, encoding="utf-8") as f:
-            return dict(json.load(f))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError):
-        raise UserError(
-            f"{path}: cannot be read as a JSON object; write it again, or remove it"
-        ) from None
 
 
 # ---------------------------------------------------------------- the text

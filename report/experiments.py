@@ -13,7 +13,6 @@ interval of the last row's difference to each other row, paired by seed (Student
 import argparse
 import concurrent.futures
 import dataclasses
-import json
 import os
 import shlex
 import shutil
@@ -23,8 +22,9 @@ import sys
 import numpy as np
 
 from benchmarks.rates import seed_interval
-from config import Parser, UserError, command, write_output
+from config import Parser, UserError, command, read_object, write_output
 from report.curves import markdown_table, spread
+from report.files import json_lines
 
 BEST_OF_20 = "--estep best-of-n --best-of 20 --choose-by snippet"
 LENGTHS = (1, 2, 3, 4, 6, 8)
@@ -107,18 +107,13 @@ def commands_of(row, folder, options):
 
 def figures_of(folder, model):
     """What a folder's files say of a model: a dict, or None if it is not there yet."""
-    if model.startswith("rlvr-"):
-        path, done = os.path.join(folder, "metrics.jsonl"), f"{model}.pt"
-        if not os.path.exists(os.path.join(folder, done)):
-            return None
-        with open(path) as f:
-            rows = [row for row in map(json.loads, f) if row["model"] == model]
-        return next(row for row in reversed(rows) if row["phase"] == "rlvr-heldout")
-    try:
-        with open(os.path.join(folder, "results.json")) as f:
-            return json.load(f).get(model)
-    except FileNotFoundError:
+    if not model.startswith("rlvr-"):
+        return read_object(os.path.join(folder, "results.json")).get(model)
+    if not os.path.exists(os.path.join(folder, f"{model}.pt")):
         return None
+    rows = [row for _, row in json_lines(os.path.join(folder, "metrics.jsonl"), quiet=True)]
+    curve = [row for row in rows if row["model"] == model and row["phase"] == "rlvr-heldout"]
+    return curve[-1]
 
 
 def run_seed(name, seed, out):

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 
-from config import UserError
+from config import UserError, read_object
 
 HALF_A_LINE = "half a last line is left out; the run is being written, or was killed"
 FIRST_MODELS = ("base", "ntp", "ra3")
@@ -40,19 +40,6 @@ def json_lines(path, quiet=False):
             if not quiet:
                 print(f"{path}: {HALF_A_LINE}", file=sys.stderr)
     return rows
-
-
-def json_file(path):
-    """The object of a .json file, {} if there is none. Raises UserError."""
-    try:
-        with open(path) as f:
-            return dict(json.load(f))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError):
-        raise UserError(
-            f"{path}: cannot be read as a JSON object; write it again, or remove it"
-        ) from None
 
 
 # ---------------------------------------------------------------- a run's folder
@@ -105,7 +92,7 @@ def open_folder(path):
                 f"{path}/metrics.jsonl, line {number}: expected an object with model and phase"
             )
         metrics.append(row)
-    results = json_file(os.path.join(path, "results.json"))
+    results = read_object(os.path.join(path, "results.json"))
     models = {*results, *FIRST_MODELS, *(row["model"] for row in metrics)}
     thoughts = {}
     programs = {}
@@ -117,7 +104,7 @@ def open_folder(path):
             model, suite, greedy = model_and_suite(match[2], match[1], models)
             rows = objects(os.path.join(path, name), ("task_id", "verdict", "completion"))
             (programs if greedy else samples)[model, suite] = rows
-    settings = json_file(os.path.join(path, "settings.json"))
+    settings = read_object(os.path.join(path, "settings.json"))
     return Folder(path, settings, results, metrics, thoughts, programs, samples)
 
 
