@@ -300,7 +300,7 @@ class Config:
         of="pretrain",
     )
     mstep_steps: int = setting(
-        48, "M-steps an EM iteration; NTP takes iters times as many", of="ntp"
+        60, "M-steps an EM iteration; NTP takes iters times as many", of="ntp"
     )
     lr: float = setting(1e-3, "peak learning rate of NTP and of the M-step", of="ntp", above=0)
     warmup: int = setting(
@@ -380,7 +380,7 @@ class Config:
         of="em",
     )
     infuse: int = setting(
-        960,
+        1200,
         "expert snippets of an iteration's M-step, which goes over them as often as its steps need",
         of="ntp",
         least=1,
