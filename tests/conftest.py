@@ -8,7 +8,7 @@ import domain
 from config import UserError
 from formats import gguf, tokenizers
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two wait for one another wherever a core is shared
 
 
 @pytest.fixture(scope="module")
