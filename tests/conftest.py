@@ -1,3 +1,5 @@
+import ast
+import inspect
 import os
 import random
 
@@ -9,9 +11,16 @@ from config import UserError
 from formats import gguf, tokenizers
 
 torch.set_num_threads(1)  # two wait for one another wherever a core is shared
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tests start
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def trained():
+    """A tokenizer of the standard library's code, of 2,048 tokens."""
+    return tokenizers.train_tokenizer([inspect.getsource(m) for m in (ast, random, inspect)], 2048)
+
+
+@pytest.fixture(scope="session")
 def tok():
     """A small tokenizer of the built-in domain."""
     rng = random.Random(1)

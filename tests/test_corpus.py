@@ -33,13 +33,6 @@ HERE = pathlib.Path(__file__).resolve().parent.parent
 GOOD = "def f(x):\n    y = x + 1\n    return y\n"
 
 
-@pytest.fixture(scope="module")
-def trained():
-    return tokenizers.train_tokenizer(
-        [inspect.getsource(ast), inspect.getsource(random), inspect.getsource(inspect)], 2048
-    )
-
-
 def prepared(spec, tok, cache, max_tokens=256, **how):
     return prepare.prepare_corpus(
         str(spec), tok, max_tokens, **{"cache": cache, "progress": False, "cores": 1, **how}
@@ -697,9 +690,9 @@ import sys; sys.path.insert(0, {here!r})
 import ast, inspect
 from corpus import prepare, sources
 from formats import tokenizers
-sources.CHUNK = 20_000
-tok = tokenizers.train_tokenizer([inspect.getsource(ast)], 400)
-corpus = prepare.prepare_corpus("email,json", tok, 400, cache={cache!r}, progress=False, cores=2)
+sources.CHUNK = 5_000
+tok = tokenizers.train_tokenizer([inspect.getsource(ast)], 300)
+corpus = prepare.prepare_corpus("json,logging", tok, 400, cache={cache!r}, progress=False, cores=2)
 print(corpus.folder, flush=True)
 """
 
@@ -720,7 +713,7 @@ def test_killed_and_resumed_it_is_the_same(tmp_path, monkeypatch):
         )
 
     killed = child(start_new_session=True)
-    while len(list(tmp_path.glob("a/*.unfinished/*.npz"))) < 8:
+    while len(list(tmp_path.glob("a/*.unfinished/*.npz"))) < 3:
         assert killed.poll() is None
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
@@ -746,10 +739,10 @@ def test_killed_and_resumed_it_is_the_same(tmp_path, monkeypatch):
         time.sleep(0.01)
     assert resumed.wait() == 0
     one = pathlib.Path(resumed.stdout.read().strip())
-    monkeypatch.setattr(sources, "CHUNK", 20_000)
-    trained = tokenizers.train_tokenizer([inspect.getsource(ast)], 400)
+    monkeypatch.setattr(sources, "CHUNK", 5_000)
+    trained = tokenizers.train_tokenizer([inspect.getsource(ast)], 300)
     options = dict(cache=str(tmp_path / "b"), progress=False, cores=1)
-    two = prepare.prepare_corpus("email,json", trained, 400, **options).folder
+    two = prepare.prepare_corpus("json,logging", trained, 400, **options).folder
     assert one.name == two.name and content(one) == content(two) and len(content(one)) == 7
     assert again and all(parts[p] == t for p, t in again.items())
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [one.name, f"{one.name}.lock"]
@@ -766,9 +759,9 @@ encoding = tokenizers.encoding({{bytes([i]): i for i in range(256)}})
 tok = tokenizers.make_tokenizer(encoding, 256)
 parts = pathlib.Path({folder!r})
 rng = np.random.default_rng(0)
-N, settings = 5000, dict(near=0.8)
+N, settings = 1000, dict(near=0.8)
 def make_snippet(i):
-    ids = rng.integers(0, 256, 300).tolist()
+    ids = rng.integers(0, 256, 1500).tolist()
     return data.Snippet(ids, 10, [20, 100, 200], [[1], [2], [1]], f"s{{i}}")
 docs = [(make_snippet(i), i % 10 == 0) for i in range(N)]
 part = prepare.Part(0)
@@ -821,7 +814,7 @@ def test_memory_does_not_grow_with_the_tokens(tmp_path):
         return json.loads(done.stdout)
 
     small, large = measure(1), measure(20)
-    assert small[:3] == [5000, 500, 1_500_000] and large[:3] == [100_000, 10_000, 30_000_000]
+    assert small[:3] == [1000, 100, 1_500_000] and large[:3] == [20_000, 2000, 30_000_000]
     print(f"MB more than before: {small[3]:.0f} for 1.5 M tokens, {large[3]:.0f} for 30 M")
     assert large[3] - small[3] < 25
 

@@ -306,14 +306,12 @@ def blocked(code, *argv):
     )
 
 
-def test_every_module_imports_with_the_core_only():
-    names = [p.relative_to(ROOT).with_suffix("") for p in ROOT.glob("[a-z]*.py")]
-    names += [p.relative_to(ROOT).with_suffix("") for p in ROOT.glob("[a-z]*/*.py")]
-    modules = [".".join(n.parts) for n in names if n.parts[0] != "tests" and n.name != "__init__"]
-    modules = [m for m in modules if m != "grader.boot"]  # a script that its parent starts
-    assert {"train", "formats.gguf", "report.figures", "corpus.near"} <= set(modules)
-    done = blocked("import importlib\nfor m in sys.argv[1:]: importlib.import_module(m)", *modules)
-    assert done.returncode == 0, done.stderr
+def modules():
+    """The names of all modules but grader.boot, a script that its parent starts."""
+    paths = [*ROOT.glob("[a-z]*.py"), *ROOT.glob("[a-z]*/*.py")]
+    names = [p.relative_to(ROOT).with_suffix("") for p in paths]
+    dotted = [".".join(n.parts) for n in names if n.parts[0] != "tests" and n.name != "__init__"]
+    return [m for m in dotted if m != "grader.boot"]
 
 
 WITHOUT = {
@@ -332,21 +330,56 @@ WITHOUT = {
 }
 
 
+TINY = (
+    "--stage em --n-layer 1 --n-head 2 --d-model 16 --d-ff 16 --vocab-size 300 --pretrain-steps 2 "
+    "--rows 2 --n-expert 6 --n-heldout 2 --mstep-steps 2 --warmup 1 --iters 1 --infuse 4 "
+    "--estep-steps 1 --snippets 2 --group 2 --eval-tasks 1 --samples 1 --max-new 4 "
+    "--elbo-samples 2 --threads 1 --base-check false --report false"
+).split()
+
+REPORT = """
+import importlib, json
+failures, mistakes = {}, {}
+modules, lines = json.loads(sys.argv.pop(1)), json.loads(sys.argv.pop(1))
+for module in modules:
+    try:
+        importlib.import_module(module)
+    except Exception as e:
+        failures[module] = repr(e)
+for package, line in lines.items():
+    try:
+        exec(line, {})
+    except UserError as e:
+        mistakes[package] = str(e)
+print(json.dumps([failures, mistakes]), flush=True)
+import train
+train.main(sys.argv[1:])
+"""
+
+
 @pytest.fixture(scope="module")
-def mistakes():
-    """{package: what is printed where it is missing}."""
-    code = "import json\nmistakes = {}\n"
-    for package, (_, line) in WITHOUT.items():
-        code += f"try:\n    {line}\nexcept UserError as e:\n    mistakes[{package!r}] = str(e)\n"
-    done = blocked(code + "print(json.dumps(mistakes))")
+def alone(tmp_path_factory):
+    """One process with the core only -> (failed imports, mistakes, EM's log, its folder).
+
+    It imports every module, then asks for each package, then trains.
+    """
+    out = tmp_path_factory.mktemp("core") / "run"
+    lines = {package: line for package, (_, line) in WITHOUT.items()}
+    done = blocked(REPORT, json.dumps(modules()), json.dumps(lines), *TINY, "--out", str(out))
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    report, _, log = done.stdout.partition("\n")
+    return *json.loads(report), log + done.stderr, out
+
+
+def test_every_module_imports_with_the_core_only(alone):
+    assert {"train", "formats.gguf", "report.figures", "corpus.near"} <= set(modules())
+    assert alone[0] == {}
 
 
 @pytest.mark.parametrize("package", WITHOUT)
-def test_a_missing_package_is_told_with_its_extra(package, mistakes):
+def test_a_missing_package_is_told_with_its_extra(package, alone):
     """One line: the package, its extra (which pyproject.toml has), the command that installs it."""
-    extra, text = WITHOUT[package][0], mistakes[package]
+    extra, text = WITHOUT[package][0], alone[1][package]
     assert f"package {package} (extra {extra})" in text and "\n" not in text
     extras = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
     assert any(line.startswith(package) for line in extras[extra])
@@ -354,22 +387,12 @@ def test_a_missing_package_is_told_with_its_extra(package, mistakes):
     assert pinned and f"pip install {pinned[0]}" in text
 
 
-TINY = (
-    "--stage em --n-layer 1 --n-head 2 --d-model 16 --d-ff 16 --vocab-size 300 --pretrain-steps 2 "
-    "--rows 2 --n-expert 6 --n-heldout 2 --mstep-steps 2 --warmup 1 --iters 1 --infuse 4 "
-    "--estep-steps 1 --snippets 2 --group 2 --eval-tasks 1 --samples 1 --max-new 4 "
-    "--elbo-samples 2 --threads 1 --base-check false"
-).split()
-
-
-def test_em_runs_with_the_core_only(tmp_path):
+def test_em_runs_with_the_core_only(alone):
     """train.py --stage em, smallest size, from nothing to the table."""
-    done = blocked("import train\ntrain.main(sys.argv[1:])", *TINY, "--out", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    _, _, log, out = alone
+    results = json.loads((out / "results.json").read_text())
     assert list(results) == ["base", "ntp", "ra3"]
-    log = done.stdout + done.stderr  # no bars in it
-    assert "\r" not in log and "\x1b" not in log and len(log.splitlines()) < 100
+    assert "\r" not in log and "\x1b" not in log and len(log.splitlines()) < 100  # no bars in it
 
 
 def test_requirements_are_the_core():

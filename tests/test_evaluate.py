@@ -484,10 +484,13 @@ def world():
     )
 
 
-@pytest.mark.parametrize("count", [2, 60, 200])  # all snippets at once, two at a time, one by one
-def test_bound(world, count):
+@pytest.mark.parametrize("rows, at_once", [(128, 5), (16, 2), (4, 1)])
+def test_bound(world, monkeypatch, rows, at_once):
     """The bound of five snippets, however many at once, against one call of `rollout`."""
     tok, model, snips, hard = world
+    count = 8
+    monkeypatch.setattr(evaluate, "rows_of_rollouts", lambda *_: rows)
+    assert min(5, max(1, rows // count)) == at_once
     cfg = config.make(elbo_samples=count, think_max=4, seed=3, rollout_bf16=False)
     got = evaluate.heldout_elbo(model, tok, snips, cfg, hard)
     prior = prior_of(cfg, tok, model.cfg.vocab_size)

@@ -20,7 +20,7 @@ SETTINGS = (
     "--stage em --threads 1 --device cpu --n-layer 1 --n-head 1 --d-model 8 --d-ff 16 "
     "--vocab-size 280 --max-len 4096 --pretrain-steps 2 --rows 2 --n-expert 12 --n-heldout 2 "
     "--iters 1 --estep-steps 4 --snippets 2 --group 2 --think-max 4 --mstep-steps 2 --infuse 12 "
-    "--eval-tasks 2 --samples 1 --max-new 8 --elbo-samples 2 --save-every 2"
+    "--eval-tasks 2 --samples 1 --max-new 8 --elbo-samples 2 --save-every 2 --report false"
 ).split()
 LOGPROBS = [
     -5.87012,

@@ -118,6 +118,12 @@ def distributions(model, ids):
     return (model(torch.tensor([ids]))[0] @ model.head_weight.T).double().softmax(-1).numpy()
 
 
+@torch.no_grad()
+def next_token(model, ids):
+    """The last row of `distributions`, (V,)."""
+    return (model(torch.tensor([ids]))[0, -1] @ model.head_weight.T).double().softmax(-1).numpy()
+
+
 def inverse_cdf(p, u):
     return int(np.flatnonzero(np.cumsum(p) > u * p.sum())[0])
 
@@ -155,14 +161,14 @@ def sequential(q, tok, snip, uniforms, think_max, rate=None, horizon=0):
     ids, thoughts, logq = list(snip.ids[: snip.first[0]]), {}, []
     for t, (a, b) in enumerate(zip(snip.first, snip.first[1:] + [len(snip.ids)], strict=False)):
         if not horizon or t < horizon:
-            p = distributions(q, ids)[-1]
+            p = next_token(q, ids)
             begin = p[tok.thought_ids]
             if uniforms[0][t] < (begin.sum() if rate is None else rate):
                 k = inverse_cdf(begin, uniforms[1][t, 0])
                 thought = thoughts[t] = [tok.thought_ids[k]]
                 logq.append(np.log(begin[k]))
                 while len(thought) < think_max:
-                    p = distributions(q, ids + thought)[-1]
+                    p = next_token(q, ids + thought)
                     token = inverse_cdf(p, uniforms[1][t, len(thought)])
                     if token in tok.stop_ids:
                         logq.append(np.log(p[tok.stop_ids].sum()))
