@@ -3,9 +3,9 @@
     python train.py --stage em --track tensorboard
     tensorboard --logdir runs/tiny-0/tensorboard
 
-metrics.jsonl stays the record. The mirror of a model holds the settings and all lines of the model.
-After a --resume it begins with those that were there before. A line is a step, numbered from 0. A
-figure is called PHASE/KEY, such as estep/reward.
+metrics.jsonl stays the record. The mirror of a model holds the settings and the numbers of all
+lines of the model; words are left out. After a --resume it begins with those that were there
+before. A line is a step, numbered from 0. A figure is called PHASE/KEY, such as estep/reward.
 """
 
 import atexit
@@ -87,14 +87,15 @@ def tensorboard_mirror(writer_of, cfg, name):
 
 
 def tagged_numbers(row):
-    """The numbers of a line by tag. Those that were not measured are left out.
+    """The numbers of a line by tag. Words, and what was not measured, are left out.
 
     Example: {"model": "ra3", "phase": "estep", "reward": 0.5} -> {"estep/reward": 0.5}
     """
-    numbers = {}
+    values = {}
     for key, value in row.items():
         if isinstance(value, dict):
-            numbers.update({f"{key}/{part}": number for part, number in value.items()})
-        elif key not in ("model", "phase", "wall_s") and value is not None:
-            numbers[key] = value
-    return {f"{row['phase']}/{key}": value for key, value in numbers.items()}
+            values.update({f"{key}/{part}": number for part, number in value.items()})
+        elif key != "wall_s":
+            values[key] = value
+    numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+    return {f"{row['phase']}/{key}": number for key, number in numbers.items()}

@@ -14,7 +14,7 @@ from formats import track
 from worlds import HERE
 
 LINES = [
-    {"phase": "diagnose", "gain": 0.25, "graphs": 0},
+    {"phase": "diagnose", "gain": 0.25, "graphs": 0, "estep": "reinforce"},
     {"phase": "estep", "iteration": 0, "step": 0, "reward": -1.5, "kl": None},
     {"phase": "estep", "iteration": 0, "step": 1, "reward": -0.75, "flops": 2.0**50},
     {"phase": "rlvr", "step": 2, "verdicts": {"passed": 3, "wrong answer": 1}},
@@ -30,6 +30,15 @@ SERIES = {
     "rlvr/verdicts/passed": [(3, 3.0)],
     "rlvr/verdicts/wrong answer": [(3, 1.0)],
 }
+
+
+def test_numbers_of_a_line():
+    """Every line's, without any tracker: no words, nothing that is null."""
+    series = {}
+    for step, line in enumerate(LINES):
+        for tag, number in track.tagged_numbers({"model": "ra3", **line, "wall_s": 1.5}).items():
+            series.setdefault(tag, []).append((step, number))
+    assert series == SERIES
 
 
 def wait_for(package):
