@@ -146,13 +146,12 @@ def ntp_step(model, opt, docs, kinds, lr, cfg, backend=FAST):
     """
     for group in opt.param_groups:
         group["lr"] = lr
-    predicted = [k for kind in kinds for k in kind[1:] if k > PROMPT]
-    thoughts = sum(k == THOUGHT for k in predicted)
-    sums = backend.ntp_gradient(model, docs, kinds, len(predicted), cfg)  # (3,)
+    predicted, thoughts = count_predicted(kinds)
+    sums = backend.ntp_gradient(model, docs, kinds, predicted, cfg)  # (3,)
     norm = parallel.clip(model, cfg.grad_clip)
     opt.step()
     opt.zero_grad(set_to_none=True)
-    counts = torch.tensor([len(predicted), len(predicted) - thoughts, thoughts])
+    counts = torch.tensor([predicted, predicted - thoughts, thoughts])
     loss, ce_code, ce_thought = (sums / counts).tolist()
     return {
         "loss": loss,
@@ -164,6 +163,15 @@ def ntp_step(model, opt, docs, kinds, lr, cfg, backend=FAST):
         "graphs": graphs(),
         "compile_s": compile_seconds(),
     }
+
+
+def count_predicted(kinds):
+    """Predicted tokens of documents, and how many of them are of thoughts.
+
+    Example: [[PROMPT, CODE, THOUGHT]] -> 2, 1
+    """
+    kind = np.concatenate([np.asarray(kind[1:], np.int8) for kind in kinds])  # (T - documents,)
+    return int((kind > PROMPT).sum()), int((kind == THOUGHT).sum())
 
 
 # ---------------------------------------------------------------- the loop

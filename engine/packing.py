@@ -3,6 +3,8 @@
 Shapes: T tokens of a packed row, M tokens that are predicted, D width.
 """
 
+import itertools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,8 +26,8 @@ def pack(docs, kinds=None, multiple=1):
     sizes = [len(d) for d in docs]
     padding = -sum(sizes) % multiple
     kinds = [[CODE] * size for size in sizes] if kinds is None else kinds
-    ids = torch.tensor([i for d in docs for i in d], dtype=torch.int64)
-    kind = torch.tensor([k for d in kinds for k in d], dtype=torch.int8)
+    ids = torch.from_numpy(np.fromiter(itertools.chain(*docs), np.int64))
+    kind = torch.from_numpy(np.fromiter(itertools.chain(*kinds), np.int8))
     pos = torch.cat([torch.arange(size) for size in (*sizes, padding)])  # (T,)
     doc = torch.arange(len(docs)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
     ids = F.pad(ids, (0, padding))
