@@ -23,8 +23,9 @@ import numpy as np
 
 from benchmarks.rates import seed_interval
 from config import Parser, UserError, command, read_object, write_output
-from report.curves import markdown_table, spread
+from report.curves import HELD, markdown_table, spread
 from report.files import json_lines
+from report.lengths import LAST, lengths_figure, lengths_table
 
 BEST_OF_20 = "--estep best-of-n --best-of 20 --choose-by snippet"
 LENGTHS = (1, 2, 3, 4, 6, 8)
@@ -111,9 +112,13 @@ def figures_of(folder, model):
         return read_object(os.path.join(folder, "results.json")).get(model)
     if not os.path.exists(os.path.join(folder, f"{model}.pt")):
         return None
+    return curve_of(folder, model)[-1]
+
+
+def curve_of(folder, model):
+    """The held-out pass rates of an RLVR run: rows of metrics.jsonl."""
     rows = [row for _, row in json_lines(os.path.join(folder, "metrics.jsonl"), quiet=True)]
-    curve = [row for row in rows if row["model"] == model and row["phase"] == "rlvr-heldout"]
-    return curve[-1]
+    return [row for row in rows if row["model"] == model and row["phase"] == HELD]
 
 
 def run_seed(name, seed, out):
@@ -198,9 +203,29 @@ def write_tables(name, seeds, out):
     for folders in zip(*by_setting, strict=True):
         title = os.path.basename(os.path.dirname(folders[0])) if len(by_setting[0]) > 1 else name
         tables.append(f"## {title}\n\n{markdown_of(folders, models_of(EXPERIMENTS[name]))}\n")
+    curves = curves_of_starts(seeds, out) if name == "lengths" else {}
+    if curves:
+        tables.append(f"## At equal total compute\n\n{lengths_table(curves)}\n")
     text = "\n".join(tables)
     write_output(os.path.join(out, "table.md"), "--out", text.encode())
     print(text)
+    if curves:
+        write_output(os.path.join(out, "lengths.png"), "--out", lengths_figure(curves))
+
+
+def curves_of_starts(seeds, out):
+    """{start: {(stages, seed): rows}} of the GRPO runs of `lengths` that are finished."""
+    curves = {}
+    for row in EXPERIMENTS["lengths"]:
+        start = row.model.removeprefix("rlvr-")
+        if start == row.model:
+            continue
+        for seed in seeds:
+            for stages, folder in zip(LENGTHS, folders_of("lengths", seed, out), strict=True):
+                if figures_of(folder, row.model) is not None:
+                    rows = curve_of(folder, row.model)
+                    curves.setdefault(start, {})[stages, seed] = rows
+    return curves if LAST in curves else {}
 
 
 def models_of(rows):
