@@ -8,10 +8,22 @@ import torch
 
 import domain
 from config import UserError
+from engine import parallel
 from formats import gguf, tokenizers
 
 torch.set_num_threads(1)  # two wait for one another wherever a core is shared
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tests start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_grader():
+    """Runs start one process that grades, as it starts more slowly than it grades a few programs.
+
+    (tests/test_sandbox.py grades in several.)
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "workers", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="session")

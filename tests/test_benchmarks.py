@@ -493,17 +493,28 @@ def check(candidate):
 
 
 def plus(name, inputs, results, body, atol=0, reference=""):
-    """The verdict on `def f(x)` with a body, of tests made from an OriginFmt text."""
+    """The Job of `def f(x)` with a body, of tests made from an OriginFmt text."""
     results = f"    results = {results}\n" if results is not None else ""
-    tests = plus_tests(
-        name, ORIGIN.format(inputs=inputs, results=results, atol=atol, reference=reference)
-    )
-    return verdicts([Job(f"import math\ndef f(*x):\n    {body}", tests, "f")])[0]
+    text = ORIGIN.format(inputs=inputs, results=results, atol=atol, reference=reference)
+    return Job(f"import math\ndef f(*x):\n    {body}", plus_tests(name, text), "f")
 
 
-@pytest.mark.parametrize(
-    "results, body, atol, verdict",
-    [
+def wrong_verdicts(cases):
+    """[(program, verdict, what was expected)] of the pairs (Job, verdict) that go wrong."""
+    results = verdicts([job for job, _ in cases])
+    return [
+        (job.program, verdict, expected)
+        for (job, expected), verdict in zip(cases, results, strict=True)
+        if verdict != expected
+    ]
+
+
+def test_plus_comparison():
+    """EvalPlus's rule on [[1], [2]].
+
+    Equal, or floats within 1e-6 (or the problem's tolerance) and of one type and length.
+    """
+    cases = [
         ([1, 2], "return x[0]", 0, "passed"),
         ([1, 3], "return x[0]", 0, "wrong_answer"),
         ([1, 2], "return float(x[0])", 0, "passed"),
@@ -523,14 +534,12 @@ def plus(name, inputs, results, body, atol=0, reference=""):
         ([float("inf"), 2.0], "return 2.0", 0, "wrong_answer"),
         ([1.0, 2.0], "return math.inf", 0, "wrong_answer"),
         ([1.0, 2.0], "return math.nan", 0, "wrong_answer"),
-    ],
-)
-def test_plus_comparison(results, body, atol, verdict):
-    """EvalPlus's rule on [[1], [2]].
-
-    Equal, or floats within 1e-6 (or the problem's tolerance) and of one type and length.
-    """
-    assert plus("HumanEval/0", [[1], [2]], results, body, atol) == verdict
+    ]
+    jobs = [
+        (plus("HumanEval/0", [[1], [2]], results, body, atol), verdict)
+        for results, body, atol, verdict in cases
+    ]
+    assert wrong_verdicts(jobs) == []
 
 
 def test_plus_oracles():
@@ -538,32 +547,30 @@ def test_plus_oracles():
 
     A root by its value, order that does not count, found or not, two readings of a text.
     """
-    assert (
-        plus("HumanEval/32", [[[-6, 1]]], [5.0], "return 6.0") == "passed"
-    )  # x - 6 = 0; the recorded result is not asked for
-    assert plus("HumanEval/32", [[[-6, 1]]], [5.0], "return 5.9") == "wrong_answer"
-    assert (
-        plus("Mbpp/2", [[1]], [(4, 5)], "return 5, 4") == "passed"
-        and plus("Mbpp/2", [[1]], [(4, 5)], "return 5, 5") == "wrong_answer"
-    )
-    assert (
-        plus("Mbpp/737", [["a"], ["b"]], [True, False], "return 7 if x[0] == 'a' else None")
-        == "passed"
-    )
-    assert plus("Mbpp/737", [["a"], ["b"]], [True, False], "return x[0] == 'a'") == "passed"
-    assert plus("Mbpp/737", [["a"], ["b"]], [True, False], "return None") == "wrong_answer"
-    for body, verdict in (
-        ("return 8", "passed"),
-        ("return 10", "passed"),
-        ("return 9", "wrong_answer"),
-    ):  # 9 and 10: |9 - 1|, or |0 - 1| + |9 - 0|
-        assert plus("Mbpp/558", [[9, 10]], [8], body) == verdict
-    assert (
-        plus("Mbpp/581", [[3, 4]], [33], "return 33")
-        == plus("Mbpp/581", [[3, 4]], [33], "return 35")
-        == "passed"
-    )
-    assert plus("Mbpp/581", [[3, 4]], [33], "return 34") == "wrong_answer"
+    cases = [
+        # x - 6 = 0; the recorded result is not asked for
+        ("HumanEval/32", [[[-6, 1]]], [5.0], "return 6.0", "passed"),
+        ("HumanEval/32", [[[-6, 1]]], [5.0], "return 5.9", "wrong_answer"),
+        ("Mbpp/2", [[1]], [(4, 5)], "return 5, 4", "passed"),
+        ("Mbpp/2", [[1]], [(4, 5)], "return 5, 5", "wrong_answer"),
+        (
+            "Mbpp/737",
+            [["a"], ["b"]],
+            [True, False],
+            "return 7 if x[0] == 'a' else None",
+            "passed",
+        ),
+        ("Mbpp/737", [["a"], ["b"]], [True, False], "return x[0] == 'a'", "passed"),
+        ("Mbpp/737", [["a"], ["b"]], [True, False], "return None", "wrong_answer"),
+        # 9 and 10: |9 - 1|, or |0 - 1| + |9 - 0|
+        ("Mbpp/558", [[9, 10]], [8], "return 8", "passed"),
+        ("Mbpp/558", [[9, 10]], [8], "return 10", "passed"),
+        ("Mbpp/558", [[9, 10]], [8], "return 9", "wrong_answer"),
+        ("Mbpp/581", [[3, 4]], [33], "return 33", "passed"),
+        ("Mbpp/581", [[3, 4]], [33], "return 35", "passed"),
+        ("Mbpp/581", [[3, 4]], [33], "return 34", "wrong_answer"),
+    ]
+    assert wrong_verdicts([(plus(*case), verdict) for *case, verdict in cases]) == []
 
 
 def test_plus_reference_function():
@@ -575,11 +582,14 @@ def test_plus_reference_function():
         "from math import sqrt\ndef ref_func(xs):\n    xs.append(1)\n"
         "    return len(xs) + int(sqrt(4))\n\n"
     )
-    for body, verdict in (
-        ("x[0].clear(); return 4", "passed"),
-        ("x[0].clear(); return 3", "wrong_answer"),
-    ):
-        assert plus("HumanEval/14", [[[5]]], None, body, reference=reference) == verdict
+    cases = [
+        (plus("HumanEval/14", [[[5]]], None, body, reference=reference), verdict)
+        for body, verdict in (
+            ("x[0].clear(); return 4", "passed"),
+            ("x[0].clear(); return 3", "wrong_answer"),
+        )
+    ]
+    assert wrong_verdicts(cases) == []
 
 
 # ---------------------------------------------------------------- LeetCode and contests

@@ -30,15 +30,14 @@ def leaves(*tensors):
     return [x.detach().clone().requires_grad_() for x in tensors]
 
 
-@pytest.mark.parametrize("keep", [0, 300, 2**29])
-@pytest.mark.parametrize("chunk", [3, 4, 1024])
+@pytest.mark.parametrize("chunk, keep", [(3, 300), (4, 0), (4, 2**29), (1024, 0), (1024, 2**29)])
 def test_gradients(monkeypatch, chunk, keep):
     """Finite differences in float64 agree with the gradients of target, sets and KL, whatever part
     of the logits is kept.
     """
     monkeypatch.setattr(logprobs, "KEEP", keep)
-    hidden, weight, targets = draw(7, 30, 3)
-    other, other_weight, _ = draw(7, 30, 3, seed=1)
+    hidden, weight, targets = draw(5, 30, 2)
+    other, other_weight, _ = draw(5, 30, 2, seed=1)
     h, w = leaves(hidden, weight)
     assert torch.autograd.gradcheck(lambda h, w: token_logprobs(h, w, targets, SETS, chunk), (h, w))
     assert torch.autograd.gradcheck(lambda h, w: token_kl(h, w, other, other_weight, chunk), (h, w))

@@ -304,72 +304,68 @@ def label(given):
     return " ".join(f"{k}={v}" for k, v in given.items())
 
 
-@pytest.mark.parametrize("backend", [FAST, train.PLAIN], ids=["fast", "plain"])
 @pytest.mark.parametrize("given", ONE_UPDATE + MORE, ids=label)
-def test_update_is_the_equation(given, backend):
+def test_update_is_the_equation(given):
     """Weights after one update, or several, by plain gradient steps, and the metrics, against J in
     float64, one token of one completion at a time. With two minibatches of a group each, either may
-    come first, and keeps its place.
+    come first, and keeps its place. The fast code and the plain.
     """
     cfg, several = settings(**given), given in MORE
     forbid, lr = () if cfg.thoughts else HASH, 0.1
     start, samples = tiny_model(1), with_advantages(some_samples(), cfg.rl_std)
     start.requires_grad_(False)
     orders = [[{0}, {1}], [{1}, {0}]] if cfg.minibatches == 2 else [[{0, 1}]]
-    found = []
+    by_hand = []
     for order in orders:
         wanted = tiny_model(0)
-        found.append((wanted, *updates_by_hand(wanted, start, samples, cfg, forbid, lr, order)))
-    model = tiny_model(0)
-    before = parameters(model)
-    opt = torch.optim.SGD(model.parameters(), lr)
-    m = update(model, start, opt, samples, cfg, seed=0, forbid=forbid, backend=backend)
-    fits = [result for result in found if near(parameters(result[0]), parameters(model), before)]
-    assert len(fits) == 1 and m["updates"] == cfg.epochs * cfg.minibatches
-    _, losses, below, above = fits[0]
-    assert m["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
-    assert (m["clip_low"], m["clip_high"]) == pytest.approx((below, above)) and (
-        below + above > 0
-    ) == several
-    if not several:  # what the one update saw
-        in_loss = [s for s in samples if s.finished or not cfg.mask_overlong]
-        start_at, rows = tiny_model(0), [(s, t) for s in in_loss for t in range(len(s.ids))]
-        dists = [
-            given_none_of(softmaxed(start_at, s.prompt + s.ids[:t])[-1].detach(), forbid)
-            for s, t in rows
-        ]
-        assert m["grad_norm"] * lr == pytest.approx(
-            float((parameters(model) - before).norm()), rel=1e-5
+        by_hand.append((wanted, *updates_by_hand(wanted, start, samples, cfg, forbid, lr, order)))
+    before = parameters(tiny_model(0))
+    for backend in (FAST, train.PLAIN):
+        model = tiny_model(0)
+        opt = torch.optim.SGD(model.parameters(), lr)
+        m = update(model, start, opt, samples, cfg, seed=0, forbid=forbid, backend=backend)
+        after = parameters(model)
+        fits = [result for result in by_hand if near(parameters(result[0]), after, before)]
+        assert len(fits) == 1 and m["updates"] == cfg.epochs * cfg.minibatches
+        _, losses, below, above = fits[0]
+        assert m["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
+        assert (m["clip_low"], m["clip_high"]) == pytest.approx((below, above))
+        assert (below + above > 0) == several
+        if not several:
+            assert m["grad_norm"] * lr == pytest.approx(float((after - before).norm()), rel=1e-5)
+            assert_seen_by_one_update(m, start, samples, cfg, forbid)
+        if not several and backend is FAST:  # beginnings once
+            in_loss = [s for s in samples if s.finished or not cfg.mask_overlong]
+            micro_batches = batches(in_loss, cfg.micro_tokens)
+            assert m["trained"] == sum(nodes([in_loss[i] for i in at]) for at in micro_batches)
+
+
+def assert_seen_by_one_update(m, start, samples, cfg, forbid):
+    """The metrics of an update of `tiny_model(0)` that are of the model as it was before."""
+    in_loss = [s for s in samples if s.finished or not cfg.mask_overlong]
+    start_at, rows = tiny_model(0), [(s, t) for s in in_loss for t in range(len(s.ids))]
+    dists = [
+        given_none_of(softmaxed(start_at, s.prompt + s.ids[:t])[-1].detach(), forbid)
+        for s, t in rows
+    ]
+    assert m["entropy"] == pytest.approx(float(np.mean([entropy_of(d) for d in dists])), abs=1e-5)
+    gaps = [float(d[s.ids[t]]) + 1.5 for d, (s, t) in zip(dists, rows, strict=True)]
+    assert m["logp_gap"] == pytest.approx(np.mean(np.abs(gaps)), abs=1e-5)
+    assert m["logp_gap_max"] == pytest.approx(np.max(np.abs(gaps)), abs=1e-5)
+    off = [not 0.9 <= math.exp(gap) <= 1.1 for gap in gaps]
+    assert 0 < m["ratio_off"] < 1 and m["ratio_off"] == pytest.approx(np.mean(off))
+    kls = [float(kl_to(start, start_at, s, t, forbid).detach()) for s, t in rows]
+    if cfg.rl_kl:
+        assert m["kl_start"] == pytest.approx(np.mean(kls), abs=1e-5)
+    else:  # of one completion a group
+        each = {
+            id(s): [x for x, (other, _) in zip(kls, rows, strict=False) if other is s]
+            for s in in_loss
+        }
+        pairs = itertools.product(
+            *[[each[id(s)] for s in in_loss if s.group == group] for group in (0, 1)]
         )
-        assert m["entropy"] == pytest.approx(
-            float(np.mean([entropy_of(d) for d in dists])), abs=1e-5
-        )
-        gaps = [abs(float(x.detach()) + 1.5) for s in in_loss for x in log_pi(start_at, s, forbid)]
-        assert (m["logp_gap"], m["logp_gap_max"]) == pytest.approx(
-            (np.mean(gaps), max(gaps)), abs=1e-5
-        )
-        ratios = [
-            math.exp(float(x.detach()) + 1.5) for s in in_loss for x in log_pi(start_at, s, forbid)
-        ]
-        assert 0 < m["ratio_off"] < 1 and m["ratio_off"] == pytest.approx(
-            np.mean([not 0.9 <= r <= 1.1 for r in ratios])
-        )
-        kls = [float(kl_to(start, start_at, s, t, forbid).detach()) for s, t in rows]
-        if cfg.rl_kl:
-            assert m["kl_start"] == pytest.approx(np.mean(kls), abs=1e-5)
-        else:  # of one completion a group
-            each = {
-                id(s): [x for x, (other, _) in zip(kls, rows, strict=False) if other is s]
-                for s in in_loss
-            }
-            pairs = itertools.product(
-                *[[each[id(s)] for s in in_loss if s.group == group] for group in (0, 1)]
-            )
-            assert any(m["kl_start"] == pytest.approx(np.mean(a + b), abs=1e-5) for a, b in pairs)
-        if backend is FAST:  # beginnings once
-            assert m["trained"] == sum(
-                nodes([in_loss[i] for i in at]) for at in batches(in_loss, cfg.micro_tokens)
-            )
+        assert any(m["kl_start"] == pytest.approx(np.mean(a + b), abs=1e-5) for a, b in pairs)
 
 
 def test_the_cases_differ():
@@ -573,7 +569,8 @@ def test_expected_gradient(forbid):
 
     got = expected("constant")
     assert float((got - want / 4).abs().max()) < 1e-5 * float(want.abs().max())
-    assert torch.cosine_similarity(expected("sequence"), want, 0) < 0.999
+    if forbid:  # the smaller world
+        assert torch.cosine_similarity(expected("sequence"), want, 0) < 0.999
 
 
 # ---------------------------------------------------------------- sampling
@@ -1112,12 +1109,19 @@ def compare(base, whole, out, way):
     )
 
 
-def test_resume_after_a_kill(base, whole, tmp_path):
-    """SIGKILL after four of five steps, with half a line written, the last state being of two: with
-    --resume weights and metrics, but for times, are bit for bit those of the whole run.
-    """
-    out = copy_of(base, tmp_path / "run")
-    argv = given_to(base, out, "plain")
+def stopped_at(step, log):
+    """Run.log that raises Stop after the line of a step."""
+
+    def log_and_stop(self, name, **m):
+        log(self, name, **m)
+        if (m["phase"], m["step"]) == step:
+            raise Stop
+
+    return log_and_stop
+
+
+def kill(argv):
+    """A process of its own, killed after the line of step 4."""
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, *argv],
         cwd=HERE,
@@ -1127,11 +1131,25 @@ def test_resume_after_a_kill(base, whole, tmp_path):
         while (line := child.stdout.readline()) not in (b"there\n", b""):
             pass
         child.send_signal(signal.SIGKILL)
-    assert (
-        line == b"there\n"
-        and (out / "rlvr-base.state").exists()
-        and not (out / "rlvr-base.pt").exists()
-    )
+    assert line == b"there\n"
+
+
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_resume_in_the_middle_of_a_line(base, whole, tmp_path, monkeypatch, killed):
+    """Ended after four of five steps, with half a line written, the last state being of two: with
+    --resume weights and metrics, but for times, are bit for bit those of the whole run.
+
+    By an exception, or by SIGKILL. (tests/test_train.py kills a run that pretrains.)
+    """
+    out = copy_of(base, tmp_path / "run")
+    argv = given_to(base, out, "plain")
+    if killed:
+        kill(argv)
+    else:
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(train.Run, "log", stopped_at(("rlvr", 4), train.Run.log))
+            train.main(argv)
+    assert (out / "rlvr-base.state").exists() and not (out / "rlvr-base.pt").exists()
     with open(out / "metrics.jsonl", "a") as f:
         f.write('{"model": "rlvr-base", "ph')
     train.main([*argv, "--resume"])
@@ -1146,13 +1164,7 @@ def test_resume_at_every_point(base, whole, tmp_path, monkeypatch):
     out, log = copy_of(base, tmp_path / "run"), train.Run.log
     argv = [*given_to(base, out, "all"), "--resume"]
     for stop in (("rlvr-heldout", 0), ("rlvr", 1), ("rlvr", 3), ("rlvr-heldout", 4)):
-
-        def log_and_stop(self, name, *, stop=stop, **m):
-            log(self, name, **m)
-            if (m["phase"], m["step"]) == stop:
-                raise Stop
-
-        monkeypatch.setattr(train.Run, "log", log_and_stop)
+        monkeypatch.setattr(train.Run, "log", stopped_at(stop, log))
         with pytest.raises(Stop):
             train.main(argv)
     monkeypatch.setattr(train.Run, "log", log)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import torch
 
 import run as runs
 import train
-from config import RESULTS, UserError, deciding, differences, make
+from config import RESULTS, UserError, command, deciding, differences, make
 from worlds import HERE, TINY, Stop, listing, metrics, same_weights
 
 SMALL = [*TINY, "--pretrain-steps", "20", "--save-every", "2", "--models", "base"]
+SMALL += "--eval-tasks 1 --samples 1 --max-new 8 --elbo-samples 1".split()
 
 
 def start(out, *more):
@@ -333,19 +335,22 @@ def test_nothing_to_resume(folder, tmp_path, stage):
     assert "\n" not in str(e.value) and not os.listdir(tmp_path)
 
 
-def test_a_full_disk_is_one_line(folder, tmp_path):
+def test_a_full_disk_is_one_line(folder, tmp_path, monkeypatch, capsys):
     """A run that may write no large file: one line, nothing half written, and --resume goes on."""
     out = copy_of(folder, tmp_path, *BASE)
-    limited = (
-        "import resource, signal, config, train; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); config.command(train.main)"
-    )
-    argv = [*SMALL, "--out", str(out), "--estep", "none"]
-    ended = subprocess.run(
-        [sys.executable, "-c", limited, *argv], cwd=HERE, capture_output=True, text=True
-    )
-    last = ended.stderr.splitlines()[-1]
-    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    argv = ["train.py", *SMALL, "--out", str(out), "--estep", "none"]
+    monkeypatch.setattr(sys, "argv", argv)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, unlimited[1]))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            command(train.main)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"copy/\S+: cannot be written \(File too large\); make room", last)
     assert not list(out.glob("*.part*.part")) and not (out / "ra3.pt").exists()
     start(out, "--estep", "none", "--resume")

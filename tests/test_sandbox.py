@@ -23,6 +23,7 @@ import types
 import pytest
 
 import programs
+from grader import __main__ as grader_command
 from grader import messages
 from grader.grade import Grader, Job, grade, graded
 from grader.messages import HarnessError
@@ -145,7 +146,7 @@ def scratch(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
-    """Every case graded, and graded again in another order by more workers."""
+    """Every case graded, and a third of them again, in another order by more workers."""
     folder = tmp_path_factory.mktemp("scratch")
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -161,7 +162,7 @@ def batch(tmp_path_factory):
             gc.collect()  # files that earlier tests left to the garbage collector are not counted
             before = own()
             first = dict(zip(names, grade(jobs_of(names), workers=6, **SETTINGS), strict=True))
-            random.Random(0).shuffle(names)
+            names = random.Random(0).sample(names, len(names) // 3)
             second = dict(zip(names, grade(jobs_of(names), workers=8, **SETTINGS), strict=True))
         wait_for(lambda: not processes(folder))
         return types.SimpleNamespace(
@@ -511,12 +512,13 @@ def test_command_line(scratch, tmp_path):
     assert (
         sum(out[0]["isolation"] in line for line in done.stderr.splitlines()) == 1
     )  # the level is told once
+    done = command(tmp_path / "none.jsonl")
+    assert (done.returncode, done.stdout) == (2, "") and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        None,  # no such file
         "{",
         "[]",
         json.dumps({"name": "a", "tests": ADD}),
@@ -529,14 +531,12 @@ def test_command_line(scratch, tmp_path):
         json.dumps({"name": "a", "program": RIGHT, "tests": ADD}) + "\nnonsense",
     ],
 )
-def test_command_line_says_what_is_wrong(tmp_path, text):
+def test_command_line_says_what_is_wrong(tmp_path, capsys, text):
     file = tmp_path / "rows.jsonl"
-    if text is not None:
-        file.write_text(text)
-    done = command(file)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    file.write_text(text)
+    assert grader_command.main([str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -597,8 +597,10 @@ def python_for(user):
 
 
 @linux
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("ordinary", [False, True], ids=["this user", "an ordinary user"])
+@pytest.mark.parametrize(
+    "level, ordinary",
+    [("namespaces", True), ("landlock", False), ("landlock", True), ("process", False)],
+)
 def test_every_level_and_user(level, ordinary):
     if ordinary and os.geteuid() != 0:
         pytest.skip("this user is an ordinary one")
