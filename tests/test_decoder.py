@@ -266,7 +266,7 @@ def waits(monkeypatch):
 @pytest.mark.parametrize("same", [True, False])
 def test_a_round_of_rollouts_waits_six_times_at_most(tok, waits, same):
     """A round: thoughts decoded, then lines read. No number of waits grows with the rows."""
-    tasks = [domain.expert_task(0, i, "train") for i in range(4)]
+    tasks = [domain.expert_task(0, i, "train") for i in range(2)]
     snips = [data.snippet(tok, t.prompt + t.solution, len(t.prompt)) for t in tasks]
     think_max = 2 + decoder.LOOK  # two looks
     outside = []

@@ -43,6 +43,7 @@ def test_ceilings(tmp_path):
 
 def test_domain(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "LONGER", 1e9)  # no time for longer programs
+    monkeypatch.setattr(gpu, "TINY_DOMAIN", [*gpu.TINY_DOMAIN, "--report", "false"])
     ended, out = run_stage(tmp_path, "d")
     lines = rows(out, "domain")
     assert ended and [row["model"] for row in lines] == ["base", "ntp", "ra3"]

@@ -133,12 +133,12 @@ def style(request, published):
 
 @pytest.fixture(scope="module")
 def stdlib():
-    """5,000 functions of the standard library."""
+    """1,200 functions of the standard library."""
     found = []
     for some in functions.distinct("stdlib", dict.fromkeys(functions.COUNTED, 0), progress=False):
         found += some
-        if len(found) >= 5000:
-            return found[:5000]
+        if len(found) >= 1200:
+            return found[:1200]
 
 
 # ---------------------------------------------------------------- ids
@@ -150,7 +150,7 @@ def test_ids_are_those_of_tokenizers(style, stdlib):
     texts = [text for _, text, _ in stdlib] + ADVERSARIAL
     rng = random.Random(0)
     texts += ["".join(rng.choices(ADVERSARIAL, k=3)) for _ in range(300)]
-    texts += ["".join(rng.choices(" \n\t\r#'a1é.:)\"", k=rng.randint(1, 40))) for _ in range(2000)]
+    texts += ["".join(rng.choices(" \n\t\r#'a1é.:)\"", k=rng.randint(1, 40))) for _ in range(800)]
     again = folder_tokenizer(folder)
     encoded = theirs.encode_batch(texts, add_special_tokens=False)
     for text, ids in zip(texts, encoded, strict=True):
@@ -301,7 +301,7 @@ def test_where_lines_begin(style):
 def test_infused_ids_are_canonical(style, stdlib):
     name, _, _, tok = style
     rng, n, lines, statements, closed = random.Random(0), 0, 0, 0, 0
-    for _, text, prompt in stdlib[:1500]:
+    for _, text, prompt in stdlib[:500]:
         if len(text) > 3000 or (snip := data.snippet(tok, text, prompt)) is None:
             continue
         thoughts = [z and written(tok, tok.decode(z)) for z in some_thoughts(tok, snip, rng)]
@@ -320,7 +320,7 @@ def test_infused_ids_are_canonical(style, stdlib):
             statements + sum(at >= prompt for at in data.statements(text)),
         )
     print(f"{name}: {n} functions, {lines} lines of {statements} can take a thought")
-    assert n > 1000 and lines > 0.95 * statements and (closed > 500 or name == "smollm2")
+    assert n > 330 and lines > 0.95 * statements and (closed > 160 or name == "smollm2")
 
 
 def test_rollouts_of_a_random_model_give_canonical_ids(style, stdlib):
@@ -332,7 +332,7 @@ def test_rollouts_of_a_random_model_give_canonical_ids(style, stdlib):
         for _, text, prompt in stdlib
         if len(text) < 500 and (s := data.snippet(tok, text, prompt)) and len(s.first) > 2
     )
-    snips = list(itertools.islice(short, 120))  # as many whatever the standard library holds
+    snips = list(itertools.islice(short, 60))  # as many whatever the standard library holds
     cfg.estep, cfg.rate = "random", 0.5
     stats = collections.Counter()
     pairs = infused(net, tok, snips, cfg, (0, 1), list(range(len(snips))), stats)
@@ -788,8 +788,7 @@ def test_a_domain_tokenizer_as_a_folder(tok, stdlib, tmp_path):
     assert again.eos == tok.eos and again.vocab_size == tok.vocab_size
 
 
-@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["qwen", "llama"])
+@pytest.mark.parametrize("kind, weights", [("qwen", "float32"), ("llama", "bfloat16")])
 def test_a_run_from_a_folder_and_its_export(kind, weights, published, tmp_path):
     """A small model in Hugging Face's format, through all of --stage em, and exported.
 
