@@ -848,13 +848,14 @@ def read_object(path):
     """The object of a .json file; {} where there is none. Raises UserError."""
     try:
         with open(path, encoding="utf-8") as f:
-            return dict(json.load(f))
+            record = json.load(f)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError):
-        raise UserError(
-            f"{path}: cannot be read as a JSON object; write it again, or remove it"
-        ) from None
+    except (OSError, ValueError):
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: cannot be read as a JSON object; write it again, or remove it")
+    return record
 
 
 def parse(argv, extra, description):

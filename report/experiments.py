@@ -22,7 +22,8 @@ import sys
 import numpy as np
 
 from benchmarks.rates import seed_interval
-from config import Parser, UserError, command, read_object, write_output
+from config import Parser, UserError, command, write_output
+from formats.results import read_results
 from report.curves import HELD, markdown_table, spread
 from report.files import json_lines
 from report.lengths import LAST, lengths_figure, lengths_table
@@ -109,7 +110,7 @@ def commands_of(row, folder, options):
 def figures_of(folder, model):
     """What a folder's files say of a model: a dict, or None if it is not there yet."""
     if not model.startswith("rlvr-"):
-        return read_object(os.path.join(folder, "results.json")).get(model)
+        return read_results(os.path.join(folder, "results.json")).get(model)
     if not os.path.exists(os.path.join(folder, f"{model}.pt")):
         return None
     return curve_of(folder, model)[-1]

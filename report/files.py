@@ -11,9 +11,15 @@ import re
 import sys
 
 from config import UserError, read_object
+from formats.results import read_results
 
 HALF_A_LINE = "half a last line is left out; the run is being written, or was killed"
 FIRST_MODELS = ("base", "ntp", "ra3")
+# What a row has, and of which type.
+PROGRAMS = {"task_id": str, "verdict": str, "completion": str}
+THOUGHTS = {"name": str, "prompt": str, "lines": list, "hard": list, "never": list}
+THOUGHTS |= {"rollouts": list}
+ROLLOUT = {"reward": (int, float), "nats": list, "thoughts": list}
 
 
 def json_lines(path, quiet=False):
@@ -92,17 +98,17 @@ def open_folder(path):
                 f"{path}/metrics.jsonl, line {number}: expected an object with model and phase"
             )
         metrics.append(row)
-    results = read_object(os.path.join(path, "results.json"))
+    results = read_results(os.path.join(path, "results.json"))
     models = {*results, *FIRST_MODELS, *(row["model"] for row in metrics)}
     thoughts = {}
     programs = {}
     samples = {}
     for name in sorted(os.listdir(path)):
         if match := re.fullmatch(r"thoughts-(.+)\.jsonl", name):
-            thoughts[match[1]] = objects(os.path.join(path, name), ("lines", "never", "rollouts"))
+            thoughts[match[1]] = objects(os.path.join(path, name), THOUGHTS)
         elif match := re.fullmatch(r"(samples|greedy)-(.+)\.jsonl", name):
             model, suite, greedy = model_and_suite(match[2], match[1], models)
-            rows = objects(os.path.join(path, name), ("task_id", "verdict", "completion"))
+            rows = objects(os.path.join(path, name), PROGRAMS)
             (programs if greedy else samples)[model, suite] = rows
     settings = read_object(os.path.join(path, "settings.json"))
     return Folder(path, settings, results, metrics, thoughts, programs, samples)
@@ -123,14 +129,39 @@ def model_and_suite(name, kind, models):
     return model, name[len(model) + 1 :], kind == "greedy"
 
 
-def objects(path, keys):
-    """The rows of a .jsonl, each with these keys. Raises UserError."""
+def objects(path, types):
+    """The rows of a .jsonl, each with fields of these types. Raises UserError."""
     rows = []
     for number, row in json_lines(path):
-        if not isinstance(row, dict) or not set(keys) <= row.keys():
+        if not has_fields(row, types) or types is THOUGHTS and not has_rollouts(row):
             raise UserError(
-                f"{path}, line {number}: expected an object with {', '.join(keys)}; "
+                f"{path}, line {number}: expected an object with {', '.join(types)}; "
                 "train.py --stage eval writes the file again"
             )
         rows.append(row)
     return rows
+
+
+def has_fields(row, types):
+    """Is it an object whose fields are of these types?
+
+    Example: {"verdict": 3}, {"verdict": str} -> False
+    """
+    return isinstance(row, dict) and all(isinstance(row.get(key), t) for key, t in types.items())
+
+
+def has_rollouts(row):
+    """Has a row of thoughts-NAME.jsonl a rollout, and each a number of nats for every line?"""
+    n = len(row["lines"])
+    return (
+        len(row["never"]) == n
+        and len(row["rollouts"]) > 0
+        and all(has_fields(rollout, ROLLOUT) for rollout in row["rollouts"])
+        and all(len(rollout["nats"]) == n for rollout in row["rollouts"])
+        and all(len(rollout.get("p_think") or row["lines"]) == n for rollout in row["rollouts"])
+        and all(
+            isinstance(thought, list) and len(thought) == 3
+            for rollout in row["rollouts"]
+            for thought in rollout["thoughts"]
+        )
+    )

@@ -64,7 +64,7 @@ def pretraining_chart(folder):
 def base_in_words(folder):
     """What the base can do with notes, as its last check measured."""
     rows = folder.rows("base", "skill")
-    if not rows:
+    if not rows or not {"notes", "notes_right", "note_nats"} <= rows[-1].keys():
         return ""
     skill = rows[-1]
     return (

@@ -87,6 +87,9 @@ def test_damaged_results_are_one_line(exported, tmp_path):
     (tmp_path / "results.json").write_text("[")
     with pytest.raises(UserError, match="results.json: cannot be read as a JSON object"):
         exported()
+    (tmp_path / "results.json").write_text('{"ra3": [1]}')
+    with pytest.raises(UserError, match=r"results.json: ra3 is \[1\]; expected an object"):
+        exported()
     assert not (tmp_path / "folder").exists()
 
 

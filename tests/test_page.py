@@ -268,10 +268,15 @@ def test_several_runs_are_compared(run_folder, tmp_path, capfd):
     "name, text, shown",
     [
         ("metrics.jsonl", "[1]\n", "line 1: expected an object with model"),
-        ("thoughts-ra3.jsonl", "{}\n", "thoughts-ra3.jsonl, line 1: expected an object with lines"),
+        ("thoughts-ra3.jsonl", "{}\n", "thoughts-ra3.jsonl, line 1: expected an object with name"),
         ("samples-ra3.jsonl", '{"task_id": 1}\n', "samples-ra3.jsonl, line 1: expected"),
         ("results.json", "[", "results.json: cannot be read as a JSON object"),
-        ("results.json", '{"ra3": {"elbo": "x"}}', "expected a number"),
+        ("results.json", "[]", "results.json: cannot be read as a JSON object"),
+        ("results.json", '{"ra3": {"elbo": "x"}}', 'results.json: ra3, elbo is "x"; expected a n'),
+        ("results.json", '{"ra3": 3}', "ra3 is 3; expected an object of figures"),
+        ("results.json", '{"ra3": {"measured": 3}}', "ra3, measured is 3; expected an object"),
+        ("results.json", '{"ra3": {"intervals": {"elbo": [1]}}}', "elbo is .1.; expected two num"),
+        ("results.json", '{"ra3": {"intervals": {"elbo": [1, "x"]}}}', "expected a number"),
     ],
 )
 def test_damaged_files_are_one_line(name, text, shown, run_folder):
@@ -279,6 +284,32 @@ def test_damaged_files_are_one_line(name, text, shown, run_folder):
     with pytest.raises(UserError, match=shown) as e:
         report_command.main([str(run_folder)])
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "name, key, value",
+    [
+        ("thoughts-ra3.jsonl", "name", 3),
+        ("thoughts-ra3.jsonl", "hard", None),
+        ("thoughts-ra3.jsonl", "never", [1.0]),
+        ("thoughts-ra3.jsonl", "rollouts", []),
+        ("thoughts-ra3.jsonl", "rollouts", [{"reward": 1.0, "nats": [], "thoughts": []}]),
+        ("samples-ra3.jsonl", "completion", 3),
+        ("samples-ra3-domain.jsonl", "verdict", None),
+    ],
+)
+def test_a_row_of_another_form_is_one_line(name, key, value, run_folder):
+    first, *rows = (run_folder / name).read_text().splitlines()
+    damaged = json.dumps({**json.loads(first), key: value})
+    (run_folder / name).write_text("\n".join([damaged, *rows]) + "\n")
+    with pytest.raises(UserError, match=f"{name}, line 1: expected an object with"):
+        report_command.main([str(run_folder)])
+
+
+def test_a_check_of_notes_without_figures(run_folder):
+    rows = [{"model": "base", "phase": "skill"}, *metrics()[-3:]]
+    write_rows(run_folder / "metrics.jsonl", rows)
+    assert "worked notes" not in run_page(open_folder(str(run_folder)))
 
 
 def test_whose_programs_a_file_holds():
