@@ -64,14 +64,16 @@ class About:
     sources: list  # of its corpus
     flops: float
     licence_file: str  # beside the weights, or ""
+    rounded: str  # what the checkpoint's weights were converted to, or ""
 
 
-def write_card(checkpoint, extra, parameters, source, folder):
+def write_card(checkpoint, extra, parameters, source, folder, rounded=""):
     """Write README.md into a folder that holds the other files of an export. Raises UserError.
 
     extra        what the checkpoint holds beside its weights
     parameters   how many weights there are
     source       as of `export`
+    rounded      the weights' dtype where it is not the checkpoint's
     """
     run = os.path.dirname(checkpoint)
     name = os.path.basename(checkpoint).removesuffix(".pt")
@@ -89,6 +91,7 @@ def write_card(checkpoint, extra, parameters, source, folder):
         sources=read_object(os.path.join(run, "sources.json")).get("sources", []),
         flops=extra.get("flops", 0.0),
         licence_file=licences[0] if licences else "",
+        rounded=rounded,
     )
     with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as f:
         f.write(card_text(about))
@@ -202,6 +205,8 @@ def results_part(about):
             " Brackets: 95% intervals, of pass rates over held-out tasks, of the bounds over "
             "held-out snippets. What another seed would give is not in them."
         )
+    if about.rounded:
+        words += f" Measured before the weights were converted to {about.rounded}."
     return ["## Results", "\n".join(rows), words]
 
 

@@ -447,6 +447,8 @@ def write_model(model, folder, base=None, dtype=None, shard_bytes=5 * 10**9):
     """
     save_file = safetensors_library().torch.save_file
     dtype = dtype or model.dtype
+    config = os.path.join(folder, "config.json")
+    write_json(config_json(model.cfg, dtype, base), config)
     shards = cut_into_shards(model, dtype, shard_bytes)
     n = len(shards)
     files = [f"model-{i + 1:05}-of-{n:05}.safetensors" for i in range(n)]
@@ -455,13 +457,14 @@ def write_model(model, folder, base=None, dtype=None, shard_bytes=5 * 10**9):
     weight_map = {}
     for file, shard in zip(files, shards, strict=True):
         tensors = {name: p.detach().to("cpu", dtype).contiguous() for name, p in shard.items()}
-        save_file(tensors, os.path.join(folder, file), {"format": "pt"})
+        path = os.path.join(folder, file)
+        save_file(tensors, path, {"format": "pt"})
+        shutil.copymode(config, path)  # save_file leaves it to the owner alone
         weight_map |= dict.fromkeys(shard, file)
     if n > 1:
         size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_json(index, os.path.join(folder, "model.safetensors.index.json"))
-    write_json(config_json(model.cfg, dtype, base), os.path.join(folder, "config.json"))
 
 
 def cut_into_shards(model, dtype, shard_bytes):
@@ -622,7 +625,8 @@ def export(checkpoint, folder, dtype=None, source=None, shard_bytes=5 * 10**9):
         base = write_tokenizer_files(source, trained_here, partial)
         write_model(model, partial, base, dtype, shard_bytes)
         weights = sum(p.numel() for p in model.parameters())
-        write_card(checkpoint, extra, weights, source, partial)
+        rounded = str(dtype).removeprefix("torch.") if dtype not in (None, model.dtype) else ""
+        write_card(checkpoint, extra, weights, source, partial, rounded)
         os.replace(partial, folder)
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror}); give another path") from None

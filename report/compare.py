@@ -1,6 +1,7 @@
 """A page that compares runs: means over seeds with their intervals, and the curves of each seed.
 
-Intervals are Student's t over the runs, 95%. Every folder counts as a seed.
+Intervals are Student's t over the runs, 95%. Every folder counts as a seed. Runs that all have one
+value say nothing of how far another would be from it: there is no interval then.
 """
 
 import numpy as np
@@ -73,7 +74,7 @@ def results_over_seeds(folders):
         if any(cell != "-" for cell in cells):
             lines.append([escape(title) + element("small", escape(meaning)), *cells])
     words = [element("li", escape(line)) for line in differences_over_seeds(folders, models)]
-    unlike = unlike_in_words(folders, models)
+    warnings = [missing_in_words(folders, models), unlike_in_words(folders, models)]
     return section(
         "results",
         "Results",
@@ -81,8 +82,12 @@ def results_over_seeds(folders):
             lines, "Means over the runs, 95% intervals in brackets, then each run", "figures"
         ),
         element("ul", *words) if words else "",
-        paragraph(unlike, "down") if unlike else "",
-        paragraph("Intervals are Student's t over the runs: each counts as a seed.", "note"),
+        *(paragraph(text, "down") for text in warnings if text),
+        paragraph(
+            "Intervals are Student's t over the runs: each counts as a seed. "
+            "Where all have one value there is none.",
+            "note",
+        ),
     )
 
 
@@ -94,11 +99,20 @@ def mean_cell(values, form, is_rate):
     if not values:
         return "-"
     cell = escape(number(float(np.mean(values)), form))
-    if len(values) > 1:
-        bounds = seed_interval(values)
-        bounds = np.clip(bounds, 0, 1) if is_rate else bounds
-        cell += element("small", escape(bounds_text(bounds, form)))
+    if bounds := interval_in_words(values, form, (0, 1) if is_rate else None):
+        cell += element("small", escape(bounds))
     return cell + element("small", escape(", ".join(number(value, form) for value in values)))
+
+
+def interval_in_words(values, form, limits=None):
+    """The interval of the mean, cut off at its limits; "" for values that do not differ.
+
+    Example: [.1, .3], limits (0, 1) -> "[0.000, 1.000]"
+    """
+    if np.ptp(values) == 0:
+        return ""
+    bounds = seed_interval(values)
+    return bounds_text(bounds if limits is None else np.clip(bounds, *limits), form)
 
 
 def differences_over_seeds(folders, models):
@@ -112,10 +126,24 @@ def differences_over_seeds(folders, models):
             ]
             values = [pair[0] - pair[1] for pair in pairs if len(pair) == 2]
             if len(values) > 1:
-                figures = f"{number(float(np.mean(values)), form)} "
-                figures += bounds_text(seed_interval(values), form)
+                limits = (-1, 1) if key in RATES else None
+                mean = number(float(np.mean(values)), form)
+                figures = f"{mean} {interval_in_words(values, form, limits)}".strip()
                 pair = f"{title_of(models[-1])} beside {title_of(baseline)}"
                 yield f"{pair}: {title} {figures} over {len(values)} runs"
+
+
+def missing_in_words(folders, models):
+    """Which runs have no results of which models; "" where all are there.
+
+    Example: "No results of: tiny-1 (NTP, RA3)."
+    """
+    gaps = []
+    for folder in folders:
+        names = [title_of(model) for model in models if model not in folder.results]
+        if names:
+            gaps.append(f"{folder.name} ({', '.join(names)})")
+    return f"No results of: {'; '.join(gaps)}." if gaps else ""
 
 
 def unlike_in_words(folders, models):

@@ -24,7 +24,7 @@ def exported(tok, tmp_path):
     huggingface_hub = pytest.importorskip("huggingface_hub")
     pytest.importorskip("safetensors")
 
-    def export(results=None, **changes):
+    def export(results=None, dtype=None, **changes):
         shape = ModelConfig(tok.vocab_size, 1, 2, 2, 16, 16, 64)
         model = Transformer(shape).init_weights(0)
         tokenizers.save_tokenizer(tok, str(tmp_path / "tokenizer.txt"))
@@ -33,7 +33,7 @@ def exported(tok, tmp_path):
         save_model(model, path, settings=settings, flops=2.5e12, tokenizer=tokenizers.digest(tok))
         if results is not None:
             (tmp_path / "results.json").write_text(json.dumps(results))
-        huggingface.export(path, str(tmp_path / "folder"))
+        huggingface.export(path, str(tmp_path / "folder"), dtype)
         return huggingface_hub.ModelCard.load(tmp_path / "folder" / "README.md")
 
     return export
@@ -67,8 +67,21 @@ def test_the_hub_reads_it(exported):
     assert "2.5 TFLOP, besides" in loaded.text and "built-in domain" in loaded.text
 
 
+def test_whoever_may_read_a_new_file_may_read_the_weights(exported, tmp_path):
+    exported()
+    usual = tmp_path / "usual"
+    usual.touch()
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "folder").iterdir()}
+    assert set(modes.values()) == {usual.stat().st_mode} and "model.safetensors" in modes
+
+
+def test_converted_weights_are_told_beside_the_results(exported):
+    assert "converted to bfloat16" in exported(RESULTS, torch.bfloat16).text
+
+
 def test_without_results(exported):
     loaded = exported()
+    assert "converted" not in loaded.text
     assert "## Results" not in loaded.text and loaded.data.eval_results is None
     assert "Those of the preset `tiny`." in loaded.text
 
@@ -113,6 +126,7 @@ def about(**changes):
         sources=[],
         flops=0.0,
         licence_file="",
+        rounded="",
     )
     return card.About(**{**values, **changes})
 

@@ -181,6 +181,12 @@ def test_readme_and_contributing_are_short():
     assert len(read(ROOT / "CONTRIBUTING.md").splitlines()) <= 60
 
 
+def test_a_program_of_the_readme_is_in_it():
+    readme = read(ROOT / "README.md")
+    names = [n for page in PAGES for n in re.findall(r"program `(\w+)` in \[README\]", read(page))]
+    assert names and all(f"def {name}(" in readme for name in names)
+
+
 def test_every_page_is_reached_from_the_readme():
     """In one step or two."""
     readme = read(ROOT / "README.md")

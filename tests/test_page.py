@@ -16,7 +16,7 @@ from config import UserError
 from domain import domain_tasks
 from report import __main__ as report_command
 from report.charts import Series, chart, decades, thinned, ticks
-from report.compare import em_charts
+from report.compare import comparison_page, em_charts
 from report.faults import Examiner, first_difference
 from report.files import Folder, model_and_suite, open_folder
 from report.markup import number
@@ -248,7 +248,7 @@ def test_frequent_thoughts_by_hand():
 def test_several_runs_are_compared(run_folder, tmp_path, capfd):
     other = shutil.copytree(run_folder, tmp_path / "tiny-1")
     results = {model: result(model) for model in MODELS}
-    results["ra3"]["pass@1"] = 0.5
+    results["ra3"] |= {"pass@1": 0.5, "elbo": -2.5}
     results["ra3"]["measured"] = {**MEASURED, "seed": 1, "data": "else"}
     (other / "results.json").write_text(json.dumps(results))
     (other / "settings.json").write_text(json.dumps({"preset": "tiny", "seed": 1}))
@@ -257,11 +257,32 @@ def test_several_runs_are_compared(run_folder, tmp_path, capfd):
     assert Outline(text).wrong == []
     assert Outline(text).sections == ["results", "curves", "settings"]
     assert "<td>0.750<small>[0.000, 1.000]</small><small>1.000, 0.500</small>" in text
-    low, high = seed_interval([1.0, 0.5])
-    assert f"RA3 beside NTP: pass@1 +0.750 [{number(low, '{:+.3f}')}, +{high:.3f}]" in text
+    assert "RA3 beside NTP: pass@1 +0.750 [−1.000, +1.000] over 2 runs" in text
+    low, high = seed_interval([0.0, 0.5])
+    assert f"RA3 beside NTP: bound +0.25 [{number(low, '{:+.2f}')}, +{high:.2f}]" in text
     assert "Not measured alike: data differ" in text
     assert text.count('class="s0 faint"') == 2 * len(re.findall("<figure>", text))
     assert "seed</th><td>0</td><td>1</td>" in text and "c</th><td>0.25" in text
+
+
+def test_a_comparison_claims_no_more_than_it_knows(run_folder, tmp_path):
+    """Equal values have no interval, a difference of rates is at most 1, a gap is named."""
+    folders = [open_folder(str(run_folder))]
+    for seed in (1, 2):
+        path = shutil.copytree(run_folder, tmp_path / f"tiny-{seed}")
+        results = {model: result(model) for model in MODELS[: 4 - seed]}
+        results["base"]["pass@1"] = 0.25
+        if "ra3" in results:
+            results["ra3"]["pass@1"] = 0.75
+        (path / "results.json").write_text(json.dumps(results))
+        folders.append(open_folder(str(path)))
+    text = comparison_page(folders)
+    assert "<td>0.000<small>0.000, 0.000, 0.000</small>" in text  # pass@1 of NTP
+    assert "RA3 beside base: pass@1 +0.750 [−1.000, +1.000] over 2 runs" in text
+    assert "RA3 beside NTP: bound +0.00 over 2 runs" in text
+    assert "No results of: tiny-2 (RA3)." in text and "No results" not in comparison_page(
+        folders[:2]
+    )
 
 
 @pytest.mark.parametrize(
