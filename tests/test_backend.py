@@ -11,7 +11,9 @@ from engine.backend import FAST
 from worlds import TINY, metrics, weights
 
 torch.set_num_threads(1)
-FLOAT32 = "--bf16 false --rollout-bf16 false --n-expert 12 --iters 1 --infuse 8".split()
+FLOAT32 = (
+    "--bf16 false --rollout-bf16 false --n-expert 12 --iters 1 --infuse 6 --snippets 3".split()
+)
 
 
 def run(out, *more):

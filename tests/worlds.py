@@ -254,7 +254,7 @@ def some_thoughts(tok, snip, rng):
 HERE = pathlib.Path(__file__).resolve().parent.parent  # the project's folder
 TINY = (
     "--threads 1 --device cpu --n-layer 1 --n-head 2 --d-model 32 --d-ff 64 --vocab-size 400 "
-    "--max-len 4096 --pretrain-steps 120 --base-check false --pretrain-lr 1e-2 "
+    "--max-len 4096 --pretrain-steps 60 --base-check false --pretrain-lr 1e-2 "
     "--exercises 0.15 --rows 2 --n-expert 24 --n-heldout 4 --iters 2 --estep reinforce "
     "--estep-steps 4 --estep-lr 1e-4 --snippets 4 --group 2 --think-max 6 --mstep-steps 6 "
     "--eval-tasks 2 --samples 5 --max-new 20 --report false --elbo-samples 2 "
