@@ -376,7 +376,7 @@ def test_grpo_waits_once_a_micro_batch(tok, snips, kl, epochs, forbids):
     """For its sums; and once an update for the norm of the gradient."""
     forbid = tuple(tok.thought_ids) if forbids else ()
     samples = credited_samples(tok, snips, forbid)
-    cfg = make(rl_kl=kl, epochs=epochs, minibatches=epochs, micro_tokens=60, bf16=True)
+    cfg = make(rl_kl=kl, epochs=epochs, minibatches=epochs, micro_tokens=100, bf16=True)
     plan = rlvr.plan_minibatches(samples, cfg, 0)
     micro_batches = epochs * sum(map(len, plan))
     assert micro_batches > 2 * epochs
