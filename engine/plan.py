@@ -31,6 +31,7 @@ vocabulary.
 Units: bytes, unless said otherwise.
 """
 
+import dataclasses
 import functools
 import math
 import os
@@ -158,8 +159,15 @@ def shape(cfg):
 
 def sizes(net):
     """{"all", "blocks", "head", "work"}: numbers of parameters; work: P of the FLOP count."""
+    rope = tuple(net.rope_llama3)
+    return sizes_of(dataclasses.astuple(dataclasses.replace(net, rope_llama3=rope)))
+
+
+@functools.cache
+def sizes_of(shape):
+    """`sizes` of a ModelConfig with these values, counted once."""
     with torch.device("meta"):
-        model = Transformer(net)
+        model = Transformer(ModelConfig(*shape))
     return {
         "all": count_params(model),
         "blocks": sum(p.numel() for p in model.blocks.parameters()),

@@ -18,7 +18,8 @@ from config import RESULTS, UserError, command, deciding, differences, make
 from worlds import HERE, TINY, Stop, listing, metrics, same_weights
 
 SMALL = [*TINY, "--pretrain-steps", "20", "--save-every", "2", "--models", "base"]
-SMALL += "--eval-tasks 1 --samples 1 --max-new 8 --elbo-samples 1".split()
+SMALL += "--eval-tasks 1 --samples 1 --max-new 8 --elbo-samples 1 --n-expert 12".split()
+SMALL += "--n-heldout 2 --snippets 2 --estep-steps 3".split()
 
 
 def start(out, *more):
