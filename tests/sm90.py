@@ -1,6 +1,6 @@
 """What torch.compile would make for an H100, compiled to its machine code without a GPU.
 
-    python tests/sm90.py          a line a graph: its kernels, and configurations compiled
+    python tests/sm90.py          a line a graph: its kernels, configurations compiled, MB moved
 
 A driver that is not there stands in for CUDA's. Graphs are traced on the CPU, then handed to
 Inductor with their inputs on the GPU; Triton's own ptxas makes sm_90 code. Needs torch for CUDA.
@@ -22,6 +22,7 @@ import torch._inductor.config as inductor
 import torch._inductor.runtime.triton_heuristics as heuristics
 import torch._subclasses.fake_tensor as fake_tensor
 import triton
+from torch._inductor import metrics
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.runtime import triton_helpers
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -94,6 +95,7 @@ def pretend():
     fake_tensor.init_gpu_context = lambda *args: None
     triton_helpers.set_driver_to_gpu = lambda *args: None
     triton.runtime.driver.set_active(Driver())
+    torch._logging.set_logs(inductor_metrics=True)  # or Inductor does not count bytes
     inductor.fx_graph_cache = False
     inductor.compile_threads = 1
     inductor.triton.cudagraphs = False
@@ -160,7 +162,8 @@ def softmax_graphs(low):
     state = [torch.zeros(n) for _ in range(3)]
     x, y = (torch.zeros(n, C, dtype=low) for _ in range(2))
     d = torch.zeros(n)
-    add, back = logprobs.add_block, logprobs.block_gradient
+    add = logprobs.add_block
+    back = torch.func.functionalize(logprobs.block_gradient)  # as torch.compile: x.mul_ fuses too
     return [
         ("add_block", lambda a, b, c, x: add(a, b, c, x, None, False), [*state, x]),
         ("add_block, entropy", lambda a, b, c, x: add(a, b, c, x, None, True), [*state, x]),
@@ -213,8 +216,13 @@ def main():
     graphs = softmax_graphs(torch.bfloat16) + softmax_graphs(torch.float32) + block_graphs()
     for name, function, inputs in graphs:
         KERNELS.clear()
+        metrics.reset()
         compile_for_h100(function, inputs)
-        print(f"{name}: {len(set(KERNELS))} kernels, {len(KERNELS)} configurations", flush=True)
+        print(
+            f"{name}: {len(set(KERNELS))} kernels, {len(KERNELS)} configurations, "
+            f"{metrics.num_bytes_accessed / 1e6:.1f} MB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
