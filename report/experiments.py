@@ -29,6 +29,8 @@ from report.files import json_lines
 from report.lengths import LAST, lengths_figure, lengths_table
 
 BEST_OF_20 = "--estep best-of-n --best-of 20 --choose-by snippet"
+# half the snippets and steps: twenty rollouts a snippet are most of the time
+WEAK = "--base-check false --infuse 600 --mstep-steps 30"
 LENGTHS = (1, 2, 3, 4, 6, 8)
 LONG_BASE = "--base-stages 1,2,3,4,6,8"
 
@@ -71,12 +73,12 @@ EXPERIMENTS = {
     "controls": CONTROLS,
     "penalty": [em_row(f"c-{c}", f"--estep reinforce --c {c}") for c in (0.01, 0.05, 0.2, 1)],
     "weak-steps": [
-        em_row(name, f"{options} --pretrain-steps 250 --base-check false")
-        for name, options in (("best-of-20", BEST_OF_20), ("ra3", ""))
+        em_row("best-of-20", f"{WEAK} --pretrain-steps 300 {BEST_OF_20}"),
+        em_row("ra3", f"{WEAK} --pretrain-steps 300"),
     ],
     "weak-notes": [
-        em_row(name, f"{options} --useful 0.1 --base-check false")
-        for name, options in (("best-of-20", BEST_OF_20), ("ra3", ""))
+        em_row("best-of-20", f"{WEAK} --useful 0.1 {BEST_OF_20}"),
+        em_row("ra3", f"{WEAK} --useful 0.1"),
     ],
     "rlvr": [DEFAULT, *map(grpo, ("base", "ntp", "ra3"))],
     "lengths": [
