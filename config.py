@@ -828,12 +828,14 @@ def writing(path, option="", advice=MAKE_ROOM):
         ) from None
 
 
-def check_output(option, path):
-    """Raises UserError if a path, where one is given, cannot be that of a file."""
+def check_output(option, path, ending=""):
+    """Raises UserError if a path, where one is given, cannot be that of a file so called."""
     if path and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or ".")):
         raise UserError(
             f"{option} {path}: expected a file in a folder that exists; give another path"
         )
+    if path and not path.endswith(ending):
+        raise UserError(f"{option} {path}: expected a name that ends in {ending}")
 
 
 def write_output(path, option, content):

@@ -230,7 +230,7 @@ def main(argv):
     parser.add_argument("--figure", default="", metavar="FILE", help="a .png: needed over bounds")
     args = parser.parse_args(argv)
     config.check_number("--seeds", args.seeds, config.Limits(least=1))
-    config.check_output("--figure", args.figure)
+    config.check_output("--figure", args.figure, ".png")
     tables = {"demonstrations": [], "iterations": []}
     for world, kind in itertools.product(WORLDS, STEPS):
         label = " ".join(f"{name} {number}" for name, number in world.items()) or "-"

@@ -11,7 +11,7 @@ import os
 import re
 
 from config import Config, UserError, make, read_object
-from formats.results import read_results
+from formats.results import read_entries
 
 # A setting that only such a model is made with -> what it is.
 KINDS = {
@@ -87,7 +87,7 @@ def write_card(checkpoint, extra, parameters, source, folder, rounded=""):
         parameters=parameters,
         settings={**noted, **decided},
         source=source or "",
-        results=read_results(os.path.join(run, "results.json")),
+        results=read_entries(os.path.join(run, "results.json")),
         sources=read_object(os.path.join(run, "sources.json")).get("sources", []),
         flops=extra.get("flops", 0.0),
         licence_file=licences[0] if licences else "",

@@ -8,7 +8,7 @@ from config import UserError, read_object
 from formats.fields import wrong_field
 
 
-def read_results(path):
+def read_entries(path):
     """{model: entry} of the file; {} where there is none. Raises UserError."""
     results = read_object(path)
     for model, entry in results.items():

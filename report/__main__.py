@@ -103,7 +103,8 @@ def report_options(argv):
     if len({os.path.realpath(folder) for folder in folders}) < len(folders):
         raise UserError(f"{' '.join(args.folders)}: expected each folder once, as each is a seed")
     for option in ("out", "training", "html", "picture"):
-        check_output(f"--{option}", vars(args)[option])
+        ending = "" if option == "html" else ".png"
+        check_output(f"--{option}", vars(args)[option], ending)
     if args.figures and not os.path.isdir(args.figures):
         raise UserError(f"--figures {args.figures}: expected a folder that exists; make it first")
     if args.picture and len(folders) != 1:

@@ -6,9 +6,8 @@ value say nothing of how far another would be from it: there is no interval then
 
 import numpy as np
 
-from benchmarks.rates import seed_interval
 from report.charts import Series, chart
-from report.curves import HELD, over_seeds
+from report.curves import HELD, bounds_over_seeds, over_seeds
 from report.markup import (
     bounds_text,
     disclosure,
@@ -23,6 +22,7 @@ from report.page import settings_table, whole_page
 from report.results import FIGURES, figure_of, title_of
 from report.training import ESTEP_CHARTS, heldout_points
 
+UNLIMITED = (-np.inf, np.inf)
 RATES = "pass@1 pass@5 greedy think_share think_hard think_easy gain_above_c".split()
 # title, unit, phase, model, ((key, legend), ...), x axis, is the y axis logarithmic
 CHARTS = (
@@ -99,20 +99,18 @@ def mean_cell(values, form, is_rate):
     if not values:
         return "-"
     cell = escape(number(float(np.mean(values)), form))
-    if bounds := interval_in_words(values, form, (0, 1) if is_rate else None):
+    if bounds := interval_in_words(values, form, (0, 1) if is_rate else UNLIMITED):
         cell += element("small", escape(bounds))
     return cell + element("small", escape(", ".join(number(value, form) for value in values)))
 
 
-def interval_in_words(values, form, limits=None):
+def interval_in_words(values, form, limits):
     """The interval of the mean, cut off at its limits; "" for values that do not differ.
 
     Example: [.1, .3], limits (0, 1) -> "[0.000, 1.000]"
     """
-    if np.ptp(values) == 0:
-        return ""
-    bounds = seed_interval(values)
-    return bounds_text(bounds if limits is None else np.clip(bounds, *limits), form)
+    bounds = bounds_over_seeds(values, limits)
+    return "" if bounds is None else bounds_text(bounds, form)
 
 
 def differences_over_seeds(folders, models):
@@ -126,7 +124,7 @@ def differences_over_seeds(folders, models):
             ]
             values = [pair[0] - pair[1] for pair in pairs if len(pair) == 2]
             if len(values) > 1:
-                limits = (-1, 1) if key in RATES else None
+                limits = (-1, 1) if key in RATES else UNLIMITED
                 mean = number(float(np.mean(values)), form)
                 figures = f"{mean} {interval_in_words(values, form, limits)}".strip()
                 pair = f"{title_of(models[-1])} beside {title_of(baseline)}"

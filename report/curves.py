@@ -116,6 +116,16 @@ def steps_to(curve, thresholds):
     return f"{mean} ({len(steps)} of {len(hits)})"
 
 
+def bounds_over_seeds(values, limits):
+    """95% interval of the mean, cut off at its limits; None for values that do not differ.
+
+    Example: [.1, .3], limits (0, 1) -> [0, 1]
+    """
+    if np.ptp(values) < 1e-9:  # but for rounding
+        return None
+    return np.clip(seed_interval(values), *limits)
+
+
 def paired_over_seeds(a, b, names):
     """One line: differences of the final pass rates of two curves over the folders that have both.
 
@@ -130,9 +140,9 @@ def paired_over_seeds(a, b, names):
     mean = spread(values, "{:+.3f}").replace("± +", "± ")
     each = ", ".join(f"{folder} {value:+.3f}" for folder, value in differences.items())
     line = f"{names[0]} - {names[1]}, pass rate at the end: {mean}"
-    if len(values) > 1:
-        low, high = seed_interval(values)
-        line += f", 95% [{low:+.3f}, {high:+.3f}]"
+    bounds = bounds_over_seeds(values, (-1, 1))
+    if bounds is not None:
+        line += ", 95% [{:+.3f}, {:+.3f}]".format(*bounds)
     return f"{line} over {len(values)} seeds ({each})"
 
 

@@ -21,10 +21,9 @@ import sys
 
 import numpy as np
 
-from benchmarks.rates import seed_interval
 from config import Parser, UserError, command, write_output
-from formats.results import read_results
-from report.curves import HELD, markdown_table, spread
+from formats.results import read_entries
+from report.curves import HELD, bounds_over_seeds, markdown_table, spread
 from report.files import json_lines
 from report.lengths import LAST, lengths_figure, lengths_table
 
@@ -112,7 +111,7 @@ def commands_of(row, folder, options):
 def figures_of(folder, model):
     """What a folder's files say of a model: a dict, or None if it is not there yet."""
     if not model.startswith("rlvr-"):
-        return read_results(os.path.join(folder, "results.json")).get(model)
+        return read_entries(os.path.join(folder, "results.json")).get(model)
     if not os.path.exists(os.path.join(folder, f"{model}.pt")):
         return None
     return curve_of(folder, model)[-1]
@@ -192,10 +191,11 @@ def differences_in_points(rates):
         both = rates[last].keys() & rates[other].keys()
         points = [100 * (rates[last][folder] - rates[other][folder]) for folder in both]
         if len(points) > 1:
-            low, high = seed_interval(points)
+            bounds = bounds_over_seeds(points, (-100, 100))
+            interval = "" if bounds is None else ", 95% [{:+.1f}, {:+.1f}]".format(*bounds)
             yield (
-                f"- {last} - {other}: {np.mean(points):+.1f} points of pass@1, 95% "
-                f"[{low:+.1f}, {high:+.1f}], {len(points)} seeds"
+                f"- {last} - {other}: {np.mean(points):+.1f} points of pass@1{interval}, "
+                f"{len(points)} seeds"
             )
 
 

@@ -76,6 +76,7 @@ def em_figure(charts):
         for i, (label, seeds) in enumerate(lines):
             draw(axis, [tuple(np.array(points).T) for points in seeds], f"C{i}", label)
         axis.set(title=title, xlabel=x_title, ylabel=unit, yscale="log" if log else "linear")
+        axis.locator_params(axis="x", integer=True)
         axis.grid(alpha=0.2)
         if len(lines) > 1:
             axis.legend(frameon=False)

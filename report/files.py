@@ -11,29 +11,28 @@ import re
 import sys
 
 from config import UserError, read_object
-from formats.results import read_results
+from formats.results import read_entries
 
 HALF_A_LINE = "half a last line is left out; the run is being written, or was killed"
 FIRST_MODELS = ("base", "ntp", "ra3")
 # What a row has, and of which type.
-PROGRAMS = {"task_id": str, "verdict": str, "completion": str}
-THOUGHTS = {"name": str, "prompt": str, "lines": list, "hard": list, "never": list}
-THOUGHTS |= {"rollouts": list}
-ROLLOUT = {"reward": (int, float), "nats": list, "thoughts": list}
+PROGRAM_FIELDS = {"task_id": str, "verdict": str, "completion": str}
+SNIPPET_FIELDS = {"name": str, "prompt": str, "lines": list, "hard": list, "never": list}
+SNIPPET_FIELDS |= {"rollouts": list}
+ROLLOUT_FIELDS = {"reward": (int, float), "nats": list, "thoughts": list}
 
 
-def json_lines(path, quiet=False):
+def json_lines(path, quiet=False, expected="the folder of a run"):
     """[(line number, row)] of a .jsonl file. Raises UserError.
 
     A last line that was cut off is left out, with a note unless `quiet`.
+    expected: what the path should have led to, for the message
     """
     try:
         with open(path, errors="replace") as f:
             lines = f.read().split("\n")  # after a whole last line comes an empty one
     except OSError as e:
-        raise UserError(
-            f"{path}: cannot be read ({e.strerror}); expected the folder of a run"
-        ) from None
+        raise UserError(f"{path}: cannot be read ({e.strerror}); expected {expected}") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -98,17 +97,17 @@ def open_folder(path):
                 f"{path}/metrics.jsonl, line {number}: expected an object with model and phase"
             )
         metrics.append(row)
-    results = read_results(os.path.join(path, "results.json"))
+    results = read_entries(os.path.join(path, "results.json"))
     models = {*results, *FIRST_MODELS, *(row["model"] for row in metrics)}
     thoughts = {}
     programs = {}
     samples = {}
     for name in sorted(os.listdir(path)):
         if match := re.fullmatch(r"thoughts-(.+)\.jsonl", name):
-            thoughts[match[1]] = objects(os.path.join(path, name), THOUGHTS)
+            thoughts[match[1]] = objects(os.path.join(path, name), SNIPPET_FIELDS)
         elif match := re.fullmatch(r"(samples|greedy)-(.+)\.jsonl", name):
             model, suite, greedy = model_and_suite(match[2], match[1], models)
-            rows = objects(os.path.join(path, name), PROGRAMS)
+            rows = objects(os.path.join(path, name), PROGRAM_FIELDS)
             (programs if greedy else samples)[model, suite] = rows
     settings = read_object(os.path.join(path, "settings.json"))
     return Folder(path, settings, results, metrics, thoughts, programs, samples)
@@ -133,7 +132,7 @@ def objects(path, types):
     """The rows of a .jsonl, each with fields of these types. Raises UserError."""
     rows = []
     for number, row in json_lines(path):
-        if not has_fields(row, types) or types is THOUGHTS and not has_rollouts(row):
+        if not has_fields(row, types) or types is SNIPPET_FIELDS and not has_rollouts(row):
             raise UserError(
                 f"{path}, line {number}: expected an object with {', '.join(types)}; "
                 "train.py --stage eval writes the file again"
@@ -156,7 +155,7 @@ def has_rollouts(row):
     return (
         len(row["never"]) == n
         and len(row["rollouts"]) > 0
-        and all(has_fields(rollout, ROLLOUT) for rollout in row["rollouts"])
+        and all(has_fields(rollout, ROLLOUT_FIELDS) for rollout in row["rollouts"])
         and all(len(rollout["nats"]) == n for rollout in row["rollouts"])
         and all(len(rollout.get("p_think") or row["lines"]) == n for rollout in row["rollouts"])
         and all(

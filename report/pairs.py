@@ -19,6 +19,8 @@ def paired_over_problems(path_a, path_b):
     names = [name for name in a if name in b]
     if not names:
         raise UserError(f"--rows {path_a} {path_b}: no problem is in both")
+    alone = len(a.keys() ^ b.keys())
+    rest = f", {alone} more in one of the files only" if alone else ""
     lines = []
     for k in (1, 5, 10):
         if k <= min(n_a, n_b):
@@ -28,7 +30,7 @@ def paired_over_problems(path_a, path_b):
             )
             low, high = paired_interval(rates_a, rates_b, min(n_a, n_b))
             lines.append(
-                f"{path_a} - {path_b}, pass@{k} over {len(names)} problems: "
+                f"{path_a} - {path_b}, pass@{k} over {len(names)} problems{rest}: "
                 f"{rates_a.mean() - rates_b.mean():+.4f}, 95% [{low:+.4f}, {high:+.4f}] "
                 f"({rates_a.mean():.4f} - {rates_b.mean():.4f})"
             )
@@ -38,7 +40,7 @@ def paired_over_problems(path_a, path_b):
 def read_rows_by_problem(path):
     """{task_id: rows} of a file. Raises UserError."""
     by_problem = collections.defaultdict(list)
-    for number, row in json_lines(path):
+    for number, row in json_lines(path, expected="a file of evaluate.py's rows"):
         try:
             by_problem[row["task_id"]].append({"verdict": row["verdict"] + ""})
         except (KeyError, TypeError):

@@ -75,9 +75,11 @@ def figure_cell(folder, model, key, form):
 def figure_of(result, key):
     """A figure of an entry of results.json, or of a line of metrics.jsonl.
 
-    None where it is not there, or of no thought at all.
+    None where it is not there, of no thought at all, or of a base that was trained elsewhere.
     """
     if key in OF_THOUGHTS and result.get("think_share") == 0:
+        return None
+    if key == "flops" and result.get("flops") == 0:
         return None
     return result.get(key)
 

@@ -15,6 +15,7 @@ from benchmarks.rates import paired_interval, pass_rates, seed_interval
 from config import UserError
 from domain import domain_tasks
 from report import __main__ as report_command
+from report import figures
 from report.charts import Series, chart, decades, thinned, ticks
 from report.compare import comparison_page, em_charts
 from report.faults import Examiner, first_difference
@@ -23,6 +24,7 @@ from report.markup import number
 from report.page import run_page
 from report.picture import BROWSERS, WIDTH
 from report.programs import marked
+from report.results import figure_of
 from report.snippets import first_word, frequent_table
 from tasks import Task
 from worlds import HERE
@@ -327,6 +329,11 @@ def test_a_row_of_another_form_is_one_line(name, key, value, run_folder):
         report_command.main([str(run_folder)])
 
 
+def test_a_base_that_was_trained_elsewhere_took_no_compute_here():
+    assert figure_of({"flops": 0.0}, "flops") is None and figure_of({"flops": 2.0}, "flops") == 2
+    assert figure_of({"pass@1": 0.0}, "pass@1") == 0
+
+
 def test_a_check_of_notes_without_figures(run_folder):
     rows = [{"model": "base", "phase": "skill"}, *metrics()[-3:]]
     write_rows(run_folder / "metrics.jsonl", rows)
@@ -389,6 +396,10 @@ def test_figures_of_em_have_every_seed(run_folder, tmp_path, capfd):
     assert named["Gain"] == [("mean gain", [[(n + 1, float(n)) for n in range(4)]] * 2)]
     assert [label for label, _ in named["M-step"]] == ["NTP, code", "RA3, code"]
     pytest.importorskip("matplotlib")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "png_of", lambda figure: figure)
+        bound = figures.em_figure(charts).axes[-1]
+    assert bound.get_xlabel() == "EM iterations" and set(bound.get_xticks() % 1) == {0}
     report_command.main([str(run_folder), str(other), "--figures", str(tmp_path)])
     assert (tmp_path / "em.png").read_bytes().startswith(PNG)
     assert not (tmp_path / "rlvr.png").exists()  # nothing was measured for it

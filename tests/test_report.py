@@ -14,7 +14,18 @@ from benchmarks.rates import paired_interval, seed_interval
 from config import UserError
 from report import __main__ as report_command
 from report import figures
-from report.curves import HELD, area, column, first_step, over_seeds, read_metrics, select, spread
+from report.curves import (
+    HELD,
+    area,
+    bounds_over_seeds,
+    column,
+    first_step,
+    over_seeds,
+    paired_over_seeds,
+    read_metrics,
+    select,
+    spread,
+)
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -162,9 +173,9 @@ def test_table_by_hand(two, unseen, tmp_path, capfd):
     ]  # 3 of mid-training and 20
     assert cells(shown.out, "c")[:7] == ["c", "1", "0", "0.300", "0.300", "0.300", "never (0 of 1)"]
     assert "steps to the end of rlvr-ntp" in shown.out and shown.err == ""
-    # half a width of 12.706 x .141 / sqrt(2)
+    # half a width of 12.706 x .141 / sqrt(2), cut off at the largest difference of rates
     assert shown.out.splitlines()[-2:] == [
-        "a - rlvr-ntp, pass rate at the end: +0.000 ± 0.141, 95% [-1.271, +1.271] over 2 seeds "
+        "a - rlvr-ntp, pass rate at the end: +0.000 ± 0.141, 95% [-1.000, +1.000] over 2 seeds "
         f"({two[0]} +0.100, {two[1]} -0.100)",
         os.path.relpath(tmp_path / "report.html"),
     ]
@@ -238,13 +249,26 @@ def test_two_files_of_rows_are_compared_by_problem(tmp_path, capfd):
     (line,) = capfd.readouterr().out.splitlines()
     low, high = paired_interval(np.array([1.0, 1, 0]), np.array([1.0, 0, 0]), 1)
     assert line == (
-        f"{a} - {b}, pass@1 over 3 problems: +0.3333, 95% [{low:+.4f}, {high:+.4f}] "
-        "(0.6667 - 0.3333)"
+        f"{a} - {b}, pass@1 over 3 problems, 1 more in one of the files only: +0.3333, "
+        f"95% [{low:+.4f}, {high:+.4f}] (0.6667 - 0.3333)"
     )
     five = rows_file(tmp_path / "5.jsonl", {"x": "ppfff", "y": "fffff"})
     report_command.main(["--rows", five, five])
     lines = capfd.readouterr().out.splitlines()
     assert ["pass@1" in lines[0], "pass@5" in lines[1], len(lines)] == [True, True, 2]
+
+
+def test_differences_over_seeds_by_hand():
+    """Of rates they are at most 1; where seeds agree they have no interval."""
+
+    def ends(*rates):
+        return {f"s{i}": held("m", (0, 10), (0, rate)) for i, rate in enumerate(rates)}
+
+    line = paired_over_seeds(ends(1.0, 0.5), ends(0.0, 0.0), ("a", "b"))
+    assert "+0.750 ± 0.354, 95% [-1.000, +1.000] over 2 seeds" in line
+    line = paired_over_seeds(ends(0.3, 0.5), ends(0.1, 0.3), ("a", "b"))
+    assert "at the end: +0.200 ± 0.000 over 2 seeds" in line
+    assert bounds_over_seeds([0.1, 0.3], (0, 1)).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -376,6 +400,9 @@ def test_damaged_metrics(line, shown, tmp_path):
         ("{tmp}/s0 --max-step -1", "--max-step -1: expected"),
         ("{tmp}/s0 --max-step x", "--max-step x: expected a whole number"),
         ("{tmp}/s0 --out {tmp}", "--out .*expected a file"),
+        ("{tmp}/s0 --out {tmp}/r.pdf", "--out .*r.pdf: expected a name that ends in .png"),
+        ("{tmp}/s0 --picture {tmp}/r.jpg", "--picture .*r.jpg: expected a name that ends"),
+        ("--rows {tmp}/no.jsonl {tmp}/no.jsonl", "expected a file of evaluate.py's rows"),
         ("{tmp}/s0 --html {tmp}/no/r.html", "--html .*expected a file"),
         (
             "{tmp}/s0 --models c --out {tmp}/r.png --training {tmp}/t.png",

@@ -283,6 +283,7 @@ def test_means_over_seeds():
     "argv, message",
     [
         (["--seeds", "0"], "--seeds 0: expected a number of at least 1"),
+        (["--figure", "x.pdf"], "--figure x.pdf: expected a name that ends in .png"),
         (["--figure", "nowhere/x.png"], "--figure nowhere/x.png: expected a file in a folder"),
         (["--seed", "1"], "--seed: no such setting; did you mean --seeds?"),
         (["--seeds", "many"], "argument --seeds: invalid int value: 'many'"),
