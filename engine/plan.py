@@ -24,7 +24,8 @@ The E-step holds pi and q. While it samples it also holds what the decoder needs
 weights of the blocks, caches, and on a CPU heads in float32. On a GPU buffers do not grow: each row
 has room for the longest snippet with all the thoughts that it may take. Assumptions are printed:
 how often thoughts come, and which share of the matrix product's speed a stage reaches. Not counted:
-several GPUs, the disk (a checkpoint of an unfinished stage is as large as weights and moments).
+several GPUs, the disk (a checkpoint of an unfinished stage is as large as weights and moments), and
+outside sampling a decoder that stays, at most a twentieth of the memory.
 
 Letters: D width, F width of the feed-forward layers, H heads, K key/value heads, E head width, V
 vocabulary.
