@@ -780,8 +780,10 @@ def command(main, stopped=""):
 
     A mistake, or a disk that is full, is one line and exit status 2. Ctrl-C is exit status 130.
     A pipe that its reader closed ends the program without a word, with the status of SIGPIPE.
+    Lines go out as they come, into a file or a pipe too: so a killed run has them in its log.
     stopped   what to print after Ctrl-C, if there is something to say
     """
+    sys.stdout.reconfigure(line_buffering=True)
     try:
         try:
             main(sys.argv[1:])

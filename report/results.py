@@ -52,12 +52,17 @@ def results_section(folder):
         "Results",
         html_table(lines, "Figures of each model, with 95% intervals in brackets", "figures"),
         element("ul", *words) if words else "",
-        paragraph(
-            "Intervals of pass rates are over tasks, those of the bound over held-out snippets. "
-            "What another seed would give is not in them.",
-            "note",
-        ),
+        paragraph(intervals_in_words(folder, models), "note"),
     )
+
+
+def intervals_in_words(folder, models):
+    """What the intervals are over; those of pass rates only where there are any."""
+    rates = any(folder.results[model].get("pass@1") is not None for model in models)
+    over = "Intervals of the bound are over held-out snippets."
+    if rates:
+        over = "Intervals of pass rates are over tasks, those of the bound over held-out snippets."
+    return f"{over} What another seed would give is not in them."
 
 
 def figure_cell(folder, model, key, form):

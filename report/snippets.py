@@ -23,8 +23,9 @@ LEGEND = (
     "of a thought before the line. Beside it is the line's log-likelihood in nats: with nothing "
     "ever thought, then, where it differs, with the thoughts as they stand (▲ likelier, ▼ less "
     "likely). A thought and the lines that it holds for, its intent, share a number and a colour. "
-    "Its gain counts all lines from its own on. “hard” marks lines that need a computation."
+    "Its gain counts all lines from its own on."
 )
+OF_HARD_LINES = " “hard” marks lines that need a computation."
 
 
 def shown_models(folder):
@@ -48,9 +49,9 @@ def snippets_section(folder):
         snippets.append(
             disclosure(title, element("div", *panels, cls="side"), open=n < OPEN or None)
         )
-    return section(
-        "snippets", "Thoughts on held-out expert code", paragraph(LEGEND, "note"), *snippets
-    )
+    hard = any(row["hard"] for model in models for row in folder.thoughts[model])
+    note = paragraph(LEGEND + (OF_HARD_LINES if hard else ""), "note")
+    return section("snippets", "Thoughts on held-out expert code", note, *snippets)
 
 
 def row_of(folder, model, n, name):

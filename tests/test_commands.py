@@ -109,6 +109,14 @@ def test_help_into_a_closed_pipe():
     assert ended.stderr == "" and ended.returncode in (0, 128 + signal.SIGPIPE)
 
 
+def test_lines_go_out_as_they_come():
+    """Those of a run that is killed are in its log."""
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    body = "print('row'); import os; os._exit(9)"
+    ended = run_command(body, stdout=subprocess.PIPE, env=environment)
+    assert (ended.stdout, ended.returncode) == ("row\n", 9)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 @pytest.mark.parametrize(
     "body", ["print('row')", "import pathlib; pathlib.Path('/dev/full').write_text('row')"]

@@ -329,6 +329,18 @@ def test_a_row_of_another_form_is_one_line(name, key, value, run_folder):
         report_command.main([str(run_folder)])
 
 
+def test_real_code_has_no_hard_lines_and_no_tasks(run_folder):
+    text = run_page(open_folder(str(run_folder)))
+    assert "“hard” marks lines" in text and "Intervals of pass rates are over tasks" in text
+    for model in MODELS:
+        rows = [{**row, "hard": []} for row in thoughts(model)]
+        write_rows(run_folder / f"thoughts-{model}.jsonl", rows)
+    results = {model: {**result(model), "pass@1": None} for model in MODELS}
+    (run_folder / "results.json").write_text(json.dumps(results))
+    text = run_page(open_folder(str(run_folder)))
+    assert "“hard” marks lines" not in text and "Intervals of the bound are over" in text
+
+
 def test_a_base_that_was_trained_elsewhere_took_no_compute_here():
     assert figure_of({"flops": 0.0}, "flops") is None and figure_of({"flops": 2.0}, "flops") == 2
     assert figure_of({"pass@1": 0.0}, "pass@1") == 0
