@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+import sys
 
 from config import Config, UserError, make, read_object
 from formats.results import read_entries
@@ -87,7 +88,7 @@ def write_card(checkpoint, extra, parameters, source, folder, rounded=""):
         parameters=parameters,
         settings={**noted, **decided},
         source=source or "",
-        results=read_entries(os.path.join(run, "results.json")),
+        results=results_of(run, name, extra),
         sources=read_object(os.path.join(run, "sources.json")).get("sources", []),
         flops=extra.get("flops", 0.0),
         licence_file=licences[0] if licences else "",
@@ -95,6 +96,24 @@ def write_card(checkpoint, extra, parameters, source, folder, rounded=""):
     )
     with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as f:
         f.write(card_text(about))
+
+
+def results_of(run, name, extra):
+    """The run's results; {} with a note where those of this name are of other weights.
+
+    A model that was trained again, and not evaluated since, took another number of FLOPs.
+    """
+    path = os.path.join(run, "results.json")
+    results = read_entries(path)
+    measured = results.get(name, {}).get("flops")
+    if measured is None or measured == extra.get("flops", measured):
+        return results
+    print(
+        f"{path}: {name} was trained again since; the card has no results. "
+        "train.py --stage eval measures it",
+        file=sys.stderr,
+    )
+    return {}
 
 
 # ---------------------------------------------------------------- the text

@@ -79,6 +79,18 @@ def test_converted_weights_are_told_beside_the_results(exported):
     assert "converted to bfloat16" in exported(RESULTS, torch.bfloat16).text
 
 
+def test_results_of_other_weights_are_left_out(exported, capfd):
+    """The checkpoint of `exported` took 2.5 TFLOP."""
+    loaded = exported({**RESULTS, "ra3": {**RESULTS["ra3"], "flops": 2.0e12}})
+    assert "## Results" not in loaded.text and loaded.data.eval_results is None
+    assert "ra3 was trained again since; the card has no results" in capfd.readouterr().err
+
+
+def test_results_of_these_weights(exported, capfd):
+    loaded = exported({**RESULTS, "ra3": {**RESULTS["ra3"], "flops": 2.5e12}})
+    assert "## Results" in loaded.text and capfd.readouterr().err == ""
+
+
 def test_without_results(exported):
     loaded = exported()
     assert "converted" not in loaded.text
