@@ -30,14 +30,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-try:  # flash attention over documents of any length; CUDA only
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
-
-# torch 2.11 has no such argument, and is given repeated heads
-VARLEN_GROUPS = varlen_attn and "enable_gqa" in inspect.signature(varlen_attn).parameters
-
 
 @dataclasses.dataclass
 class ModelConfig:
@@ -317,12 +309,24 @@ def causal_attention_cpu(q, k, v):
     return torch.cat(blocks, 1)  # (B, T, H, E)
 
 
-@torch.compiler.disable  # its shapes are never the same twice
+@functools.cache
+def varlen_kernel():
+    """torch's flash attention over documents of any length, or None. It takes a second to import.
+
+    -> (the function, does it take grouped heads?). torch 2.11's does not.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None, False
+    return varlen_attn, "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
 def attend_documents(q, k, v, docs):
     """Causal attention within each document. q (B, T, H, E); k, v (B, T, K, E) -> (B, T, H, E)."""
     shape = q.shape
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (N, heads, E)
-    if varlen_attn and q.is_cuda and q.dtype != torch.float32:
+    if q.is_cuda and q.dtype != torch.float32 and varlen_kernel()[0]:
         return flash_documents(q, k, v, docs).view(shape)
     buckets, cells, key_cells, home = docs.padded
     q = q.index_select(0, cells).split([b.documents * b.queries for b in buckets])
@@ -341,8 +345,9 @@ def attend_documents(q, k, v, docs):
 
 def flash_documents(q, k, v, docs):
     """`attend_documents` by torch's kernel. q (N, H, E); k, v (N, K, E) -> (N, H, E)."""
+    kernel, takes_groups = varlen_kernel()
     group = q.shape[1] // k.shape[1]
-    groups = {"enable_gqa": True} if VARLEN_GROUPS else {}
+    groups = {"enable_gqa": True} if takes_groups else {}
     if docs.keys is not None:
         k = k.index_select(0, docs.keys)
         v = v.index_select(0, docs.keys)
@@ -351,7 +356,7 @@ def flash_documents(q, k, v, docs):
         v = v.repeat_interleave(group, 1)
     lengths = (docs.longest, docs.longest_keys)
     bounds = (docs.bounds, docs.key_bounds)
-    return varlen_attn(q, k, v, *bounds, *lengths, window_size=(-1, 0), **groups)
+    return kernel(q, k, v, *bounds, *lengths, window_size=(-1, 0), **groups)
 
 
 # ---------------------------------------------------------------- rotary positions

@@ -13,20 +13,31 @@ import numpy as np
 import torch
 
 import logprobs
+import model
 from config import UserError, cores, progress_bar
 from model import to_device
 
 # ---------------------------------------------------------------- settings
 
 
-def compile_blocks(model, cfg):
-    """torch.compile every block in place, if the settings say so.
+def compile_blocks(net, cfg):
+    """torch.compile every block of a Transformer in place, if the settings say so.
 
     Graphs end at attention; they serve every layer and length.
     """
-    if cfg.compile == "true" or cfg.compile == "auto" and model.device.type == "cuda":
-        for block in model.blocks:
+    if cfg.compile == "true" or cfg.compile == "auto" and net.device.type == "cuda":
+        end_graphs_at_attention()
+        for block in net.blocks:
             block.compile(dynamic=True)
+
+
+@functools.cache
+def end_graphs_at_attention():
+    """Leave attention over documents out of graphs: its shapes are never the same twice.
+
+    No decorator says so in model.py, because that takes every command a second to import.
+    """
+    model.attend_documents = torch.compiler.disable(model.attend_documents)
 
 
 def graphs():

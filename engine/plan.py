@@ -44,7 +44,7 @@ import torch
 from config import UserError, estep_of, selection_of
 from engine.machine import Rates, device_of, machine_rates, rows_at_once
 from formats import huggingface
-from model import VARLEN_GROUPS, ModelConfig, Transformer, count_params, work_size
+from model import ModelConfig, Transformer, count_params, varlen_kernel, work_size
 
 GIB = 2**30
 # stored logits, at most, and a block of them with what is computed from it
@@ -192,7 +192,7 @@ def repeated_keys(net, tokens, seen):
 
     seen: keys that a token's document attends to, a token; 1: its own alone.
     """
-    heads = net.n_kv_head if VARLEN_GROUPS else net.n_head
+    heads = net.n_kv_head if varlen_kernel()[1] else net.n_head
     if seen == 1 and heads == net.n_kv_head:
         return 0
     return 4 * heads * (net.d_model // net.n_head) * seen * tokens

@@ -307,9 +307,10 @@ def test_long_documents():
 
 def test_the_kernel_for_documents_takes_what_it_is_given():
     """The call on CUDA, where it cannot be made, against the kernel's signature."""
-    if model.varlen_attn is None:
+    kernel, _ = model.varlen_kernel()
+    if kernel is None:
         pytest.skip("this torch has no varlen_attn")
-    inspect.signature(model.varlen_attn).bind(*range(7), window_size=(-1, 0))
+    inspect.signature(kernel).bind(*range(7), window_size=(-1, 0))
 
 
 @pytest.mark.parametrize("groups", [True, False])
@@ -321,8 +322,7 @@ def test_grouped_heads_of_documents(monkeypatch, groups):
         got.update(settings, heads=k.shape[1])
         return q
 
-    monkeypatch.setattr(model, "varlen_attn", kernel)
-    monkeypatch.setattr(model, "VARLEN_GROUPS", groups)
+    monkeypatch.setattr(model, "varlen_kernel", lambda: (kernel, groups))
     q, k, v = (torch.zeros(6, heads, 8) for heads in (4, 2, 2))
     model.flash_documents(q, k, v, model.Documents(torch.tensor([[0, 0, 0, 1, 1, 1]])))
     want = dict(heads=2, enable_gqa=True) if groups else dict(heads=4)

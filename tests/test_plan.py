@@ -178,11 +178,11 @@ def test_own_keys_and_repeated_keys_of_a_gpu(monkeypatch):
     assert keys == kv * (2 * 64 * 512 + 512 * own)
     on_cpu = plan.memory_plan(cfg, net, gpu=False)["E-step, rollouts"]["keys and values"]
     assert on_cpu == kv * (2 * 64 * 512 + 512 * 1024)
-    monkeypatch.setattr(plan, "VARLEN_GROUPS", False)
+    monkeypatch.setattr(plan, "varlen_kernel", lambda: (None, False))
     assert plan.repeated_keys(net, 1000, 1.7) == pytest.approx(1000 * 1.7 * 4 * 12 * 128)
     assert plan.repeated_keys(net, 1000, 1) == 1000 * 4 * 12 * 128
     repeated = plan.memory_plan(cfg, net)["E-step, update"]["attended keys"]
-    monkeypatch.setattr(plan, "VARLEN_GROUPS", True)
+    monkeypatch.setattr(plan, "varlen_kernel", lambda: (None, True))
     assert plan.repeated_keys(net, 1000, 1) == 0
     assert plan.memory_plan(cfg, net)["E-step, update"]["attended keys"] == pytest.approx(
         repeated / 6
