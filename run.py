@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import data
 import domain
-from config import UserError, deciding, differences, stages_of, writing
+from config import UserError, deciding, differences, read_object, stages_of, writing
 from corpus.decontaminate import line
 from corpus.prepare import arguments_of, prepare_corpus, tokenizer_of
 from corpus.problems import problems
@@ -262,10 +262,18 @@ class Run:
 
     @parallel.rank0_only
     def save(self, name, model, **extra):
-        """Write a finished model, and remove its unfinished stage."""
+        """Write a finished model; remove its unfinished stage, and the results of earlier weights."""
         extra = dict(extra, tokenizer=digest(self.tok), preset=self.cfg.preset)
         save_model(model, self.path(f"{name}.pt"), **extra, seconds=time.time() - self.started)
         self.forget(name)
+        parallel.rank0_only(self.forget_results)(name)
+
+    def forget_results(self, name):
+        """Remove the entry of a model from results.json."""
+        with self.exclusive(), contextlib.suppress(UserError):  # a damaged file is left alone
+            results = read_object(self.path("results.json"))
+            if results.pop(name, None):
+                self.write_json("results.json", results)
 
     def forget(self, name, batches=True):
         """Remove what an unfinished stage left. batches: those of an infusion too."""

@@ -242,6 +242,8 @@ def skilled(skill):
 
 
 def describe_skill(skill):
+    if not skill["notes"]:
+        return "the base writes no worked notes"
     return (
         f"the base: {skill['notes_right']:.0%} of its {skill['notes']} worked notes are right, "
         f"a right note is worth {skill['note_nats']:+.2f} nats"

@@ -66,6 +66,14 @@ def test_a_later_stage_changes_its_own_settings_only(folder, tmp_path):
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
+def test_results_of_earlier_weights_go(folder, tmp_path):
+    """A model that is trained again has no results until it is measured; the others keep theirs."""
+    out = copy_of(folder, tmp_path, "base.pt", "tokenizer.txt")
+    (out / "results.json").write_text(json.dumps({"base": {"elbo": -1.0}, "ntp": {"elbo": -2.0}}))
+    start(out, "--stage", "ntp", "--mstep-steps", "1")
+    assert json.loads((out / "results.json").read_text()) == {"base": {"elbo": -1.0}}
+
+
 def test_every_line_has_the_time(folder):
     times = [json.loads(line)["wall_s"] for line in open(folder / "metrics.jsonl")]
     assert times == sorted(times) and time.time() - 3600 < times[0] < times[-1] < time.time()
