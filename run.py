@@ -262,11 +262,11 @@ class Run:
 
     @parallel.rank0_only
     def save(self, name, model, **extra):
-        """Write a finished model; remove its unfinished stage, and the results of earlier weights."""
+        """Write a finished model; remove its unfinished stage and results of earlier weights."""
         extra = dict(extra, tokenizer=digest(self.tok), preset=self.cfg.preset)
         save_model(model, self.path(f"{name}.pt"), **extra, seconds=time.time() - self.started)
         self.forget(name)
-        parallel.rank0_only(self.forget_results)(name)
+        self.forget_results(name)
 
     def forget_results(self, name):
         """Remove the entry of a model from results.json."""
