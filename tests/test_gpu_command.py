@@ -1,8 +1,11 @@
 """python -m speed gpu: its stages at their smallest, what is told of faults, and what travels."""
 
 import json
+import os
 import pathlib
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -191,7 +194,7 @@ def test_the_next_stage_follows_a_late_and_a_failed_one(tmp_path, monkeypatch):
     monkeypatch.setattr(
         gpu, "command_of", lambda letter, *_: [sys.executable, "-c", scripts[letter]]
     )
-    gpu.main(["--only", "a,b,c", "--out", str(tmp_path)])
+    gpu.main(["--only", "a,b,c", "--device", "cpu", "--out", str(tmp_path)])
     statuses = [row["status"] for row in rows(tmp_path, "stages")]
     assert statuses == ["ended late", "failed (3)", "ok"]
     assert (tmp_path / "ceilings.log").read_text() == "begun\n"
@@ -203,6 +206,66 @@ def test_mistakes_are_one_line(tmp_path, argv):
     with pytest.raises(SystemExit) as stop:
         gpu.main([*argv, "--out", str(tmp_path)])
     assert ": " in stop.value.code and "\n" not in stop.value.code
+
+
+MISTAKES = {
+    "--device auto: expected a GPU, found none": [],
+    "--device cuda:1: expected a GPU, found none": ["--device", "cuda:1"],
+    "--device nothing: not available here": ["--device", "nothing"],
+    "--minutes ten: expected a number of at least 0.5": ["--minutes", "ten"],
+    "--minutes 0: expected": ["--minutes", "0"],
+    "--minutes nan: expected": ["--minutes", "nan"],
+    "'z': no such stage": ["--process", "z"],
+    "--out .*file: expected a folder to write to, but File exists": ["--tiny", "--out", "file"],
+    "--out .*sub: expected a folder to write to, but Not a dir": ["--tiny", "--out", "file/sub"],
+    "--pack .*file: expected a folder to write to": ["--pack", "file"],
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_a_mistake_starts_no_stage(tmp_path, monkeypatch, message):
+    def never(*words):
+        raise AssertionError("a stage began")
+
+    monkeypatch.setattr(gpu, "wait_for", never)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=message) as stop:
+        gpu.main(MISTAKES[message])
+    assert "\n" not in stop.value.code and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_gpu_that_is_there_is_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", "cuda", "cuda:1"):
+        gpu.check_device(gpu.gpu_options(["--device", name]))
+    with pytest.raises(UserError, match="cuda:2: expected a GPU, found cuda, cuda:0, cuda:1"):
+        gpu.check_device(gpu.gpu_options(["--device", "cuda:2"]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_no_stage_outlives_the_command(tmp_path, monkeypatch, number):
+    script = f"import os, time; os.mkdir('{tmp_path}/' + str(os.getpid())); time.sleep(60)"
+    words = [sys.executable, "-c", script]
+    monkeypatch.setattr(gpu, "command_of", lambda *_: words)
+
+    def end():
+        while not any(tmp_path.glob("[0-9]*")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(number, signal.SIG_DFL)  # which pytest may ignore, under nohup
+    waiting = threading.Thread(target=end)
+    waiting.start()
+    with pytest.raises(SystemExit) as stop:
+        gpu.main(["--only", "a", "--device", "cpu", "--out", str(tmp_path)])
+    waiting.join()
+    assert signal.signal(number, before) == signal.SIG_DFL
+    assert stop.value.code == 128 + number
+    (pid,) = [int(path.name) for path in tmp_path.glob("[0-9]*")]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 @pytest.mark.slow
@@ -259,6 +322,27 @@ def test_a_part_that_is_not_what_it_was(tmp_path, damage):
     with pytest.raises(UserError, match="part-01: "):
         pack.unpack(out)
     assert not (out / pack.JOINED).exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"parts": [{"na', "[]", '{"parts": [{"name": "part-00"}]}'])
+def test_a_list_that_is_damaged(tmp_path, text):
+    (tmp_path / pack.LIST).write_text(text)
+    with pytest.raises(UserError, match="pack.json: expected the list that --pack writes"):
+        pack.unpack(tmp_path)
+
+
+def test_data_that_is_named_must_be_there(tmp_path, monkeypatch):
+    """A slip is told here, and not on the lent machine by a stage that has no corpus."""
+
+    def missing(**arguments):
+        raise UserError(f"--data {arguments['spec']}: not here")
+
+    monkeypatch.setattr(pack, "tokenizer_of", lambda cfg: None)
+    monkeypatch.setattr(pack, "arguments_of", lambda cfg, tok: {"spec": cfg.data})
+    monkeypatch.setattr(pack, "prepare_corpus", missing)
+    pack.gather_corpus(tmp_path, pack.DATA, "")
+    with pytest.raises(UserError, match="--data my/projct: not here"):
+        pack.gather_corpus(tmp_path, "my/projct", "")
 
 
 def test_the_references_travel(tmp_path, monkeypatch):
