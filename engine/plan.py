@@ -41,7 +41,7 @@ import typing
 
 import torch
 
-from config import UserError, estep_of, selection_of
+from config import UserError, estep_of, option_of, selection_of
 from engine.machine import Rates, device_of, machine_rates, rows_at_once
 from formats import huggingface
 from model import ModelConfig, Transformer, count_params, varlen_kernel, work_size
@@ -81,6 +81,15 @@ class Card(typing.NamedTuple):
         return Rates(product * self.flops, 0.0, stream * self.bytes, True, device)
 
 
+# What takes memory and changes, at its smallest.
+SMALLEST = {
+    "weights": "bfloat16",
+    "checkpoint": True,
+    "micro_tokens": 1024,
+    "snippets": 1,
+    "prompts": 1,
+}
+
 # From the makers' data sheets, in the order in which names are looked up.
 CARDS = {
     "h200": Card("H200", 139.8, 989e12, 4.8e12),
@@ -108,7 +117,8 @@ def planned_device(text):
         return None
     if text.lower() in CARDS:
         return CARDS[text.lower()]
-    parts = [re.fullmatch(r"([\d.]+) *([a-z/]*)", part) for part in text.lower().split(",")]
+    parts = text.lower().split(",")
+    parts = [re.fullmatch(r"([\d.]+) *([a-z/]*)", part.strip()) for part in parts]
     try:
         units = [UNITS[part[2] or "gib"] for part in parts]
         known = {
@@ -116,6 +126,8 @@ def planned_device(text):
         }
         if len(known) < len(parts):
             raise ValueError("a quantity twice")
+        if not all(known.values()):
+            raise ValueError("nothing of a quantity")
         return Card(f"a device of {text}", **known, measured=True)
     except (KeyError, ValueError, TypeError):
         raise UserError(
@@ -217,7 +229,8 @@ def memory_plan(cfg, net, stage="em", gpu=True):
     if stage == "rlvr":
         rows = cfg.prompts * cfg.completions
         drawing = sampling(rows, cfg.prompts, 1024, cfg.max_new, size=copy)
-        update = training_memory(cfg, net, cfg.micro_tokens, 2, SEEN, gpu)
+        tokens = min(cfg.micro_tokens, rows * (1024 + cfg.max_new))
+        update = training_memory(cfg, net, tokens, 2, SEEN, gpu)
         return {
             "sampling": {**frozen, "bfloat16 copies": copies, **drawing},
             "update": {**update, "weights": 2 * W * n},
@@ -225,11 +238,13 @@ def memory_plan(cfg, net, stage="em", gpu=True):
     own = longest_row(cfg) if gpu else cfg.block
     phases = {}
     if stage != "eval":
-        phases["next-token training"] = training_memory(cfg, net, cfg.micro_tokens, 1, gpu=gpu)
+        tokens = min(cfg.micro_tokens, cfg.rows * cfg.block)
+        phases["next-token training"] = training_memory(cfg, net, tokens, 1, gpu=gpu)
     if stage in ("em", "all"):
         rows = cfg.snippets * cfg.group
         drawing = sampling(rows, cfg.snippets, cfg.max_tokens, own, size=copy, both=True)
-        update = training_memory(cfg, net, cfg.micro_tokens, 2, SEEN, gpu)
+        tokens = min(cfg.micro_tokens, rows * own)
+        update = training_memory(cfg, net, tokens, 2, SEEN, gpu)
         phases["E-step, rollouts"] = {**frozen, "bfloat16 copies": 2 * copies, **drawing}
         phases["E-step, update"] = {**update, "weights": 2 * W * n, "bfloat16 copies": copies}
     if stage in ("em", "all", "eval"):
@@ -393,21 +408,25 @@ def print_plan(cfg, stage, card=None, run=None):
     None.
     """
     net, here = shape(cfg)
-    tokens = print_settings(cfg, net, here, run)
     device = None if card else device_of(cfg)
+    tokens = print_settings(cfg, net, stage, here, run)
     gpu = card is not None or device.type == "cuda"
     phases = memory_plan(cfg, net, stage, gpu)
     print_memory(phases)
     memory = card.gib * GIB if card else device_memory(device)
     name = card.name if card else f"{device} with {memory / GIB:.1f} GiB"
     largest = max(sum(phase.values()) for phase in phases.values())
-    print(fit_message(cfg, largest, memory, name))
+    helps = what_helps(cfg, net, stage, gpu, room_of(memory))
+    print(fit_message(largest, memory, name, helps))
     rates = card.rates() if card else machine_rates(device, True)
     print_hours(cfg, net, stage, tokens, rates, card or device)
 
 
 def print_hours(cfg, net, stage, tokens, rates, device):
     """Print steps, tokens and hours of each part. rates: None where only memory is known."""
+    if stage == "eval":
+        print("\nhours: not computed; evaluation is not counted")
+        return
     if rates is None:
         print("\nhours: not known; give TFLOP/s and GB/s as well, or the name of a card")
         rates = Rates(math.nan, 0.0, math.nan, True, torch.device("cuda"))
@@ -450,15 +469,27 @@ def assumptions(stage):
     )
 
 
-def print_settings(cfg, net, here, run):
+def print_settings(cfg, net, stage, here, run):
     """Print model, corpus and settings -> tokens of a snippet, on average."""
     n = sizes(net)
-    origin = "" if here else " (its model is not here: published shape)"
+    origin = "" if here else f" ({cfg.model or 'its model'} is not here: published shape)"
     print(
         f"{cfg.preset}{origin}: {n['all'] / 1e6:,.1f} M parameters, "
         f"{n['blocks'] / 1e6:,.1f} M of them in {net.n_layer} layers; "
         f"width {net.d_model}, {net.vocab_size:,} ids"
     )
+    tokens = cfg.max_tokens / 2
+    if stage != "rlvr":
+        tokens = print_corpus(cfg, run)
+    print(
+        f"settings: --weights {cfg.weights} --checkpoint {str(cfg.checkpoint).lower()} "
+        f"--micro-tokens {cfg.micro_tokens}; {step_words(cfg, stage)}"
+    )
+    return tokens
+
+
+def print_corpus(cfg, run):
+    """Print how large the corpus is -> tokens of a snippet, on average."""
     if run is not None and hasattr(run, "expert"):
         snippets = [run.expert[i] for i in range(min(1000, len(run.expert)))]
         tokens = sum(len(snip.ids) for snip in snippets) / len(snippets)
@@ -467,21 +498,30 @@ def print_settings(cfg, net, here, run):
             f"{tokens * len(run.expert) / 1e6:,.2f} M tokens, {tokens:.0f} a snippet; "
             f"{len(run.heldout)} held out"
         )
-    else:
-        tokens = cfg.max_tokens / 2
-        bound = f", so at most {tokens * cfg.n_expert / 1e6:,.1f} M tokens" if cfg.n_expert else ""
-        print(
-            f"corpus {cfg.data}: not read; assumed {tokens:.0f} tokens a snippet, "
-            f"half of --max-tokens{bound}"
-        )
-    batch = cfg.rows * cfg.block
+        return tokens
+    tokens = cfg.max_tokens / 2
+    bound = f", so at most {tokens * cfg.n_expert / 1e6:,.1f} M tokens" if cfg.n_expert else ""
     print(
-        f"settings: --weights {cfg.weights} --checkpoint {str(cfg.checkpoint).lower()} "
-        f"--micro-tokens {cfg.micro_tokens}; a step of {batch:,} tokens in "
-        f"{-(-batch // cfg.micro_tokens)} micro-batches; "
-        f"a step of an E-step: {cfg.snippets} snippets x {cfg.group} rollouts"
+        f"corpus {cfg.data}: not read; assumed {tokens:.0f} tokens a snippet, "
+        f"half of --max-tokens{bound}"
     )
     return tokens
+
+
+def step_words(cfg, stage):
+    """What a step of the stage takes, in words."""
+    if stage == "rlvr":
+        return (
+            f"a step of {cfg.prompts} problems x {cfg.completions} completions "
+            f"of at most {cfg.max_new} tokens"
+        )
+    if stage == "eval":
+        return f"{cfg.elbo_samples} rollouts a held-out snippet"
+    batch = cfg.rows * cfg.block
+    words = f"a step of {batch:,} tokens in {-(-batch // cfg.micro_tokens)} micro-batches"
+    if stage in ("em", "all"):
+        words += f"; a step of an E-step: {cfg.snippets} snippets x {cfg.group} rollouts"
+    return words
 
 
 def print_memory(phases):
@@ -506,19 +546,47 @@ def device_memory(device):
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def fit_message(cfg, need, memory, name):
-    """Does it fit, and if not, what would help? One line."""
-    room = (memory - CONTEXT) * SPARE
+def room_of(memory):
+    """Bytes that can be filled of a device's memory."""
+    return max(0.0, (memory - CONTEXT) * SPARE)
+
+
+def fit_message(need, memory, name, helps):
+    """Does it fit, and if not, what would help? One line. helps: settings, as `what_helps`."""
+    room = room_of(memory)
     if need <= room:
         return f"fits: {need / GIB:.1f} of the {room / GIB:.1f} GiB that can be filled of {name}"
-    helps = []
-    if cfg.weights != "bfloat16":
-        helps.append("--weights bfloat16")
-    if not cfg.checkpoint:
-        helps.append("--checkpoint true")
-    helps.append(f"--micro-tokens below {cfg.micro_tokens}")
-    helps.append(f"--snippets below {cfg.snippets}")
+    advice = f"what helps: {', '.join(helps)}"
+    if not helps:
+        options = ", ".join(option_of(name) for name in SMALLEST)
+        advice = f"{options} do not suffice; expected more memory, or a smaller model"
     return (
         f"does not fit: {need / GIB:.1f} GiB, and {room / GIB:.1f} GiB can be filled of {name}; "
-        f"what helps: {', '.join(helps)}"
+        f"{advice}"
     )
+
+
+def what_helps(cfg, net, stage, gpu, room):
+    """The settings that shrink a phase which does not fit. []: all together are not enough."""
+
+    def totals(**settings):
+        phases = memory_plan(dataclasses.replace(cfg, **settings), net, stage, gpu)
+        return {phase: sum(items.values()) for phase, items in phases.items()}
+
+    large = {phase: size for phase, size in totals().items() if size > room}
+    shrunk = {}
+    for name, least in SMALLEST.items():
+        size = totals(**{name: least})
+        if any(size[phase] < large[phase] for phase in large):
+            shrunk[name] = least
+    if any(size > room for size in totals(**shrunk).values()):
+        return []
+    return [advice_of(cfg, name) for name in shrunk]
+
+
+def advice_of(cfg, name):
+    """How a setting is made smaller. Example: snippets -> "--snippets below 64" """
+    least = SMALLEST[name]
+    if isinstance(least, int) and not isinstance(least, bool):
+        return f"{option_of(name)} below {getattr(cfg, name)}"
+    return f"{option_of(name)} {str(least).lower()}"

@@ -119,7 +119,7 @@ def test_what_fits_where():
 
     def fits(gib, *args, **given):
         memory = largest(*args, **given)
-        message = plan.fit_message(config.make(args[0]), memory, gib * plan.GIB, "it")
+        message = plan.fit_message(memory, gib * plan.GIB, "it", [])
         return message.startswith("fits")
 
     assert all(
@@ -194,13 +194,70 @@ def test_devices_of_a_dry_run():
     card = plan.planned_device("80GiB,700TFLOP/s,3000GB/s")
     assert (card.gib, card.flops, card.bytes) == (80, 700e12, 3e12)
     assert card.rates().flops == 700e12 and plan.planned_device("24").rates() is None
+    card = plan.planned_device("80 GiB, 700 TFLOP/s, 3000 GB/s")
+    assert (card.gib, card.flops, card.bytes) == (80, 700e12, 3e12)
     h200 = plan.CARDS["h200"].rates()
     assert h200.flops == pytest.approx(plan.PRODUCT * 989e12) and h200.bytes < 4.8e12
     assert plan.card_named("NVIDIA H100 80GB HBM3").name == "H100 SXM"
     assert plan.card_named("NVIDIA GeForce RTX 4090").gib < 24 and plan.card_named("L4") is None
-    for text in ("much", "80GiB,3", "700TFLOP/s", "80GB", "1.2.3", "8GiB 9"):
+    for text in (
+        "much",
+        "80GiB,3",
+        "700TFLOP/s",
+        "80GB",
+        "1.2.3",
+        "8GiB 9",
+        "0",
+        "80GiB,0TFLOP/s,3000GB/s",
+        "80GiB,40GiB",
+    ):
         with pytest.raises(UserError, match="--dry-run .*expected h200, h100"):
             plan.planned_device(text)
+
+
+def test_what_helps_is_of_the_phase_that_does_not_fit():
+    """Each piece of advice shrinks such a phase; there is none where all of it is not enough."""
+    cfg, net = config.make("qwen2.5-1.5b"), plan.SHAPES["qwen2.5-1.5b"]
+    training = ["--weights bfloat16", "--checkpoint true", "--micro-tokens below 8192"]
+
+    def helps(stage, gib):
+        return plan.what_helps(cfg, net, stage, True, gib * plan.GIB)
+
+    assert helps("em", 60) == training and helps("em", 80) == []
+    assert helps("em", 50) == [*training, "--snippets below 64"]
+    assert helps("ntp", 24) == training
+    assert helps("rlvr", 24) == [*training, "--prompts below 64"]
+    assert helps("eval", 12) == helps("em", 8) == []
+    assert "--prompts do not suffice" in plan.fit_message(2.0, plan.GIB, "it", [])
+
+
+def test_a_micro_batch_is_no_larger_than_a_step():
+    cfg, net = config.make(micro_tokens=10**6), plan.SHAPES["smollm2"]
+    step = plan.memory_plan(cfg, net)["next-token training"]["activations"]
+    assert step == plan.activations(net, cfg.rows * cfg.block, False)
+    updates = [plan.memory_plan(cfg, net)["E-step, update"]]
+    updates.append(plan.memory_plan(cfg, net, "rlvr")["update"])
+    more = config.make(micro_tokens=10**7)
+    assert updates[0] == plan.memory_plan(more, net)["E-step, update"]
+    assert updates[1] == plan.memory_plan(more, net, "rlvr")["update"]
+
+
+def test_a_page_is_of_its_stage(capsys):
+    """RLVR names no corpus and no E-step, evaluation no hours; a missing device: nothing at all."""
+    cfg = config.make("qwen2.5-1.5b", model="my/folder")
+    card = plan.planned_device("h100")
+    pages = {}
+    for stage in ("rlvr", "eval", "ntp", "em"):
+        plan.print_plan(cfg, stage, card)
+        pages[stage] = capsys.readouterr().out
+    assert all("(my/folder is not here: published shape)" in page for page in pages.values())
+    assert "64 problems x 8 completions of at most 768 tokens" in pages["rlvr"]
+    assert "corpus" not in pages["rlvr"] and "E-step" not in pages["rlvr"]
+    assert "evaluation is not counted" in pages["eval"] and "0.00 h" not in pages["eval"]
+    assert "a step of an E-step" not in pages["ntp"] and "a step of an E-step" in pages["em"]
+    with pytest.raises(UserError, match="--device nothing: not available here"):
+        plan.print_plan(config.make(device="nothing"), "em")
+    assert capsys.readouterr().out == ""
 
 
 def test_hours_of_rlvr():
