@@ -37,7 +37,7 @@ import sys
 
 import torch
 
-from config import cores, make, program_name
+from config import UserError, cores, make, program_name
 from engine.machine import device_of, machine_rates, settle_memory
 from grader import messages
 from speed import estep, gpu, grading, logprobs, rlvr, sampling, training
@@ -103,10 +103,18 @@ def markdown_results(files):
 
 
 def read_results(name):
-    if not os.path.exists(name):
+    """The results of a .json file; none for the name of a machine. Raises UserError."""
+    if not name.endswith(".json"):
         return {"machine": {"name": name}, "rows": []}
-    with open(name) as f:
-        return json.load(f)
+    try:
+        with open(name) as f:
+            results = json.load(f)
+        if {"machine", "rows"} <= set(results):
+            return results
+        reason = "it has no machine or no rows"
+    except (OSError, ValueError, TypeError) as e:
+        reason = getattr(e, "strerror", None) or "it is not JSON"
+    raise UserError(f"--markdown {name}: expected results that python -m speed wrote, but {reason}")
 
 
 def result_cell(name, run):
@@ -236,7 +244,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (messages.HarnessError, OSError) as e:
+    except (messages.HarnessError, OSError, UserError) as e:
         sys.exit(f"{program_name()}: {e}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -15,6 +15,7 @@ import logprobs
 import pretended_cuda
 from config import UserError
 from engine import machine
+from speed import __main__ as speed_command
 from speed import ceilings, gpu, pack, parity
 
 torch.set_num_threads(1)
@@ -276,6 +277,18 @@ def test_the_command_as_a_rehearsal(tmp_path):
     assert all(row["agrees"] for row in rows(tmp_path, "parity") if "agrees" in row)
     assert (tmp_path / "runs" / "domain-em" / "metrics.jsonl").exists()
     assert not list(pathlib.Path(tmp_path).rglob("*.pt"))
+
+
+def test_a_table_of_results_that_are_not_there(tmp_path):
+    """A name is a machine that was not measured; a file must be there, and hold results."""
+    assert speed_command.markdown_results(["H200"]) == "| row | H200 |\n|---|---|"
+    path = tmp_path / "rates.json"
+    with pytest.raises(UserError, match="rates.json: expected results .*No such file"):
+        speed_command.markdown_results([str(path)])
+    for text in ("", "[]", "7", '{"rows": []}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="rates.json: expected results "):
+            speed_command.markdown_results([str(path)])
 
 
 # ---------------------------------------------------------------- what travels

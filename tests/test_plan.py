@@ -1,5 +1,6 @@
 """--dry-run: sizes against published ones, memory against torch's, the verdict, nothing written."""
 
+import itertools
 import os
 import sys
 import types
@@ -131,6 +132,60 @@ def test_what_fits_where():
     assert all(fits(139, name) and fits(139, name, "rlvr") for name in plan.SHAPES) and not fits(
         139, "llama-3.1-8b", weights="float32"
     )
+
+
+def doc_rows(heading):
+    """The cells of the table of docs/gpus.md whose heading begins so, row by row."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    with open(os.path.join(root, "docs", "gpus.md")) as f:
+        lines = [line.strip() for line in f]
+    first = next(n for n, line in enumerate(lines) if line.startswith(heading)) + 2
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first:])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_memory_in_the_docs():
+    """Each figure of the table is that of the plan."""
+    small = "--weights bfloat16 --checkpoint true --micro-tokens 4096 --snippets 16 --block 512"
+    named = {"small": (small + " --max-tokens 384").split(), "`--weights float32`": ["--weights"]}
+    named["`--weights float32`"] += ["float32"]
+    rows = doc_rows("| preset | settings | M-step")
+    for preset, settings, *cells, _ in rows:
+        ways = settings.split(" / ")
+        for n, way in enumerate(ways):
+            argv = ["--preset", preset, *named.get(way, [])]
+            cfg, _ = config.parse(argv, {}, "")
+            phases = plan.memory_plan(cfg, plan.SHAPES[preset]).values()
+            for cell, phase in zip(cells, phases, strict=True):
+                figure = float(cell.split(" / ")[n])
+                assert figure == pytest.approx(sum(phase.values()) / plan.GIB, abs=0.051), preset
+    assert len(rows) == 8
+
+
+def test_hours_in_the_docs():
+    """Each row of the paper's set-up is that of the plan, with the settings that stand above it."""
+    settings = (
+        "--n-expert 3500000 --n-heldout 512 --infuse 1750000 --mstep-steps 7600 --iters 2 "
+        "--estep reinforce --resample 1 --keep-iterations true"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    with open(os.path.join(root, "docs", "gpus.md")) as f:
+        assert settings in f.read()
+    names = {"H100": "h100", "A100 (80 GB)": "a100"}
+    rows = doc_rows("| computed, one card")[:-1]
+    for title, memory, *cells in rows:
+        preset, card = title.split(", ")
+        cfg, _ = config.parse(["--preset", preset, *settings.split()], {}, "")
+        net = plan.SHAPES[preset]
+        phases = plan.memory_plan(cfg, net)
+        need = max(sum(phase.values()) for phase in phases.values()) / plan.GIB
+        room = plan.room_of(plan.CARDS[names[card]].gib * plan.GIB) / plan.GIB
+        assert memory == f"{need:.1f} of {room:.1f}"
+        rates = plan.CARDS[names[card]].rates()
+        times = [hours for *_, hours in plan.hours(cfg, net, "em", 256, rates).values()]
+        assert cells[:4] == [f"{time:.1f} h" for time in times]
+        assert cells[4] == f"{sum(times):.0f} h"
+    assert len(rows) == 4
 
 
 def test_fewer_rows_tokens_and_bytes_take_less():
