@@ -17,6 +17,7 @@ same model scores the expert's lines. What thinking is worth to it is the differ
 """
 
 import collections
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -45,6 +46,7 @@ from config import (
     command,
     parse,
     program_name,
+    read_object,
     stages_of,
     writing,
 )
@@ -632,11 +634,9 @@ def write_results(run, results):
     """
     path = run.path("results.json")
     with run.exclusive():
-        try:
-            with open(path) as f:
-                earlier = dict(json.load(f))
-        except (OSError, ValueError, TypeError):
-            earlier = {}
+        earlier = {}
+        with contextlib.suppress(UserError):  # a damaged file is written anew
+            earlier = read_object(path)
         parallel.rank0_only(write_record)(path, {**earlier, **results})
     return {name: entry for name, entry in earlier.items() if name not in results}
 

@@ -176,13 +176,17 @@ def use_huge_pages(libc):
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     size, page = 2**29, 2**21  # bytes; a block of the heap, so less than M_MMAP_THRESHOLD
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes
-    blocks = [libc.malloc(size) for _ in range(memory // 2 // size)]
+    blocks = [libc.malloc(size) for _ in range(physical_memory() // 2 // size)]
     for block in filter(None, blocks):
         start = -(-block // page) * page
         libc.madvise(start, size - page, 14)  # MADV_HUGEPAGE; refused where there are none
     for block in blocks:
         libc.free(block)
+
+
+def physical_memory():
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def steps_bar(desc, start, steps):

@@ -42,7 +42,7 @@ import typing
 import torch
 
 from config import UserError, estep_of, option_of, selection_of
-from engine.machine import Rates, device_of, machine_rates, rows_at_once
+from engine.machine import Rates, device_of, machine_rates, physical_memory, rows_at_once
 from formats import huggingface
 from model import ModelConfig, Transformer, count_params, varlen_kernel, work_size
 
@@ -543,7 +543,7 @@ def device_memory(device):
     """Bytes of memory of a device that is here."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return physical_memory()
 
 
 def room_of(memory):

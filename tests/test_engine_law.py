@@ -73,6 +73,7 @@ TWINS = {  # function of engine/ -> the test that holds it equal to its plain tw
 
 NO_RESULT = {  # what computes nothing of a result: devices, clocks, records, text for people
     *("machine." + name for name in ("cpu_seconds", "device_of", "device_seconds", "graphs")),
+    "machine.physical_memory",
     *("machine." + name for name in ("machine_rates", "set_up", "settle_memory")),
     *("machine." + name for name in ("compile_postfix", "compile_seconds")),
     *("machine." + name for name in ("rows_at_once", "steps_bar", "timed", "tokens_at_once")),
