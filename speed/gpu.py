@@ -203,7 +203,10 @@ def bring_home(work, out):
 
 
 def run_stages(args):
-    """All stages that are asked for, one process after the other. Raises UserError."""
+    """All stages that are asked for, one process after the other.
+
+    Raises UserError, in the end also where a stage failed. One that ran out of time did not.
+    """
     letters = asked_for(args)
     seconds = 60 * minutes_of(args.minutes)
     check_device(args)
@@ -212,6 +215,7 @@ def run_stages(args):
     out = pack.folder_of("--out", args.out)
     ends = shares(letters, seconds - GRACE)
     began = time.monotonic()
+    failed = []
     with tempfile.TemporaryDirectory(prefix="ra3-", dir=scratch()) as folder:
         for letter in letters:
             start = time.monotonic() - began
@@ -228,6 +232,10 @@ def run_stages(args):
                 f.write(json.dumps(row) + "\n")
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             bring_home(pathlib.Path(folder), out)
+            if status.startswith("failed"):
+                failed.append(STAGES[letter].name)
+    if failed:
+        raise UserError(f"{', '.join(failed)} failed: see the logs and tracebacks in {out}")
 
 
 MEMORY = "/dev/shm"  # a disk in memory, on Linux

@@ -195,7 +195,8 @@ def test_the_next_stage_follows_a_late_and_a_failed_one(tmp_path, monkeypatch):
     monkeypatch.setattr(
         gpu, "command_of", lambda letter, *_: [sys.executable, "-c", scripts[letter]]
     )
-    gpu.main(["--only", "a,b,c", "--device", "cpu", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="gpu: parity failed: see the logs"):
+        gpu.main(["--only", "a,b,c", "--device", "cpu", "--out", str(tmp_path)])
     statuses = [row["status"] for row in rows(tmp_path, "stages")]
     assert statuses == ["ended late", "failed (3)", "ok"]
     assert (tmp_path / "ceilings.log").read_text() == "begun\n"
