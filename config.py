@@ -366,17 +366,18 @@ class Config:
         0.3, "hindsight, selection=exact: lower bound on P(think) in the weights", of="em", below=1
     )
     resample: int = setting(
-        4,
+        3,
         "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); "
         "1: a plain sample of q",
         of="em",
         least=1,
     )
     choose_by: str = setting(
-        "snippet",
+        "auto",
         "what is chosen among these rollouts, or those of best-of-n: a rollout as it is (snippet), "
-        "or before each line the latent of one of them (line)",
-        ("snippet", "line"),
+        "before each line the latent of one of them (line), or auto: line among rollouts of a "
+        "trained q, snippet with best-of-n",
+        ("auto", "snippet", "line"),
         of="em",
     )
     infuse: int = setting(
@@ -616,6 +617,8 @@ LARGE = dict(
     infuse=20_000,
     iters=2,
     estep="reinforce",
+    resample=4,
+    choose_by="snippet",
     estep_steps=40,
     snippets=64,
     group=8,
@@ -646,6 +649,8 @@ PRESETS = {
         save_every=4,
         infuse=80,
         estep="reinforce",
+        resample=4,
+        choose_by="snippet",
         iters=1,
         estep_steps=8,
         snippets=6,
