@@ -366,18 +366,17 @@ class Config:
         0.3, "hindsight, selection=exact: lower bound on P(think) in the weights", of="em", below=1
     )
     resample: int = setting(
-        3,
+        4,
         "rollouts of q a snippet, of which one is written in, drawn in proportion to exp(reward); "
         "1: a plain sample of q",
         of="em",
         least=1,
     )
     choose_by: str = setting(
-        "auto",
+        "snippet",
         "what is chosen among these rollouts, or those of best-of-n: a rollout as it is (snippet), "
-        "before each line the latent of one of them (line), or auto: line among rollouts of a "
-        "trained q, snippet with best-of-n",
-        ("auto", "snippet", "line"),
+        "or before each line the latent of one of them (line)",
+        ("snippet", "line"),
         of="em",
     )
     infuse: int = setting(
@@ -617,8 +616,6 @@ LARGE = dict(
     infuse=20_000,
     iters=2,
     estep="reinforce",
-    resample=4,
-    choose_by="snippet",
     estep_steps=40,
     snippets=64,
     group=8,
@@ -649,8 +646,6 @@ PRESETS = {
         save_every=4,
         infuse=80,
         estep="reinforce",
-        resample=4,
-        choose_by="snippet",
         iters=1,
         estep_steps=8,
         snippets=6,

@@ -43,9 +43,7 @@ Departures from the paper
     one brings two. Without the floor, thinking dies before lines where two of three are right.
 12. `choose_by=line` gives the M-step the latents that are best line by line, of several rollouts,
     as if what a thought is worth did not depend on the thoughts before it. The chance that one
-    rollout has all H notes right falls as p^H; that one of n has each right does not. It suits a
-    trained q, which hardly thinks before easy lines; of the base's own thoughts it picks the
-    luckiest before every line.
+    rollout has all H notes right falls as p^H; that one of n has each right does not.
 13. `estep=auto` takes the policy gradient only where the model's own thoughts have a positive
     credit in the mean, and best-of-n elsewhere (`way_of`).
 
@@ -656,10 +654,7 @@ def choose_rollouts(source, snippets, numbers, n, noise):
     choose_by=snippet   one rollout as it is, by sum_t r_t
     choose_by=line      before each line the latent of one rollout, by delta_t (departure 12)
     """
-    by = source.cfg.choose_by
-    if by == "auto":
-        by = "line" if source.way == "reinforce" else "snippet"
-    by_line = by == "line"
+    by_line = source.cfg.choose_by == "line"
     rolls = rolled_out(source, snippets, numbers, n, need="gains" if by_line else "rewards")
     prior = prior_of(source.cfg, source.tok, source.pi.cfg.vocab_size)
     if by_line:
