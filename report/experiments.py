@@ -30,8 +30,6 @@ from report.lengths import LAST, lengths_figure, lengths_table
 BEST_OF_20 = "--estep best-of-n --best-of 20 --choose-by snippet"
 # half the snippets and steps: twenty rollouts a snippet are most of the time
 WEAK = "--base-check false --infuse 600 --mstep-steps 30"
-FEW_STEPS = f"{WEAK} --pretrain-steps 220"  # at 160 no note is right, at 300 four in five are
-FEW_NOTES = f"{WEAK} --useful 0.1"
 LENGTHS = (1, 2, 3, 4, 6, 8)
 LONG_BASE = "--base-stages 1,2,3,4,6,8"
 
@@ -53,8 +51,9 @@ def grpo(start, options=""):
     return TableRow(f"rlvr-{start}", f"--stage rlvr --init {start} {options}")
 
 
-def weak_rows(options):
-    """RA3 from a weak base, and selection: in as many EM iterations, and at RA3's compute."""
+def weak_rows(option):
+    """RA3 from a base that an option makes weak, and selection, also with more compute than RA3."""
+    options = f"{WEAK} {option}"
     return [
         em_row("best-of-20", f"{options} {BEST_OF_20}"),
         em_row("ra3", options),
@@ -82,8 +81,9 @@ EXPERIMENTS = {
     ],
     "controls": CONTROLS,
     "penalty": [em_row(f"c-{c}", f"--estep reinforce --c {c}") for c in (0.01, 0.05, 0.2, 1)],
-    "weak-steps": weak_rows(FEW_STEPS),
-    "weak-notes": weak_rows(FEW_NOTES),
+    # at 160 steps no note is right, at 300 four in five are
+    "weak-steps": weak_rows("--pretrain-steps 220"),
+    "weak-notes": weak_rows("--useful 0.1"),
     "rlvr": [DEFAULT, *map(grpo, ("base", "ntp", "ra3"))],
     "lengths": [
         em_row("best-of-20", BEST_OF_20),

@@ -224,7 +224,10 @@ def run_stages(args):
             if limit >= LEAST:
                 with open(out / f"{STAGES[letter].name}.log", "w") as log:
                     words = command_of(letter, args, folder, limit)
-                    status = status_of(wait_for(words, log, limit + GRACE))
+                    code = wait_for(words, log, limit + GRACE)
+                status = status_of(code)
+                if code:
+                    failed.append(STAGES[letter].name)
             row = {"stage": STAGES[letter].name, "status": status, "limit_s": round(limit, 1)}
             row["seconds"] = round(time.monotonic() - began - start, 1)
             row["left_s"] = round(seconds - (time.monotonic() - began), 1)
@@ -232,8 +235,6 @@ def run_stages(args):
                 f.write(json.dumps(row) + "\n")
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             bring_home(pathlib.Path(folder), out)
-            if status.startswith("failed"):
-                failed.append(STAGES[letter].name)
     if failed:
         raise UserError(f"{', '.join(failed)} failed: see the logs and tracebacks in {out}")
 
