@@ -292,7 +292,8 @@ def test_loading_takes_little_more_than_the_weights(tmp_path):
     ).stdout
     peaks = [float(line) for line in out.split()]
     print(f"peak memory over weights, float32 and bfloat16: {peaks}")
-    assert len(peaks) == 2 and all(0.99 <= peak <= 1.2 for peak in peaks)
+    # below 1 where a page that was freed before is used again
+    assert len(peaks) == 2 and all(0.9 <= peak <= 1.2 for peak in peaks)
     assert torch.equal(
         huggingface.read_model(tmp_path / "m").embed.weight, net.embed.weight
     )  # which is read in several pieces
