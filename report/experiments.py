@@ -3,6 +3,7 @@
     python -m report.experiments --list                          the experiments and their commands
     python -m report.experiments default --seeds 0-9 --out runs/default
     python -m report.experiments lengths --seeds 0-2 --out runs/lengths --jobs 2
+    python -m report.experiments lengths --stages 4,6 --rows ra3,rlvr-base,rlvr-ra3
 
 A folder a seed (of `lengths`: one a number of stages and seed) and a log a command. What is
 finished is not run again, and what was stopped goes on, so the same command can be given until all
@@ -21,13 +22,14 @@ import sys
 
 import numpy as np
 
-from config import Parser, UserError, command, write_output
+from config import Parser, UserError, command, stages_of, write_output
 from formats.results import read_entries
 from report.curves import HELD, bounds_over_seeds, markdown_table, spread
 from report.files import json_lines
 from report.lengths import LAST, lengths_figure, lengths_table
 
 BEST_OF_20 = "--estep best-of-n --best-of 20 --choose-by snippet"
+BEST_OF_20_A_LINE = "--estep best-of-n --best-of 20 --choose-by line"
 # half the snippets and steps: twenty rollouts a snippet are most of the time
 WEAK = "--base-check false --infuse 600 --mstep-steps 30"
 LENGTHS = (1, 2, 3, 4, 6, 8)
@@ -77,7 +79,7 @@ EXPERIMENTS = {
     "default": [
         DEFAULT,
         em_row("best-of-20", BEST_OF_20),
-        em_row("best-of-20-a-line", "--estep best-of-n --best-of 20 --choose-by line"),
+        em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
     ],
     "controls": CONTROLS,
     "penalty": [em_row(f"c-{c}", f"--estep reinforce --c {c}") for c in (0.01, 0.05, 0.2, 1)],
@@ -87,6 +89,7 @@ EXPERIMENTS = {
     "rlvr": [DEFAULT, *map(grpo, ("base", "ntp", "ra3"))],
     "lengths": [
         em_row("best-of-20", BEST_OF_20),
+        em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
         em_row("group", "--estep reinforce --credit group"),
         em_row("ra3", ""),
         *map(grpo, ("base", "ntp", "best-of-20", "group", "ra3")),
@@ -94,7 +97,7 @@ EXPERIMENTS = {
 }
 
 
-def folders_of(name, seed, out):
+def folders_of(name, seed, out, lengths=LENGTHS):
     """{folder: options that every command in it gets} of a seed. They can share a base model."""
     if name != "lengths":
         return {os.path.join(out, str(seed)): f"--seed {seed}"}
@@ -102,7 +105,7 @@ def folders_of(name, seed, out):
         os.path.join(out, f"{stages}-stages", str(seed)): (
             f"--seed {seed} --stages {stages} {LONG_BASE}"
         )
-        for stages in LENGTHS
+        for stages in lengths
     }
 
 
@@ -128,13 +131,11 @@ def curve_of(folder, model):
     return [row for row in rows if row["model"] == model and row["phase"] == HELD]
 
 
-def run_seed(name, seed, out):
+def run_seed(name, seed, out, rows, lengths=LENGTHS):
     """Run what is missing of a seed, one command after the other. Raises UserError."""
-    folders = folders_of(name, seed, out)
-    first = next(iter(folders))
-    for folder, options in folders.items():
-        share_base(folder, first)
-        run_folder(folder, EXPERIMENTS[name], options)
+    for folder, options in folders_of(name, seed, out, lengths).items():
+        share_base(folder, folders_of(name, seed, out))
+        run_folder(folder, rows, options)
 
 
 def run_folder(folder, rows, options):
@@ -152,13 +153,14 @@ def run_folder(folder, rows, options):
                 raise UserError(f"{shlex.join(argv[1:])}: exit status {status}; see {log}")
 
 
-def share_base(folder, first):
+def share_base(folder, others):
     """Give a folder the base model of another, if it has none: the same seed and base corpus."""
-    for name in ("base.pt", "tokenizer.txt", "settings-base.json"):
-        source, target = os.path.join(first, name), os.path.join(folder, name)
-        if os.path.exists(source) and not os.path.exists(target):
-            os.makedirs(folder, exist_ok=True)
-            shutil.copyfile(source, target)
+    made = [other for other in others if os.path.exists(os.path.join(other, "base.pt"))]
+    if not made or folder in made:
+        return
+    os.makedirs(folder, exist_ok=True)
+    for name in ("tokenizer.txt", "settings-base.json", "base.pt"):
+        shutil.copyfile(os.path.join(made[0], name), os.path.join(folder, name))
 
 
 COLUMNS = (
@@ -174,14 +176,16 @@ COLUMNS = (
 
 
 def markdown_of(folders, models):
-    """The table over some folders, in Markdown."""
+    """The table over some folders, in Markdown: of the models that are there."""
     lines = [["", "seeds", "lowest", *(title for _, title, _, _ in COLUMNS)]]
     rates = {}
     for model in models:
         entries = {folder: figures_of(folder, model) for folder in folders}
         entries = {folder: entry for folder, entry in entries.items() if entry}
+        if not entries:
+            continue
         rates[model] = {folder: entry["pass@1"] for folder, entry in entries.items()}
-        cells = [model, str(len(entries)), f"{min(rates[model].values(), default=np.nan):.3f}"]
+        cells = [model, str(len(entries)), f"{min(rates[model].values()):.3f}"]
         for key, _, form, unit in COLUMNS:
             values = [entry[key] / unit for entry in entries.values() if entry.get(key) is not None]
             cells.append(spread(values, form) if values else "-")
@@ -210,7 +214,8 @@ def write_tables(name, seeds, out):
     tables = []
     for folders in zip(*by_setting, strict=True):
         title = os.path.basename(os.path.dirname(folders[0])) if len(by_setting[0]) > 1 else name
-        tables.append(f"## {title}\n\n{markdown_of(folders, models_of(EXPERIMENTS[name]))}\n")
+        if any(map(os.path.isdir, folders)):
+            tables.append(f"## {title}\n\n{markdown_of(folders, models_of(EXPERIMENTS[name]))}\n")
     curves = curves_of_starts(seeds, out) if name == "lengths" else {}
     if curves:
         tables.append(f"## At equal total compute\n\n{lengths_table(curves)}\n")
@@ -251,6 +256,26 @@ def seeds_of(text):
         raise UserError(f"--seeds {text}: expected numbers and ranges, such as 0-3,7") from None
 
 
+def rows_of(name, text):
+    """The rows of an experiment that --rows names; all without it. Raises UserError."""
+    rows = {row.model: row for row in EXPERIMENTS[name]}
+    wanted = text.split(",") if text else rows
+    if unknown := [model for model in wanted if model not in rows]:
+        raise UserError(f"--rows {unknown[0]}: expected some of {', '.join(rows)}")
+    return [row for model, row in rows.items() if model in wanted]
+
+
+def lengths_of(name, text):
+    """The numbers of stages that --stages names; all without it. Raises UserError."""
+    if not text:
+        return LENGTHS
+    lengths = stages_of(text)
+    if name != "lengths" or not set(lengths) <= set(LENGTHS):
+        known = ",".join(map(str, LENGTHS))
+        raise UserError(f"--stages {text}: expected some of {known}, for the experiment lengths")
+    return lengths
+
+
 def describe():
     """Every experiment with its commands."""
     for name, rows in EXPERIMENTS.items():
@@ -264,6 +289,8 @@ def main(argv):
     parser.add_argument("name", nargs="?", help=f"one of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--list", action="store_true", help="print the experiments, run nothing")
     parser.add_argument("--seeds", default="0-4", help="numbers and ranges (default 0-4)")
+    parser.add_argument("--rows", default="", help="only these rows, with commas between")
+    parser.add_argument("--stages", default="", help="lengths: only these numbers of stages")
     parser.add_argument("--out", default="", help="folder of the runs (default runs/NAME)")
     parser.add_argument("--jobs", type=int, default=1, help="commands at once (default 1)")
     args = parser.parse_args(argv)
@@ -274,9 +301,10 @@ def main(argv):
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: expected a number of at least 1")
     seeds = seeds_of(args.seeds)
+    rows, lengths = rows_of(args.name, args.rows), lengths_of(args.name, args.stages)
     out = args.out or os.path.join("runs", args.name)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(run_seed, args.name, seed, out) for seed in seeds]
+        jobs = [pool.submit(run_seed, args.name, seed, out, rows, lengths) for seed in seeds]
         for job in concurrent.futures.as_completed(jobs):
             job.result()
     write_tables(args.name, seeds, out)

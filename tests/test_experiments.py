@@ -47,7 +47,8 @@ def fake_train(calls, fails=()):
         folder = pathlib.Path(argv[argv.index("--out") + 1])
         seed = int(argv[argv.index("--seed") + 1])
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "base.pt").write_text("base")
+        for made in ("base.pt", "tokenizer.txt", "settings-base.json"):
+            (folder / made).write_text("base")
         path = folder / "results.json"
         results = json.loads(path.read_text()) if path.exists() else {}
         rate = {"ra3": 0.9 + seed / 100, "best-of-20": 0.8}.get(name, 0.5)
@@ -82,10 +83,24 @@ def test_lengths_share_a_base(tmp_path, monkeypatch):
     """The second length of a seed begins with the first one's base model."""
     calls = []
     monkeypatch.setattr(experiments.subprocess, "run", fake_train(calls))
-    rows = [row for row in experiments.EXPERIMENTS["lengths"] if "rlvr" not in row.command]
-    monkeypatch.setitem(experiments.EXPERIMENTS, "lengths", rows)
-    experiments.run_seed("lengths", 4, str(tmp_path))
-    for stages in experiments.LENGTHS:
-        assert (tmp_path / f"{stages}-stages" / "4" / "base.pt").read_text() == "base"
-    assert f"--stages {experiments.LENGTHS[-1]} " in calls[-1]
-    assert "--resume" in calls[len(rows)]  # the folder is there before its first command
+    argv = ["lengths", "--seeds", "4", "--rows", "ra3,best-of-20", "--out", str(tmp_path)]
+    experiments.main([*argv, "--stages", "4,6"])
+    assert len(calls) == 4
+    experiments.main([*argv, "--stages", "1,4"])
+    assert len(calls) == 6
+    for stages in (1, 4, 6):
+        for name in ("base.pt", "tokenizer.txt", "settings-base.json"):
+            assert (tmp_path / f"{stages}-stages" / "4" / name).read_text() == "base"
+    assert "--stages 6 " in calls[3] and "--stages 1 " in calls[5]
+    assert "--resume" in calls[2]  # the folder is there before its first command
+    table = (tmp_path / "table.md").read_text()
+    assert "4-stages" in table and "8-stages" not in table and "group" not in table
+
+
+def test_rows_and_stages_that_are_not_there():
+    with pytest.raises(UserError, match="--rows ra4: expected some of best-of-20,"):
+        experiments.main(["lengths", "--rows", "ra3,ra4"])
+    with pytest.raises(UserError, match="--stages 5: expected some of 1,2,3"):
+        experiments.main(["lengths", "--stages", "5"])
+    with pytest.raises(UserError, match="--stages 2: .*for the experiment lengths"):
+        experiments.main(["default", "--stages", "2"])
