@@ -325,7 +325,7 @@ class Config:
         False, "keep the model of each EM iteration, as NAME-iteration-1.pt, ...", of=""
     )
     estep: str = setting(
-        "auto",
+        "auto,best-of-n",
         "how thoughts are found: reinforce (policy gradient), best-of-n (selection, no gradient), "
         "auto (best-of-n where a gradient would end the model's thoughts, else reinforce), "
         "hindsight (proposed after seeing the line, then weighed), none (the model's own, "
@@ -334,7 +334,7 @@ class Config:
         of="em",
     )
     best_of: int = setting(
-        20,
+        8,
         "best-of-n: rollouts a snippet, of which the one with the best reward is kept",
         of="em",
         least=1,
