@@ -64,25 +64,28 @@ def weak_rows(option):
 
 
 DEFAULT = TableRow("ra3", "--stage em")
+# the default's E-steps, with a gradient even where `auto` would select
+GRADIENT_FIRST = "--estep reinforce,best-of-n"
 CONTROLS = [
     DEFAULT,
     TableRow("ntp-as-ra3", "--stage ntp --match ra3 && --stage eval --models ntp-as-ra3"),
     em_row("none", "--estep none"),
     em_row("random", "--estep random"),
     em_row("oracle", "--estep oracle"),
-    em_row("brite", "--estep reinforce --horizon 1"),
-    em_row("group", "--estep reinforce --credit group"),
-    em_row("next-line", "--estep reinforce --credit group --discount 0"),
+    em_row("brite", f"{GRADIENT_FIRST} --horizon 1"),
+    em_row("group", f"{GRADIENT_FIRST} --credit group"),
+    em_row("next-line", f"{GRADIENT_FIRST} --credit group --discount 0"),
 ]
 # name -> its rows, in the order in which they are run
 EXPERIMENTS = {
     "default": [
         DEFAULT,
+        em_row("gradient-twice", "--estep reinforce"),
         em_row("best-of-20", BEST_OF_20),
         em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
     ],
     "controls": CONTROLS,
-    "penalty": [em_row(f"c-{c}", f"--estep reinforce --c {c}") for c in (0.01, 0.05, 0.2, 1)],
+    "penalty": [em_row(f"c-{c}", f"{GRADIENT_FIRST} --c {c}") for c in (0.01, 0.05, 0.2, 1)],
     # at 160 steps no note is right, at 300 four in five are
     "weak-steps": weak_rows("--pretrain-steps 220"),
     "weak-notes": weak_rows("--useful 0.1"),
@@ -90,7 +93,7 @@ EXPERIMENTS = {
     "lengths": [
         em_row("best-of-20", BEST_OF_20),
         em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
-        em_row("group", "--estep reinforce --credit group"),
+        em_row("group", f"{GRADIENT_FIRST} --credit group"),
         em_row("ra3", ""),
         *map(grpo, ("base", "ntp", "best-of-20", "group", "ra3")),
     ],
