@@ -229,7 +229,8 @@ class Config:
     stages: str = setting(
         "2,3",
         "built-in domain: hard lines of a program, one a stage; several numbers with commas: one "
-        "of them, drawn for each program; above 3, block, rows and max_new follow unless given",
+        "of them, drawn for each program; above 3, block, rows, max_new, snippets and infuse "
+        "follow unless given",
         of="ntp rlvr",
     )
     base_stages: str = setting(
@@ -961,15 +962,20 @@ TOKENS_A_STAGE = 96
 
 
 def fit_stages(cfg, values):
-    """Make room for long programs: settings that were not given follow from the longest one."""
+    """Make room for long programs: settings that were not given follow from the longest one.
+
+    Rows are longer and snippets fewer then: steps have as many tokens as with three stages.
+    """
     if "base_stages" not in values:
         cfg.base_stages = cfg.stages
-    lengths = stages_of(cfg.stages)
-    longest = max(*lengths, *stages_of(cfg.base_stages, "--base-stages"))
-    if cfg.preset != "tiny" or longest <= 3:
+    longest = max(stages_of(cfg.stages))
+    longest_row = max(longest, *stages_of(cfg.base_stages, "--base-stages"))
+    if cfg.preset != "tiny" or longest_row <= 3:
         return
-    block = TOKENS_A_STAGE * longest
+    block = TOKENS_A_STAGE * longest_row
     fitting = {"block": block, "rows": cfg.rows * cfg.block // block, "max_new": block}
+    for name in ("snippets", "infuse"):
+        fitting[name] = 3 * getattr(cfg, name) // max(3, longest)
     for name, value in fitting.items():
         if name not in values:
             setattr(cfg, name, value)

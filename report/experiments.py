@@ -58,6 +58,7 @@ def weak_rows(option):
     options = f"{WEAK} {option}"
     return [
         em_row("best-of-20", f"{options} {BEST_OF_20}"),
+        em_row("gradient-twice", f"{options} --estep auto"),
         em_row("ra3", options),
         em_row("best-of-20-thrice", f"{options} {BEST_OF_20} --iters 3"),  # NTP grows too
     ]
@@ -80,7 +81,7 @@ CONTROLS = [
 EXPERIMENTS = {
     "default": [
         DEFAULT,
-        em_row("gradient-twice", "--estep reinforce"),
+        em_row("gradient-twice", "--estep auto"),
         em_row("best-of-20", BEST_OF_20),
         em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
     ],

@@ -134,6 +134,25 @@ def test_defaults_and_presets_are_in_range():
                 ) and limits.infinite == (f.name in INFINITE)
 
 
+def test_long_programs_have_room():
+    """Settings that follow from the number of stages: as many tokens a step and M-step, or less."""
+    names = "block rows max_new snippets infuse".split()
+    usual = {name: getattr(Config(), name) for name in names}
+    assert [getattr(make(stages="1,2,3"), name) for name in names] == [*usual.values()]
+    for longest in (4, 6, 9):
+        cfg = make(stages=f"2,{longest}")
+        assert cfg.block == cfg.max_new == config.TOKENS_A_STAGE * longest
+        for each, number in (
+            (cfg.block, "rows"),
+            (longest / 3, "snippets"),
+            (longest / 3, "infuse"),
+        ):
+            most = usual[number] * (usual["block"] if number == "rows" else 1)
+            assert most - each < getattr(cfg, number) * each <= most
+    cfg = make(stages="2", base_stages="2,8", rows=5, infuse=7)
+    assert (cfg.block, cfg.rows, cfg.snippets, cfg.infuse) == (768, 5, usual["snippets"], 7)
+
+
 def test_a_setting_says_what_it_decides():
     with pytest.raises(TypeError):
         setting(1, "something")
