@@ -33,7 +33,8 @@ BEST_OF_20_A_LINE = "--estep best-of-n --best-of 20 --choose-by line"
 # half the snippets and steps: twenty rollouts a snippet are most of the time
 WEAK = "--base-check false --infuse 600 --mstep-steps 30"
 LENGTHS = (1, 2, 3, 4, 6, 8)
-LONG_BASE = "--base-stages 1,2,3,4,6,8"
+# a base of programs of all these lengths, which seldom thinks
+LONG_BASE = "--base-stages 1,2,3,4,6,8 --useful 0.1 --pretrain-steps 800"
 
 
 @dataclasses.dataclass
@@ -96,7 +97,9 @@ EXPERIMENTS = {
         em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
         em_row("group", f"{GRADIENT_FIRST} --credit group"),
         em_row("ra3", ""),
-        *map(grpo, ("base", "ntp", "best-of-20", "group", "ra3")),
+        grpo("base", "--rl-steps 240"),  # to about the FLOPs at which that from ra3 ends
+        grpo("ntp"),
+        *(grpo(start, "--rl-steps 40") for start in ("best-of-20", "group", "ra3")),
     ],
 }
 
