@@ -230,7 +230,20 @@ def write_tables(name, seeds, out):
     write_output(os.path.join(out, "table.md"), "--out", text.encode())
     print(text)
     if curves:
-        write_output(os.path.join(out, "lengths.png"), "--out", lengths_figure(curves))
+        rates = rates_of_models(seeds, out)
+        write_output(os.path.join(out, "lengths.png"), "--out", lengths_figure(rates, curves))
+
+
+def rates_of_models(seeds, out):
+    """{model: {(stages, seed): pass@1}} of what `lengths` has mid-trained."""
+    rates = {}
+    for row in EXPERIMENTS["lengths"]:
+        for seed in seeds:
+            for stages, folder in zip(LENGTHS, folders_of("lengths", seed, out), strict=True):
+                entry = None if row.model.startswith("rlvr-") else figures_of(folder, row.model)
+                if entry is not None:
+                    rates.setdefault(row.model, {})[stages, seed] = entry["pass@1"]
+    return rates
 
 
 def curves_of_starts(seeds, out):

@@ -8,7 +8,7 @@ GRPO from RA3 ends.
 import numpy as np
 
 from report.curves import column, markdown_table, spread
-from report.figures import draw, new_figure, png
+from report.figures import draw, new_figure, png_of
 
 LAST = "ra3"  # the start whose end is the compute that all are compared at
 RATE = 0.9
@@ -72,27 +72,44 @@ def lengths_table(curves):
     return markdown_table(lines)
 
 
-def lengths_figure(curves):
-    """The bytes of the figure: pass@1 at equal total compute, and the compute to RATE."""
-    figure = new_figure(10, 4)
-    axes = figure.subplots(1, 2)
-    titles = ("pass@1 at the compute of GRPO from RA3", f"TFLOP to a pass@1 of {RATE}")
-    for panel, (axis, title) in enumerate(zip(axes, titles, strict=True)):
-        for colour, (start, values) in enumerate(measures(curves).items()):
-            seeds = points_of_seeds(values, panel)
-            if seeds:
-                draw(axis, seeds, f"C{colour}", f"GRPO from {start}", marker="o")
-        axis.set(title=title, xlabel="hard lines a program")
-        axis.grid(alpha=0.2)
-    axes[1].set_yscale("log")
-    return png(figure, axes[0])
+def lengths_figure(rates, curves):
+    """The bytes of the figure: after mid-training, at equal total compute, the compute to RATE.
+
+    rates: {model: {(stages, seed): pass@1}} after mid-training
+    """
+    figure = new_figure(13, 4)
+    axes = figure.subplots(1, 3)
+    pairs = measures(curves)
+    draw_panel(axes[0], rates, "pass@1 after mid-training")
+    for axis, n, title in (
+        (axes[1], 0, "pass@1 at the compute of GRPO from RA3"),
+        (axes[2], 1, f"TFLOP to a pass@1 of {RATE}"),
+    ):
+        values = {
+            f"GRPO from {start}": {key: pair[n] for key, pair in of_start.items()}
+            for start, of_start in pairs.items()
+        }
+        draw_panel(axis, values, title)
+    axes[2].set_yscale("log")
+    return png_of(figure)
 
 
-def points_of_seeds(values, panel):
-    """[(stages, number)] of each seed, without the numbers that are not there."""
+def draw_panel(axis, values, title):
+    """Lines of {label: {(stages, seed): number}}, one a label."""
+    for i, (label, numbers) in enumerate(values.items()):
+        seeds = points_of_seeds(numbers)
+        if seeds:
+            draw(axis, seeds, f"C{i}", label, marker="o")
+    axis.set(title=title, xlabel="hard lines a program")
+    axis.grid(alpha=0.2)
+    axis.legend(frameon=False)
+
+
+def points_of_seeds(numbers):
+    """[(stages, numbers)] of each seed, without those that are not there."""
     seeds = []
-    for seed in sorted({seed for _, seed in values}):
-        points = sorted((stages, pair[panel]) for (stages, s), pair in values.items() if s == seed)
+    for seed in sorted({seed for _, seed in numbers}):
+        points = sorted((stages, number) for (stages, s), number in numbers.items() if s == seed)
         points = [point for point in points if np.isfinite(point[1])]
         if points:
             seeds.append(tuple(np.array(points).T))

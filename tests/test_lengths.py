@@ -38,4 +38,5 @@ def test_the_table_says_what_is_missing():
 
 def test_the_figure_is_a_picture():
     pytest.importorskip("matplotlib", reason="extra report")
-    assert lengths.lengths_figure(CURVES).startswith(b"\x89PNG")
+    rates = {"best-of-20": {(1, 0): 0.9, (8, 0): 0.1}, "ra3": {(1, 0): 1.0, (8, 0): 0.5}}
+    assert lengths.lengths_figure(rates, CURVES).startswith(b"\x89PNG")
