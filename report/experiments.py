@@ -50,8 +50,16 @@ def em_row(name, options):
     return TableRow(name, f"--stage em --name {name} --models {name} --report false {options}")
 
 
-def grpo(start, options=""):
-    return TableRow(f"rlvr-{start}", f"--stage rlvr --init {start} {options}")
+def grpo(start, options="", name=""):
+    name = f"rlvr-{name or start}"
+    return TableRow(name, f"--stage rlvr --init {start} --name {name} {options}")
+
+
+def grpo_recipe(name, options):
+    """GRPO from a base that passes next to nothing, with another recipe than the default's."""
+    setting = f"--stages 6 {LONG_BASE}"
+    start = f"--stage rlvr --init base --name rlvr-{name} --rl-steps 240"
+    return TableRow(f"rlvr-{name}", f"--stage pretrain {setting} && {start} {setting} {options}")
 
 
 def weak_rows(option):
@@ -92,6 +100,13 @@ EXPERIMENTS = {
     "weak-steps": weak_rows("--pretrain-steps 220"),
     "weak-notes": weak_rows("--useful 0.1"),
     "rlvr": [DEFAULT, *map(grpo, ("base", "ntp", "ra3"))],
+    "recipes": [
+        grpo_recipe("rate-4e-4", "--rl-lr 4e-4"),
+        grpo_recipe("rate-8e-4", "--rl-lr 8e-4"),
+        grpo_recipe("rounds", "--rounds 4"),  # dynamic sampling
+        grpo_recipe("completions", "--prompts 4 --completions 32"),
+        grpo_recipe("tests", "--reward tests"),  # partial credit
+    ],
     "lengths": [
         em_row("best-of-20", BEST_OF_20),
         em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
