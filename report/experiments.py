@@ -55,11 +55,10 @@ def grpo(start, options="", name=""):
     return TableRow(name, f"--stage rlvr --init {start} --name {name} {options}")
 
 
-def grpo_recipe(name, options):
-    """GRPO from a base that passes next to nothing, with another recipe than the default's."""
-    setting = f"--stages 6 {LONG_BASE}"
+def grpo_recipe(name, options=""):
+    """GRPO from a base that passes next to nothing, also with other recipes than the default's."""
     start = f"--stage rlvr --init base --name rlvr-{name} --rl-steps 240"
-    return TableRow(f"rlvr-{name}", f"--stage pretrain {setting} && {start} {setting} {options}")
+    return TableRow(f"rlvr-{name}", f"{start} --stages 6 {LONG_BASE} {options}")
 
 
 def weak_rows(option):
@@ -101,6 +100,12 @@ EXPERIMENTS = {
     "weak-notes": weak_rows("--useful 0.1"),
     "rlvr": [DEFAULT, *map(grpo, ("base", "ntp", "ra3"))],
     "recipes": [
+        TableRow(
+            "base",
+            f"--stage pretrain --stages 6 {LONG_BASE} && "
+            f"--stage eval --models base --stages 6 {LONG_BASE}",
+        ),
+        grpo_recipe("default"),
         grpo_recipe("rate-4e-4", "--rl-lr 4e-4"),
         grpo_recipe("rate-8e-4", "--rl-lr 8e-4"),
         grpo_recipe("rounds", "--rounds 4"),  # dynamic sampling
@@ -316,7 +321,8 @@ def describe():
     for name, rows in EXPERIMENTS.items():
         print(f"{name}:")
         for row in rows:
-            print(f"    python train.py {row.command}")
+            for arguments in row.command.split(" && "):
+                print(f"    python train.py {arguments}")
 
 
 def main(argv):
