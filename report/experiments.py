@@ -35,6 +35,7 @@ WEAK = "--base-check false --infuse 600 --mstep-steps 30"
 LENGTHS = (1, 2, 3, 4, 6, 8)
 # a base of programs of all these lengths, which seldom thinks
 LONG_BASE = "--base-stages 1,2,3,4,6,8 --useful 0.1 --pretrain-steps 800"
+SIX_STAGES = f"--stages 6 {LONG_BASE}"
 
 
 @dataclasses.dataclass
@@ -50,15 +51,14 @@ def em_row(name, options):
     return TableRow(name, f"--stage em --name {name} --models {name} --report false {options}")
 
 
-def grpo(start, options="", name=""):
-    name = f"rlvr-{name or start}"
-    return TableRow(name, f"--stage rlvr --init {start} --name {name} {options}")
+def grpo(start, options=""):
+    return TableRow(f"rlvr-{start}", f"--stage rlvr --init {start} {options}")
 
 
 def grpo_recipe(name, options=""):
-    """GRPO from a base that passes next to nothing, also with other recipes than the default's."""
+    """GRPO from the base of `lengths` at six stages, which passes next to nothing."""
     start = f"--stage rlvr --init base --name rlvr-{name} --rl-steps 240"
-    return TableRow(f"rlvr-{name}", f"{start} --stages 6 {LONG_BASE} {options}")
+    return TableRow(f"rlvr-{name}", f"{start} {SIX_STAGES} {options}")
 
 
 def weak_rows(option):
@@ -101,9 +101,7 @@ EXPERIMENTS = {
     "rlvr": [DEFAULT, *map(grpo, ("base", "ntp", "ra3"))],
     "recipes": [
         TableRow(
-            "base",
-            f"--stage pretrain --stages 6 {LONG_BASE} && "
-            f"--stage eval --models base --stages 6 {LONG_BASE}",
+            "base", f"--stage pretrain {SIX_STAGES} && --stage eval --models base {SIX_STAGES}"
         ),
         grpo_recipe("default"),
         grpo_recipe("rate-4e-4", "--rl-lr 4e-4"),
