@@ -98,7 +98,7 @@ LATER_EXERCISES = 0.3  # share of worked exercises in the base corpus in the end
 # What a base must be able to do before thoughts can be worth anything to it.
 RIGHT_NOTES = 0.8  # share of its worked notes that are right
 NOTE_NATS = 1.5  # what a right note is worth to its line
-MORE_LAPS = 3  # of further training, if it falls short
+MORE_LAPS = 6  # of further training, if it falls short
 SKILL_HELP = (
     f"expected at least {RIGHT_NOTES:.0%} and {NOTE_NATS:+.1f} nats, without which no thought can "
     "pay; give more --pretrain-steps, another --seed, or --base-check false to go on with this base"
