@@ -47,7 +47,7 @@ Departures from the paper
 13. `estep=auto` takes the policy gradient only where the model's own thoughts have a positive
     credit in the mean, and best-of-n elsewhere (`way_of`).
 14. Only the first iteration of the small model takes the gradient (`estep=auto,best-of-n`). It
-    teaches when to think. Later the model knows, and selection costs less and ends higher. The
+    teaches when to think. Later the model knows, and selection costs less and does no worse. The
     presets of large models take the gradient in each iteration, as the paper does.
 
 Shapes: B snippets, G rollouts each, N = B*G rows, L lines, T tokens, V vocabulary, D width.
