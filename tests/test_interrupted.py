@@ -69,7 +69,7 @@ def test_batches_of_other_settings_are_not_taken(tmp_path, monkeypatch):
 
 def test_a_run_goes_on_in_the_infusion(tmp_path, monkeypatch):
     """Best-of-n, killed in the second batch of its first infusion, where there is no state yet."""
-    best = ["--estep", "best-of-n", "--models", "ra3"]
+    best = "--estep best-of-n --best-of 20 --models ra3".split()
     argv = [*TINY, *best, "--pretrain-steps", "4", "--iters", "1"]
     argv += "--eval-tasks 1 --samples 1 --max-new 8 --elbo-samples 1".split()
     train.main([*argv, "--out", str(tmp_path / "whole")])
