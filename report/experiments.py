@@ -156,10 +156,11 @@ def curve_of(folder, model):
     return [row for row in rows if row["model"] == model and row["phase"] == HELD]
 
 
-def run_seed(name, seed, out, rows, lengths=LENGTHS):
+def run_seed(name, seed, out, rows, lengths):
     """Run what is missing of a seed, one command after the other. Raises UserError."""
+    all_folders = folders_of(name, seed, out)
     for folder, options in folders_of(name, seed, out, lengths).items():
-        share_base(folder, folders_of(name, seed, out))
+        share_base(folder, all_folders)
         run_folder(folder, rows, options)
 
 
@@ -252,30 +253,31 @@ def write_tables(name, seeds, out):
         write_output(os.path.join(out, "lengths.png"), "--out", lengths_figure(rates, curves))
 
 
-def rates_of_models(seeds, out):
-    """{model: {(stages, seed): pass@1}} of what `lengths` has mid-trained."""
-    rates = {}
+def finished_at_lengths(seeds, out):
+    """What `lengths` has finished: yields (model, (stages, seed), folder, its figures)."""
     for row in EXPERIMENTS["lengths"]:
         for seed in seeds:
             for stages, folder in zip(LENGTHS, folders_of("lengths", seed, out), strict=True):
-                entry = None if row.model.startswith("rlvr-") else figures_of(folder, row.model)
-                if entry is not None:
-                    rates.setdefault(row.model, {})[stages, seed] = entry["pass@1"]
+                figures = figures_of(folder, row.model)
+                if figures is not None:
+                    yield row.model, (stages, seed), folder, figures
+
+
+def rates_of_models(seeds, out):
+    """{model: {(stages, seed): pass@1}} of what `lengths` has mid-trained."""
+    rates = {}
+    for model, key, _, figures in finished_at_lengths(seeds, out):
+        if not model.startswith("rlvr-"):
+            rates.setdefault(model, {})[key] = figures["pass@1"]
     return rates
 
 
 def curves_of_starts(seeds, out):
     """{start: {(stages, seed): rows}} of the GRPO runs of `lengths` that are finished."""
     curves = {}
-    for row in EXPERIMENTS["lengths"]:
-        start = row.model.removeprefix("rlvr-")
-        if start == row.model:
-            continue
-        for seed in seeds:
-            for stages, folder in zip(LENGTHS, folders_of("lengths", seed, out), strict=True):
-                if figures_of(folder, row.model) is not None:
-                    rows = curve_of(folder, row.model)
-                    curves.setdefault(start, {})[stages, seed] = rows
+    for model, key, folder, _ in finished_at_lengths(seeds, out):
+        if model.startswith("rlvr-"):
+            curves.setdefault(model.removeprefix("rlvr-"), {})[key] = curve_of(folder, model)
     return curves if LAST in curves else {}
 
 
