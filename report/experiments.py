@@ -32,7 +32,9 @@ BEST_OF_20 = "--estep best-of-n --best-of 20 --choose-by snippet"
 BEST_OF_20_A_LINE = "--estep best-of-n --best-of 20 --choose-by line"
 # half the snippets and steps: twenty rollouts a snippet are most of the time
 WEAK = "--base-check false --infuse 600 --mstep-steps 30"
-LENGTHS = (1, 2, 3, 4, 6, 8)
+# hard lines a program -> steps of GRPO from the base: to the FLOPs at which that from ra3 ends, or
+# to where its pass rate is level
+LENGTHS = {1: 60, 2: 80, 3: 120, 4: 160, 6: 300, 8: 400}
 # a base of programs of all these lengths, which seldom thinks
 LONG_BASE = "--base-stages 1,2,3,4,6,8 --useful 0.1 --pretrain-steps 800"
 SIX_STAGES = f"--stages 6 {LONG_BASE}"
@@ -115,20 +117,23 @@ EXPERIMENTS = {
         em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
         em_row("group", f"{GRADIENT_FIRST} --credit group"),
         em_row("ra3", ""),
-        grpo("base", "--rl-steps 240"),  # to about the FLOPs at which that from ra3 ends
-        grpo("ntp"),
-        *(grpo(start, "--rl-steps 40") for start in ("best-of-20", "group", "ra3")),
+        grpo("base"),  # as many steps as LENGTHS has
+        *(grpo(start, "--rl-steps 20") for start in ("best-of-20", "group", "ra3")),
+        grpo("ntp", "--rl-steps 80"),
     ],
 }
 
 
-def folders_of(name, seed, out, lengths=LENGTHS):
-    """{folder: options that every command in it gets} of a seed. They can share a base model."""
+def folders_of(name, seed, out, lengths=tuple(LENGTHS)):
+    """{folder: options of every command in it that has none of its own} of a seed.
+
+    They can share a base model.
+    """
     if name != "lengths":
         return {os.path.join(out, str(seed)): f"--seed {seed}"}
     return {
         os.path.join(out, f"{stages}-stages", str(seed)): (
-            f"--seed {seed} --stages {stages} {LONG_BASE}"
+            f"--seed {seed} --stages {stages} --rl-steps {LENGTHS[stages]} {LONG_BASE}"
         )
         for stages in lengths
     }
@@ -137,7 +142,7 @@ def folders_of(name, seed, out, lengths=LENGTHS):
 def commands_of(row, folder, options):
     """The command lines that make a row, as lists."""
     for arguments in row.command.split(" && "):
-        argv = ["train.py", *shlex.split(f"{arguments} {options}"), "--out", folder]
+        argv = ["train.py", *shlex.split(f"{options} {arguments}"), "--out", folder]
         yield [sys.executable, *argv, *["--resume"] * os.path.isdir(folder)]
 
 
@@ -308,9 +313,9 @@ def rows_of(name, text):
 def lengths_of(name, text):
     """The numbers of stages that --stages names; all without it. Raises UserError."""
     if not text:
-        return LENGTHS
+        return tuple(LENGTHS)
     lengths = stages_of(text)
-    if name != "lengths" or not set(lengths) <= set(LENGTHS):
+    if name != "lengths" or not LENGTHS.keys() >= set(lengths):
         known = ",".join(map(str, LENGTHS))
         raise UserError(f"--stages {text}: expected some of {known}, for the experiment lengths")
     return lengths

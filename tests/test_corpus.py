@@ -710,8 +710,6 @@ def test_killed_and_resumed_it_is_the_same(tmp_path, monkeypatch):
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    parts = {p.name for p in tmp_path.glob("a/*.unfinished/*.npz")}
-    assert not list(tmp_path.glob("a/*/manifest.json"))
     for _ in range(1000):  # its workers end by themselves
         try:
             os.killpg(killed.pid, 0)
@@ -720,6 +718,9 @@ def test_killed_and_resumed_it_is_the_same(tmp_path, monkeypatch):
         time.sleep(0.01)
     else:
         raise AssertionError("a worker outlived its parent")
+    # only now: until they end they finish the parts that they are at
+    parts = {p.name for p in tmp_path.glob("a/*.unfinished/*.npz")}
+    assert not list(tmp_path.glob("a/*/manifest.json"))
     monkeypatch.setattr(sources, "CHUNK", 5_000)
     written, write_part = tmp_path / "written", prepare.write_part
 
