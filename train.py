@@ -53,6 +53,7 @@ from config import (
     parse,
     stages_of,
 )
+from corpus.prepare import arguments_of, prepare_corpus
 from elbo import never_thinks
 from engine import documents, parallel, plan, training
 from engine.backend import FAST, Backend
@@ -431,7 +432,7 @@ def main(argv):
     rlvr.check_reward(cfg)
     if args.dry_run is not None:
         card = plan.planned_device(args.dry_run)
-        plan.print_plan(cfg, stage, card, Run(cfg, stage) if plan.shape(cfg)[1] else None)
+        plan.print_plan(cfg, stage, card, run_to_plan(cfg, stage) if plan.shape(cfg)[1] else None)
         return
     run = checked_run(cfg, stage)
     run.backend = backend_of(cfg)
@@ -451,6 +452,15 @@ def main(argv):
         print(closing_words(run, results))
         if cfg.report:
             write_report(run)
+
+
+def run_to_plan(cfg, stage):
+    """The Run of a dry run, with its corpus if that is prepared: nothing is prepared here."""
+    run = Run(cfg, stage, prepare=False)
+    there = cfg.data == "domain" or prepare_corpus(**arguments_of(cfg, run.tok), make=False)
+    if stage != "rlvr" and there:
+        run.prepare()
+    return run
 
 
 @parallel.rank0_only

@@ -81,6 +81,7 @@ def prepare_corpus(
     cache="runs/corpora",
     progress=True,
     cores=None,
+    make=True,
 ):
     """The Corpus of the sources in `spec` (see sources.py).
 
@@ -94,12 +95,12 @@ def prepare_corpus(
     check          the decontaminate.Checker that says which functions to drop; None: none.
     cache          the folder of prepared corpora.
     cores          processes; None: as many as there are cores.
+    make           False: None where it is not prepared yet.
 
     The same arguments and sources give the same files, however often the work was interrupted.
     Raises UserError if a source does not exist, or nothing is left.
     """
     origins = sources(spec, column)
-    warn_of_sources(origins)
     settings = dict(
         max_tokens=max_tokens,
         min_lines=min_lines,
@@ -110,6 +111,9 @@ def prepare_corpus(
         column=column,
     )
     job = Preparation(origins, tok, settings, check, progress, cores or config.cores())
+    if not make and not pathlib.Path(cache, fingerprint(job)).exists():
+        return None
+    warn_of_sources(origins)
     try:
         corpus, counts = open_or_make(job, cache)
     except OSError as e:

@@ -6,7 +6,7 @@
 
 Computed from the settings and the model's shape. The speed of the device here is measured, that of
 another taken from its data sheet, or given: what a large bfloat16 product and a read reach. No
-weights are needed. The corpus is read if the model's tokenizer is there.
+weights are needed. The corpus is read if it is prepared.
 
     parameter, float32 weights       4 bytes + 4 gradient + 8 moments of Adam
                                      (+ 2 for the copy that autocast multiplies with)
@@ -61,6 +61,7 @@ PROBLEM = 200  # assumed: tokens of a problem of RLVR
 WRITTEN = 0.5  # assumed: share of --max-new that a completion takes
 PRODUCT = 0.8  # assumed: share of the data sheet's rate that a large product reaches
 STREAM = 0.9  # assumed: the same of the memory's rate
+FLOAT32 = 16  # assumed: a float32 product takes so many times as long, where it is not known
 
 
 class Card(typing.NamedTuple):
@@ -70,6 +71,7 @@ class Card(typing.NamedTuple):
     gib: float  # memory as torch tells it
     flops: float = 0.0  # a second of a dense bfloat16 product, sums in float32; 0: not known
     bytes: float = 0.0  # a second of memory
+    flops32: float = 0.0  # of a float32 product; 0: not known
     measured: bool = False  # what is reached, and not what the data sheet says
 
     def rates(self):
@@ -78,7 +80,8 @@ class Card(typing.NamedTuple):
             return None
         product, stream = (1.0, 1.0) if self.measured else (PRODUCT, STREAM)
         device = torch.device("cuda")
-        return Rates(product * self.flops, 0.0, stream * self.bytes, True, device)
+        flops32 = self.flops32 or self.flops / FLOAT32
+        return Rates(product * self.flops, product * flops32, stream * self.bytes, True, device)
 
 
 # What takes memory and changes, at its smallest.
@@ -92,10 +95,10 @@ SMALLEST = {
 
 # From the makers' data sheets, in the order in which names are looked up.
 CARDS = {
-    "h200": Card("H200", 139.8, 989e12, 4.8e12),
-    "h100": Card("H100 SXM", 79.2, 989e12, 3.35e12),
-    "a100": Card("A100 SXM, 80 GB", 79.2, 312e12, 2.04e12),
-    "4090": Card("RTX 4090", 23.6, 165e12, 1.01e12),
+    "h200": Card("H200", 139.8, 989e12, 4.8e12, 67e12),
+    "h100": Card("H100 SXM", 79.2, 989e12, 3.35e12, 67e12),
+    "a100": Card("A100 SXM, 80 GB", 79.2, 312e12, 2.04e12, 19.5e12),
+    "4090": Card("RTX 4090", 23.6, 165e12, 1.01e12, 82.6e12),
 }
 
 
@@ -349,6 +352,9 @@ def hours(cfg, net, stage, tokens, rates):
         plan["E-steps"] = estep_hours(cfg, net, tokens, rates)
         plan["infusion"] = infusion_hours(cfg, net, tokens, rates)
         plan["M-steps"] = mstep
+        plan["evaluation"] = evaluation_hours(cfg, net, 3, cfg.iters, tokens, rates)
+    if stage == "eval":
+        plan["a model"] = evaluation_hours(cfg, net, 1, 0, tokens, rates)
     if stage == "rlvr":
         plan["GRPO"] = grpo_hours(cfg, net, rates)
     return plan
@@ -398,14 +404,32 @@ def infusion_hours(cfg, net, tokens, rates):
     return times, snippets * G * tokens, snippets / batch * seconds / 3600
 
 
+def evaluation_hours(cfg, net, models, more, tokens, rates):
+    """(models and times, tokens read or written, hours) of evaluation at the end.
+
+    more: times that the held-out bound is computed besides, after an EM iteration. It is computed
+    in float32, whatever the weights.
+    """
+    K, n = cfg.elbo_samples, cfg.n_heldout
+    precise = rates._replace(flops=rates.flops32)
+    seconds = (models + more) * rollout_seconds(cfg, net, n, K, tokens, precise)
+    count = (models + more) * n * K * tokens
+    if cfg.data == "domain":
+        written = models * round(WRITTEN * cfg.max_new * cfg.eval_tasks * (cfg.samples + 1))
+        count += written
+        seconds += 2 * sizes(net)["work"] * written / (READ * rates.flops)
+        seconds += models * 2 * cfg.max_new * step_seconds(net, rates)  # sampled, and greedy
+    return models + more, count, seconds / 3600
+
+
 # ---------------------------------------------------------------- the page
 
 
 def print_plan(cfg, stage, card=None, run=None):
     """Print the plan.
 
-    card: a Card of a device that is not here; None: the one found. run: the Run with the corpus, or
-    None.
+    card: a Card of a device that is not here; None: the one found. run: the Run, with the corpus
+    if it is prepared; None where the model is not here.
     """
     net, here = shape(cfg)
     device = None if card else device_of(cfg)
@@ -424,12 +448,9 @@ def print_plan(cfg, stage, card=None, run=None):
 
 def print_hours(cfg, net, stage, tokens, rates, device):
     """Print steps, tokens and hours of each part. rates: None where only memory is known."""
-    if stage == "eval":
-        print("\nhours: not computed; evaluation is not counted")
-        return
     if rates is None:
         print("\nhours: not known; give TFLOP/s and GB/s as well, or the name of a card")
-        rates = Rates(math.nan, 0.0, math.nan, True, torch.device("cuda"))
+        rates = Rates(math.nan, math.nan, math.nan, True, torch.device("cuda"))
     else:
         print(f"\nexpected on {speed_words(rates, device)}; {assumptions(stage)}")
     parts = hours(cfg, net, stage, tokens, rates)
@@ -465,7 +486,7 @@ def assumptions(stage):
         )
     return (
         f"assumed: training reaches {TRAIN:.0%} of it and rollouts {READ:.0%}, {THINKS:.0%} of "
-        "lines take a thought; evaluation not counted"
+        "lines take a thought, the held-out bound is computed in float32; grading not counted"
     )
 
 
@@ -501,8 +522,9 @@ def print_corpus(cfg, run):
         return tokens
     tokens = cfg.max_tokens / 2
     bound = f", so at most {tokens * cfg.n_expert / 1e6:,.1f} M tokens" if cfg.n_expert else ""
+    state = "its tokenizer is not here" if run is None else "not prepared (python -m corpus)"
     print(
-        f"corpus {cfg.data}: not read; assumed {tokens:.0f} tokens a snippet, "
+        f"corpus {cfg.data}: {state}; assumed {tokens:.0f} tokens a snippet, "
         f"half of --max-tokens{bound}"
     )
     return tokens

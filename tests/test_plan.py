@@ -3,7 +3,6 @@
 import itertools
 import os
 import sys
-import types
 
 import pytest
 import torch
@@ -14,11 +13,12 @@ import mstep
 import train
 from config import PRESETS, UserError
 from engine import plan, training
+from engine.machine import Rates
 from formats import huggingface
 from model import Documents, ModelConfig, Transformer
 
 torch.set_num_threads(1)
-H200 = types.SimpleNamespace(flops=790e12, bytes=4.3e12, device=torch.device("cuda"))
+H200 = Rates(790e12, 60e12, 4.3e12, True, torch.device("cuda"))
 
 
 def test_published_shapes():
@@ -183,8 +183,8 @@ def test_hours_in_the_docs():
         assert memory == f"{need:.1f} of {room:.1f}"
         rates = plan.CARDS[names[card]].rates()
         times = [hours for *_, hours in plan.hours(cfg, net, "em", 256, rates).values()]
-        assert cells[:4] == [f"{time:.1f} h" for time in times]
-        assert cells[4] == f"{sum(times):.0f} h"
+        assert cells[:5] == [f"{time:.1f} h" for time in times]
+        assert cells[5] == f"{sum(times):.0f} h"
     assert len(rows) == 4
 
 
@@ -298,7 +298,7 @@ def test_a_micro_batch_is_no_larger_than_a_step():
 
 
 def test_a_page_is_of_its_stage(capsys):
-    """RLVR names no corpus and no E-step, evaluation no hours; a missing device: nothing at all."""
+    """RLVR names no corpus, no E-step; evaluation one model; a missing device: nothing at all."""
     cfg = config.make("qwen2.5-1.5b", model="my/folder")
     card = plan.planned_device("h100")
     pages = {}
@@ -308,7 +308,8 @@ def test_a_page_is_of_its_stage(capsys):
     assert all("(my/folder is not here: published shape)" in page for page in pages.values())
     assert "64 problems x 8 completions of at most 768 tokens" in pages["rlvr"]
     assert "corpus" not in pages["rlvr"] and "E-step" not in pages["rlvr"]
-    assert "evaluation is not counted" in pages["eval"] and "0.00 h" not in pages["eval"]
+    assert "a model" in pages["eval"] and "0.00 h" not in pages["eval"]
+    assert "evaluation" in pages["em"] and "evaluation" not in pages["ntp"]
     assert "a step of an E-step" not in pages["ntp"] and "a step of an E-step" in pages["em"]
     with pytest.raises(UserError, match="--device nothing: not available here"):
         plan.print_plan(config.make(device="nothing"), "em")
@@ -342,6 +343,46 @@ def test_hours_are_those_of_the_card(monkeypatch, capsys):
         assert plan.CARDS[name].name in text and "of its data sheet" in text
         hours[name] = float(text.split()[-2])
     assert hours["h200"] < hours["h100"] < hours["a100"] < hours["4090"]
+
+
+def test_hours_of_evaluation():
+    """The bound of base, NTP, RA3 and after each iteration; a tenth of the draws, about that."""
+    net, slow = plan.SHAPES["qwen2.5-1.5b"], H200._replace(flops32=H200.flops / 10)
+
+    def evaluation(stage="em", rates=slow, **settings):
+        cfg = config.make("qwen2.5-1.5b", elbo_samples=20, **settings)
+        *_, last = plan.hours(cfg, net, stage, 256, rates).values()
+        return last
+
+    times, tokens, hours = evaluation()
+    assert times == 5 and tokens == 5 * 20 * config.make("qwen2.5-1.5b").n_heldout * 256
+    one = evaluation("eval")
+    assert one[0] == 1 and one[2] == pytest.approx(hours / 5)
+    assert evaluation("eval", H200._replace(flops32=H200.flops))[2] < 0.2 * one[2]
+    assert evaluation("eval", n_heldout=8)[2] < one[2]
+    assert evaluation("eval", data="domain")[1] > one[1]  # and its tasks are solved
+
+
+def test_dry_run_prepares_nothing(monkeypatch, capsys, tmp_path):
+    """Before the corpus is prepared its size is assumed, and told; then it is read."""
+    monkeypatch.setattr(plan, "machine_rates", lambda device, wall: H200)
+    monkeypatch.setattr(train, "set_up", lambda cfg: None)
+    code = tmp_path / "code"
+    code.mkdir()
+    for i in range(60):
+        lines = "".join(f"    x{j} = {i} * a + {j}\n" for j in range(4))
+        (code / f"f{i}.py").write_text(f"def f{i}(a):\n{lines}    return x{i % 4}\n")
+    settings = ["--data", str(code), "--cache", str(tmp_path / "cache"), "--near-duplicate", "1"]
+    settings += ["--decontaminate", "false", "--out", str(tmp_path / "run")]
+    argv = [*settings, "--n-expert", "20", "--n-heldout", "4", "--dry-run"]
+    train.main(argv)
+    assert "not prepared (python -m corpus); assumed" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["code"]
+    cfg, _ = config.parse(argv, train.OPTIONS, "")
+    train.Run(cfg)
+    capsys.readouterr()
+    train.main(argv)
+    assert "20 snippets to train on, about" in capsys.readouterr().out
 
 
 def test_dry_run_writes_nothing(monkeypatch, capsys, tmp_path):
