@@ -111,6 +111,11 @@ EXPERIMENTS = {
         grpo_recipe("rounds", "--rounds 4"),  # dynamic sampling
         grpo_recipe("completions", "--prompts 4 --completions 32"),
         grpo_recipe("tests", "--reward tests"),  # partial credit
+        TableRow(  # shorter programs first
+            "rlvr-curriculum",
+            f"--stage rlvr --init base --name rlvr-short --rl-steps 80 --stages 2 {LONG_BASE} && "
+            f"--stage rlvr --init rlvr-short --name rlvr-curriculum --rl-steps 60 {SIX_STAGES}",
+        ),
     ],
     "lengths": [
         em_row("best-of-20", BEST_OF_20),
