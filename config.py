@@ -162,11 +162,12 @@ class Config:
         of="",
     )
     micro_tokens: int = setting(
-        6400, "tokens of a micro-batch: less memory, same result", of="rlvr", least=1
+        6400, "tokens of a micro-batch: less memory, same result up to rounding", of="rlvr", least=1
     )
     engine: bool = setting(
         True,
-        "the fast code of engine/; false: the plain code of the top folder, slow, same result",
+        "the fast code of engine/; false: the plain code of the top folder, slow; in float32 the "
+        "same result up to rounding",
         of="",
     )
     bf16: bool = setting(
@@ -235,7 +236,8 @@ class Config:
     )
     base_stages: str = setting(
         "2,3",
-        "the same for the functions of the base corpus; --stages alone changes both",
+        "the same for the functions of the base corpus, which makes room likewise; --stages alone "
+        "changes both",
         of="pretrain",
     )
     n_expert: int = setting(4000, "expert snippets, at most; real code: 0: all", of="ntp")

@@ -24,7 +24,7 @@ The chain rule makes it a mean over sampled thoughts,
 
 so that one drawn latent gives kl_t, whose mean over q is Prop. 5.1's KL_t (tests/test_elbo.py sums
 over all latents). E_q d log q = 0, so the gradient of the bound needs r_t alone, without a gradient
-through kl_t. log|Z| is about think_max log V, 200 nats and more with a real vocabulary: under this
+through kl_t. log|Z| is about think_max log V, 170 to 190 nats with a real vocabulary: under this
 prior a thought must win as much back. The penalty c is what replaces it in practice.
 
 Departures from the paper

@@ -37,7 +37,8 @@ Departures from the paper
    It is the bound's KL for a prior whose thoughts come from pi and not from U.
 8. The gradient of that term lacks the score term: thoughts are drawn from q too, and how q changes
    which prefixes are visited is left out. It is the gradient at each sampled prefix alone.
-9. `estep=best-of-n` optimises the same bound without a gradient: it takes the best of G rollouts.
+9. `estep=best-of-n` optimises the same bound without a gradient: it takes the best of `best_of`
+   rollouts.
 10. `horizon=1`: one latent a snippet, before its first line. This is BRiTE.
 11. `gain_floor` bounds what one bad thought can cost. A wrong worked note costs five nats, a right
     one brings two. Without the floor, thinking dies before lines where two of three are right.

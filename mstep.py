@@ -12,7 +12,8 @@ Departures from the paper
    say). Infused ids are always what the tokenizer makes of their text. `not_canonical` counts them.
 2. Of K samples of q one is written in, drawn with probability proportional to exp(sum_t r_t). As K
    grows this becomes a draw from q(z) exp(sum_t r_t), normalised; K = 1 (`resample=1`) is a draw
-   from q, the paper's. It is selection on top of the gradient.
+   from q, the paper's. It is selection on top of the gradient. Where an iteration has no gradient
+   (estep.py, departure 9) the best is written in.
 3. A snippet that outgrows `block` tokens loses its last thoughts until it fits.
 
 A step takes documents of about `rows` x `block` tokens, `micro_tokens` at a time. The gradients of

@@ -458,6 +458,15 @@ def base_shape(run):
 # ---------------------------------------------------------------- is all there that a stage needs?
 
 
+def run_to_plan(cfg, stage):
+    """The Run of a dry run, with its corpus if that is prepared: nothing is prepared here."""
+    run = Run(cfg, stage, prepare=False)
+    there = cfg.data == "domain" or prepare_corpus(**arguments_of(cfg, run.tok), make=False)
+    if stage != "rlvr" and there:
+        run.prepare()
+    return run
+
+
 def checked_run(cfg, stage):
     """The run's folder, if all is there that the stage needs, made with the same settings.
 

@@ -13,10 +13,11 @@
     eval       evaluate the models of the run's folder                              -> results.json
     all        the same as em
 
-The run's folder holds settings-NAME.json, tokenizer.txt, checkpoints by name, metrics.jsonl (a
-line a step), results.json, samples-NAME.jsonl (greedy programs), samples-NAME-domain.jsonl (sampled
-ones), thoughts-NAME.jsonl (rollouts over held-out code) and report.html, a page of all that;
-settings.json is of the last command that made a model. Every batch and every draw is a function of
+The run's folder holds settings-NAME.json, checkpoints by name, metrics.jsonl (a line a step),
+results.json, thoughts-NAME.jsonl (rollouts over held-out code) and report.html, a page of all that;
+settings.json is of the last command that made a model. Of the built-in domain it also holds
+tokenizer.txt, samples-NAME.jsonl (greedy programs) and samples-NAME-domain.jsonl (sampled ones), of
+real code sources.json and contamination.json. Every batch and every draw is a function of
 (seed, stage, iteration, step), so a checkpoint needs weights, optimizer and position only: a killed
 run goes on with --resume as if nothing had happened, bit for bit on the CPU. A finished one goes on
 with more --iters.
@@ -53,7 +54,6 @@ from config import (
     parse,
     stages_of,
 )
-from corpus.prepare import arguments_of, prepare_corpus
 from elbo import never_thinks
 from engine import documents, parallel, plan, training
 from engine.backend import FAST, Backend
@@ -63,7 +63,6 @@ from evaluate import GO_ON, evaluate, heldout_elbo, on_all_ranks, rollouts_of
 from formats import huggingface, tokenizers
 from model import Transformer, work_size
 from run import (
-    Run,
     base_shape,
     checked_run,
     current,
@@ -71,6 +70,7 @@ from run import (
     names_to_evaluate,
     ntp_name,
     rlvr_name,
+    run_to_plan,
     stage_settings,
 )
 from sample import plain_generate
@@ -452,15 +452,6 @@ def main(argv):
         print(closing_words(run, results))
         if cfg.report:
             write_report(run)
-
-
-def run_to_plan(cfg, stage):
-    """The Run of a dry run, with its corpus if that is prepared: nothing is prepared here."""
-    run = Run(cfg, stage, prepare=False)
-    there = cfg.data == "domain" or prepare_corpus(**arguments_of(cfg, run.tok), make=False)
-    if stage != "rlvr" and there:
-        run.prepare()
-    return run
 
 
 @parallel.rank0_only

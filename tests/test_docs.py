@@ -268,7 +268,7 @@ def settings_page():
         "",
         "Any setting can be set on the command line, `--key value`; dashes and underscores are",
         "alike. The order is: defaults, the preset, the command line. `python train.py --help`",
-        "prints the same. This page is written by `python tests/test_docs.py`.",
+        "prints the same, presets apart. This page is written by `python tests/test_docs.py`.",
     ]
     for field in dataclasses.fields(config.Config):
         if field.name in config.SECTIONS:

@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 
+import run as runs
 import train
 from worlds import TINY, Stop
 
@@ -61,7 +62,7 @@ def two(script, *argv):
 
 def one(out, argv, monkeypatch=None, stop=None):
     """train.py in this process; stopped after the metrics line `stop`, if one is given."""
-    log = train.Run.log
+    log = runs.Run.log
 
     def log_and_stop(self, name, **m):
         log(self, name, **m)
@@ -71,7 +72,7 @@ def one(out, argv, monkeypatch=None, stop=None):
     if not stop:
         return train.main([*argv, "--out", str(out)])
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(train.Run, "log", log_and_stop)
+        patch.setattr(runs.Run, "log", log_and_stop)
         train.main([*argv, "--out", str(out)])
 
 

@@ -10,6 +10,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import config
 import mstep
+import run as runs
 import train
 from config import PRESETS, UserError
 from engine import plan, training
@@ -379,7 +380,7 @@ def test_dry_run_prepares_nothing(monkeypatch, capsys, tmp_path):
     assert "not prepared (python -m corpus); assumed" in capsys.readouterr().out
     assert os.listdir(tmp_path) == ["code"]
     cfg, _ = config.parse(argv, train.OPTIONS, "")
-    train.Run(cfg)
+    runs.Run(cfg)
     capsys.readouterr()
     train.main(argv)
     assert "20 snippets to train on, about" in capsys.readouterr().out

@@ -14,6 +14,7 @@ import logprobs
 import mstep
 import pretended_cuda
 import rlvr
+import run as runs
 import train
 from config import make
 from engine import training
@@ -432,7 +433,7 @@ def test_stages_are_the_cpus(trained):
 @pytest.mark.slow
 def test_resume(trained, tmp_path, monkeypatch):
     """A run on a GPU that stopped in every stage, against the uninterrupted one: bit for bit."""
-    log = train.Run.log
+    log = runs.Run.log
     stops = [("ra3", "estep", 1), ("ra3", "mstep", 1), ("rlvr-ra3", "rlvr", 2)]
 
     def log_and_stop(self, name, **m):
@@ -441,7 +442,7 @@ def test_resume(trained, tmp_path, monkeypatch):
             stops.remove((name, m["phase"], m["step"]))
             raise Stop
 
-    monkeypatch.setattr(train.Run, "log", log_and_stop)
+    monkeypatch.setattr(runs.Run, "log", log_and_stop)
     options = ["--save-every", "1", "--resume"]
     for stage, stopped in ((EM, 2), (GRPO, 1)):
         for _ in range(stopped):

@@ -22,6 +22,7 @@ import torch
 import config
 import domain
 import rlvr
+import run as runs
 import train
 from benchmarks.files import read_rows
 from config import UserError
@@ -1087,14 +1088,14 @@ def whole(base):
 
 
 KILLED = """
-import sys, time, train
-log = train.Run.log
+import sys, time, train, run as runs
+log = runs.Run.log
 def stall(run, name, **m):
     log(run, name, **m)
     if m["phase"] == "rlvr" and m["step"] == 4:
         print("there", flush=True)
         time.sleep(600)
-train.Run.log = stall
+runs.Run.log = stall
 train.main(sys.argv[1:])
 """
 
@@ -1147,7 +1148,7 @@ def test_resume_in_the_middle_of_a_line(base, whole, tmp_path, monkeypatch, kill
         kill(argv)
     else:
         with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(train.Run, "log", stopped_at(("rlvr", 4), train.Run.log))
+            patch.setattr(runs.Run, "log", stopped_at(("rlvr", 4), runs.Run.log))
             train.main(argv)
     assert (out / "rlvr-base.state").exists() and not (out / "rlvr-base.pt").exists()
     with open(out / "metrics.jsonl", "a") as f:
@@ -1161,13 +1162,13 @@ def test_resume_at_every_point(base, whole, tmp_path, monkeypatch):
     epochs, minibatches and rounds; other settings are refused and change nothing; once done there
     is nothing left to do.
     """
-    out, log = copy_of(base, tmp_path / "run"), train.Run.log
+    out, log = copy_of(base, tmp_path / "run"), runs.Run.log
     argv = [*given_to(base, out, "all"), "--resume"]
     for stop in (("rlvr-heldout", 0), ("rlvr", 1), ("rlvr", 3), ("rlvr-heldout", 4)):
-        monkeypatch.setattr(train.Run, "log", stopped_at(stop, log))
+        monkeypatch.setattr(runs.Run, "log", stopped_at(stop, log))
         with pytest.raises(Stop):
             train.main(argv)
-    monkeypatch.setattr(train.Run, "log", log)
+    monkeypatch.setattr(runs.Run, "log", log)
     before = listing(out)
     for other in ("--rl-lr", "--completions", "--clip-low"):
         with pytest.raises(UserError, match=f"{other[2:].replace('-', '_')}=.*same settings"):

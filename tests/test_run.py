@@ -107,17 +107,17 @@ def test_a_finished_run_goes_on_with_more_iterations(folder, tmp_path):
 def test_an_unfinished_run_goes_on_with_more_iterations(folder, tmp_path, monkeypatch):
     """Stopped in the last M-step of two iterations, and resumed with three."""
     out = copy_of(folder, tmp_path, *BASE)
-    log = train.Run.log
+    log = runs.Run.log
 
     def log_and_stop(self, name, **m):
         log(self, name, **m)
         if (m["phase"], m.get("iteration"), m.get("step")) == ("mstep", 1, 4):
             raise Stop
 
-    monkeypatch.setattr(train.Run, "log", log_and_stop)
+    monkeypatch.setattr(runs.Run, "log", log_and_stop)
     with pytest.raises(Stop):
         start(out)
-    monkeypatch.setattr(train.Run, "log", log)
+    monkeypatch.setattr(runs.Run, "log", log)
     with pytest.raises(UserError, match="iters=2 and not 1"):
         start(out, "--resume", "--iters", "1")
     start(out, "--resume", "--iters", "3", "--keep-iterations")
@@ -136,14 +136,14 @@ def test_other_settings_do_not_go_on(folder, tmp_path):
 # ---------------------------------------------------------------- several processes
 
 WORKER = """
-import sys, time, train
-log = train.Run.log
+import sys, time, train, run as runs
+log = runs.Run.log
 def stall(run, name, **m):
     log(run, name, **m)
     if name == "a" and m["phase"] == "mstep" and m["step"] == 2:
         print("there", flush=True)
         time.sleep(600)
-train.Run.log = stall
+runs.Run.log = stall
 train.main(sys.argv[1:])
 """
 
@@ -275,7 +275,7 @@ def older(state, *unknown):
 def test_an_unfinished_run_of_an_older_version(folder, tmp_path, monkeypatch):
     """A base, and an M-step, that were stopped by a version with fewer settings: they go on."""
     out = tmp_path / "old"
-    log = train.Run.log
+    log = runs.Run.log
     for stop, name in ((("pretrain", 12), "base"), (("mstep", 3), "ra3")):
 
         def log_and_stop(self, model, stop=stop, name=name, **m):
@@ -283,7 +283,7 @@ def test_an_unfinished_run_of_an_older_version(folder, tmp_path, monkeypatch):
             if model == name and (m["phase"], m.get("step")) == stop:
                 raise Stop
 
-        monkeypatch.setattr(train.Run, "log", log_and_stop)
+        monkeypatch.setattr(runs.Run, "log", log_and_stop)
         with pytest.raises(Stop):
             start(out, "--resume" if name == "ra3" else "--resume=false", "--keep-iterations")
         state = older(torch.load(out / f"{name}.state"), "kl_prior", "engine", "alpha")
@@ -291,7 +291,7 @@ def test_an_unfinished_run_of_an_older_version(folder, tmp_path, monkeypatch):
             progress = state.pop("progress")
             state.update(step=progress["step"], flops=progress["flops"])
         torch.save(state, out / f"{name}.state")
-    monkeypatch.setattr(train.Run, "log", log)
+    monkeypatch.setattr(runs.Run, "log", log)
     with pytest.raises(UserError, match="alpha=0.9 and not 0.5; give the same"):
         start(out, "--resume", "--alpha", "0.5")
     start(out, "--resume")

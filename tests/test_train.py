@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 
+import run as runs
 import train
 from config import SECTIONS, Config, UserError
 from worlds import HERE, TINY, Stop, listing, metrics, same_weights
@@ -32,14 +33,14 @@ def whole(tmp_path_factory):
 # ---------------------------------------------------------------- exact resume
 
 KILLED = """
-import sys, time, train
-log = train.Run.log
+import sys, time, train, run as runs
+log = runs.Run.log
 def stall(run, name, **m):
     log(run, name, **m)
     if m["step"] == 23:
         print("there", flush=True)
         time.sleep(600)
-train.Run.log = stall
+runs.Run.log = stall
 train.main(sys.argv[1:])
 """
 STOPS = [
@@ -68,7 +69,7 @@ def stop_after(stop, log, monkeypatch):
         if (name, m["phase"], m.get("iteration"), m.get("step")) == stop:
             raise Stop
 
-    monkeypatch.setattr(train.Run, "log", log_and_stop)
+    monkeypatch.setattr(runs.Run, "log", log_and_stop)
 
 
 def test_resume_is_exact(whole, tmp_path, monkeypatch):
@@ -92,7 +93,7 @@ def test_resume_is_exact(whole, tmp_path, monkeypatch):
     with open(out / "metrics.jsonl", "a") as f:
         f.write('{"model": "base", "ph')
 
-    log = train.Run.log
+    log = runs.Run.log
     for stop in STOPS:
         stop_after(stop, log, monkeypatch)
         with pytest.raises(Stop):
@@ -105,7 +106,7 @@ def test_resume_is_exact(whole, tmp_path, monkeypatch):
                 ):
                     run(out, *argv, "--resume", other, "1")
             assert listing(out) == before
-    monkeypatch.setattr(train.Run, "log", log)
+    monkeypatch.setattr(runs.Run, "log", log)
     run(out, *argv, "--resume")
 
     for name in ("base", "ntp", "ra3"):
@@ -125,7 +126,7 @@ def test_starting_over_forgets_what_was_unfinished(whole, tmp_path, monkeypatch)
     Stopped in the second M-step, then started over without --resume and stopped with the first
     iteration's documents just written: the state of the second is not beside them.
     """
-    out, log = copied(whole, tmp_path), train.Run.log
+    out, log = copied(whole, tmp_path), runs.Run.log
     for stop, left in (
         (("ra3", "mstep", 1, 3), ["ra3.docs", "ra3.state"]),
         (("ra3", "infuse", 0, None), ["ra3.docs"]),
