@@ -810,6 +810,27 @@ def command(main, stopped=""):
         sys.exit(2)
 
 
+@contextlib.contextmanager
+def ended_by_signals():
+    """Within: SIGTERM and SIGHUP leave by SystemExit, so that what the command began can be ended.
+
+    One that is ignored, as under nohup, stays so.
+    """
+
+    def leave(number, frame):
+        raise SystemExit(128 + number)
+
+    numbers = [signal.SIGTERM, signal.SIGHUP]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the largest file
 MAKE_ROOM = "make room; --resume, where a command has it, goes on"
 

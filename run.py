@@ -186,11 +186,6 @@ class Run:
         unchecked = f"corpus {cfg.data}: not checked against any benchmark (--decontaminate false)"
         tqdm.write(line(self.contamination) if cfg.decontaminate else unchecked, file=sys.stderr)
         self.expert, self.heldout = split_heldout(corpus, cfg.seed, cfg.n_expert, cfg.n_heldout)
-        if not len(self.expert) or not len(self.heldout):
-            raise UserError(
-                f"--data {cfg.data}: {len(corpus)} usable functions, of which {len(self.heldout)} "
-                "fall to the held-out tenth; expected at least one on either side; give more code"
-            )
         counts = ", ".join(f"{key} {n}" for key, n in corpus.manifest["counts"].items() if n)
         print(
             f"corpus {cfg.data}: {len(self.expert)} snippets to train on, "

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from config import CORPUS, seed_of
+from config import CORPUS, UserError, seed_of
 from data import Snippet
 
 
@@ -95,9 +95,17 @@ def order(n, seed, epoch=0):
 
 
 def split_heldout(corpus, seed, n_expert=0, n_heldout=0):
-    """A Corpus -> (to train on, held out), both in random order, at most so many (0: all)."""
+    """A Corpus -> (to train on, held out), both in random order, at most so many (0: all).
+
+    Raises UserError if one of them is empty.
+    """
     shuffled = order(len(corpus), seed)
     held = corpus.held()[shuffled]
     expert = shuffled[~held][: n_expert or None]
     heldout = shuffled[held][: n_heldout or None]
+    if not len(expert) or not len(heldout):
+        raise UserError(
+            f"--data: {len(corpus)} usable functions, of which {len(heldout)} fall to the held-out "
+            "tenth; expected at least one on either side; give more code"
+        )
     return corpus.take(expert), corpus.take(heldout)

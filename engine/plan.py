@@ -59,6 +59,8 @@ INFUSED = 256  # rows of a batch of the infusion, as estep.proposals has them
 SEEN = 1.7  # assumed: keys that a token's document attends to, a token, where beginnings are shared
 PROBLEM = 200  # assumed: tokens of a problem of RLVR
 WRITTEN = 0.5  # assumed: share of --max-new that a completion takes
+NARROW = 256  # width of a model whose products a CPU does not do at the rate of large ones
+SLOWER = 0.25  # and the share of that rate; the default command takes that (docs/results-domain.md)
 PRODUCT = 0.8  # assumed: share of the data sheet's rate that a large product reaches
 STREAM = 0.9  # assumed: the same of the memory's rate
 FLOAT32 = 16  # assumed: a float32 product takes so many times as long, where it is not known
@@ -249,7 +251,8 @@ def memory_plan(cfg, net, stage="em", gpu=True):
         tokens = min(cfg.micro_tokens, rows * own)
         update = training_memory(cfg, net, tokens, 2, SEEN, gpu)
         phases["E-step, rollouts"] = {**frozen, "bfloat16 copies": 2 * copies, **drawing}
-        phases["E-step, update"] = {**update, "weights": 2 * W * n, "bfloat16 copies": copies}
+        if gradient_steps(cfg):
+            phases["E-step, update"] = {**update, "weights": 2 * W * n, "bfloat16 copies": copies}
     if stage in ("em", "all", "eval"):
         kv = 8 * net.n_layer * net.n_kv_head * (net.d_model // net.n_head)  # bytes a token
         rows = rows_at_once(torch.device("cuda" if gpu else "cpu"), kv * own)
@@ -366,11 +369,15 @@ def training_hours(cfg, net, tokens, rates):
     return (8 if cfg.checkpoint else 6) * work * tokens / (TRAIN * rates.flops) / 3600
 
 
+def gradient_steps(cfg):
+    """E-steps by policy gradient of all EM iterations, at most."""
+    esteps = [estep_of(cfg, i) for i in range(cfg.iters)]
+    return cfg.estep_steps * sum(way in ("auto", "reinforce") for way in esteps)
+
+
 def estep_hours(cfg, net, tokens, rates):
     """(steps, tokens sampled over, hours) of all E-steps by policy gradient."""
-    rows = cfg.snippets * cfg.group
-    esteps = [estep_of(cfg, i) for i in range(cfg.iters)]
-    steps = cfg.estep_steps * sum(way in ("auto", "reinforce") for way in esteps)
+    rows, steps = cfg.snippets * cfg.group, gradient_steps(cfg)
     rollouts = rollout_seconds(cfg, net, cfg.snippets, cfg.group, tokens, rates) / 3600
     update = training_hours(cfg, net, rows * tokens, rates)
     return steps, steps * rows * tokens, steps * (rollouts + update)
@@ -442,8 +449,15 @@ def print_plan(cfg, stage, card=None, run=None):
     largest = max(sum(phase.values()) for phase in phases.values())
     helps = what_helps(cfg, net, stage, gpu, room_of(memory))
     print(fit_message(largest, memory, name, helps))
-    rates = card.rates() if card else machine_rates(device, True)
+    rates = card.rates() if card else slowed(net, machine_rates(device, True))
     print_hours(cfg, net, stage, tokens, rates, card or device)
+
+
+def slowed(net, rates):
+    """The Rates of this machine for a model that may be small."""
+    if rates.device.type != "cpu" or net.d_model >= NARROW:
+        return rates
+    return rates._replace(flops=SLOWER * rates.flops, flops32=SLOWER * rates.flops32)
 
 
 def print_hours(cfg, net, stage, tokens, rates, device):
@@ -452,26 +466,35 @@ def print_hours(cfg, net, stage, tokens, rates, device):
         print("\nhours: not known; give TFLOP/s and GB/s as well, or the name of a card")
         rates = Rates(math.nan, math.nan, math.nan, True, torch.device("cuda"))
     else:
-        print(f"\nexpected on {speed_words(rates, device)}; {assumptions(stage)}")
+        print(f"\nexpected on {speed_words(rates, device, net)}; {assumptions(stage)}")
     parts = hours(cfg, net, stage, tokens, rates)
     for part, (steps, count, time) in parts.items():
-        print(f"{part.ljust(14)}{steps:8,} steps{count / 1e6:12,.2f} M tokens{hour_cell(time):>14}")
+        unit, millions = "step " if steps == 1 else "steps", count / 1e6
+        print(f"{part.ljust(14)}{steps:8,} {unit}{millions:12,.2f} M tokens{hour_cell(time):>14}")
     total = sum(time for *_, time in parts.values())
     print(f"{'together'.ljust(45)}{hour_cell(total):>14}")
 
 
 def hour_cell(time):
-    return "-" if math.isnan(time) else f"{time:.2f} h"
+    """A time in hours, or in minutes or seconds if it is short."""
+    if math.isnan(time):
+        return "-"
+    if time >= 0.1:
+        return f"{time:.2f} h"
+    return f"{60 * time:.1f} min" if 60 * time >= 1 else f"{3600 * time:.0f} s"
 
 
-def speed_words(rates, device):
+def speed_words(rates, device, net):
     """A device with its rates, and where they are from. device: a Card, or torch's."""
+    product = "a large bfloat16 product"
+    if rates.device.type == "cpu" and net.d_model < NARROW:
+        product = f"{SLOWER:.0%} of {product}, as the model is narrow"
     name = device.name if isinstance(device, Card) else str(device)
     source = "measured"
     if isinstance(device, Card):
         source = "given" if device.measured else f"{PRODUCT:.0%} and {STREAM:.0%} of its data sheet"
     return (
-        f"{name}, at {rates.flops / 1e12:.4g} TFLOP/s (a large bfloat16 product) and "
+        f"{name}, at {rates.flops / 1e12:.4g} TFLOP/s ({product}) and "
         f"{rates.bytes / 1e9:.0f} GB/s ({source})"
     )
 

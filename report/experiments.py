@@ -19,10 +19,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 
-from config import Parser, UserError, command, stages_of, write_output
+from config import Parser, UserError, command, ended_by_signals, stages_of, write_output
 from formats.results import read_entries
 from report.curves import HELD, bounds_over_seeds, markdown_table, spread
 from report.files import json_lines
@@ -166,15 +167,58 @@ def curve_of(folder, model):
     return [row for row in rows if row["model"] == model and row["phase"] == HELD]
 
 
-def run_seed(name, seed, out, rows, lengths):
+def run_seeds(name, seeds, out, rows, lengths, jobs):
+    """Run what is missing of some seeds, so many commands at once. Raises UserError.
+
+    Ended by Ctrl-C or a signal, it ends the commands that run, and begins no other.
+    """
+    running = Running()
+    with ended_by_signals(), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            arguments = (out, rows, lengths, running)
+            waited = [pool.submit(run_seed, name, seed, *arguments) for seed in seeds]
+            for job in concurrent.futures.as_completed(waited):
+                job.result()
+        except (KeyboardInterrupt, SystemExit):
+            pool.shutdown(wait=False, cancel_futures=True)
+            running.end()
+            raise
+
+
+class Running:
+    """The commands that run at the moment, each in a thread's hands."""
+
+    def __init__(self):
+        self.ended = threading.Event()
+        self.commands = set()
+
+    def run(self, argv, **options):
+        """Run a command to its end -> its exit status. Raises UserError once all were ended."""
+        if self.ended.is_set():
+            raise UserError("ended")
+        with subprocess.Popen(argv, **options) as process:
+            self.commands.add(process)
+            if self.ended.is_set():  # meanwhile
+                process.terminate()
+            status = process.wait()
+            self.commands.discard(process)
+        return status
+
+    def end(self):
+        self.ended.set()
+        for process in list(self.commands):
+            process.terminate()
+
+
+def run_seed(name, seed, out, rows, lengths, running):
     """Run what is missing of a seed, one command after the other. Raises UserError."""
     all_folders = folders_of(name, seed, out)
     for folder, options in folders_of(name, seed, out, lengths).items():
         share_base(folder, all_folders)
-        run_folder(folder, rows, options)
+        run_folder(folder, rows, options, running)
 
 
-def run_folder(folder, rows, options):
+def run_folder(folder, rows, options, running):
     """Run what is missing in a folder. Raises UserError."""
     for row in rows:
         if figures_of(folder, row.model) is not None:
@@ -184,7 +228,7 @@ def run_folder(folder, rows, options):
         for argv in commands_of(row, folder, options):
             with open(log, "a") as f:
                 print(shlex.join(argv[1:]), file=f, flush=True)
-                status = subprocess.run(argv, stdout=f, stderr=subprocess.STDOUT).returncode
+                status = running.run(argv, stdout=f, stderr=subprocess.STDOUT)
             if status:
                 raise UserError(f"{shlex.join(argv[1:])}: exit status {status}; see {log}")
 
@@ -301,7 +345,10 @@ def seeds_of(text):
     """Example: "0-3,7" -> [0, 1, 2, 3, 7]. Raises UserError."""
     try:
         ranges = [part.split("-") for part in text.split(",")]
-        return [n for ends in ranges for n in range(int(ends[0]), int(ends[-1]) + 1)]
+        seeds = [n for ends in ranges for n in range(int(ends[0]), int(ends[-1]) + 1)]
+        if not seeds:
+            raise ValueError("an empty range")
+        return seeds
     except ValueError:
         raise UserError(f"--seeds {text}: expected numbers and ranges, such as 0-3,7") from None
 
@@ -309,7 +356,7 @@ def seeds_of(text):
 def rows_of(name, text):
     """The rows of an experiment that --rows names; all without it. Raises UserError."""
     rows = {row.model: row for row in EXPERIMENTS[name]}
-    wanted = text.split(",") if text else rows
+    wanted = rows if text is None else text.split(",")
     if unknown := [model for model in wanted if model not in rows]:
         raise UserError(f"--rows {unknown[0]}: expected some of {', '.join(rows)}")
     return [row for model, row in rows.items() if model in wanted]
@@ -317,7 +364,7 @@ def rows_of(name, text):
 
 def lengths_of(name, text):
     """The numbers of stages that --stages names; all without it. Raises UserError."""
-    if not text:
+    if text is None:
         return tuple(LENGTHS)
     lengths = stages_of(text)
     if name != "lengths" or not LENGTHS.keys() >= set(lengths):
@@ -329,7 +376,8 @@ def lengths_of(name, text):
 def describe():
     """Every experiment with its commands."""
     for name, rows in EXPERIMENTS.items():
-        print(f"{name}:")
+        common = "" if name != "lengths" else f", each with --stages and --rl-steps, {LONG_BASE}"
+        print(f"{name}{common}:")
         for row in rows:
             for arguments in row.command.split(" && "):
                 print(f"    python train.py {arguments}")
@@ -340,8 +388,8 @@ def main(argv):
     parser.add_argument("name", nargs="?", help=f"one of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--list", action="store_true", help="print the experiments, run nothing")
     parser.add_argument("--seeds", default="0-4", help="numbers and ranges (default 0-4)")
-    parser.add_argument("--rows", default="", help="only these rows, with commas between")
-    parser.add_argument("--stages", default="", help="lengths: only these numbers of stages")
+    parser.add_argument("--rows", help="only these rows, with commas between")
+    parser.add_argument("--stages", help="lengths: only these numbers of stages")
     parser.add_argument("--out", default="", help="folder of the runs (default runs/NAME)")
     parser.add_argument("--jobs", type=int, default=1, help="commands at once (default 1)")
     args = parser.parse_args(argv)
@@ -354,10 +402,7 @@ def main(argv):
     seeds = seeds_of(args.seeds)
     rows, lengths = rows_of(args.name, args.rows), lengths_of(args.name, args.stages)
     out = args.out or os.path.join("runs", args.name)
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(run_seed, args.name, seed, out, rows, lengths) for seed in seeds]
-        for job in concurrent.futures.as_completed(jobs):
-            job.result()
+    run_seeds(args.name, seeds, out, rows, lengths, args.jobs)
     write_tables(args.name, seeds, out)
 
 

@@ -21,7 +21,6 @@ What the machine needs is the core, and what --packed brings.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import math
@@ -39,7 +38,7 @@ import typing
 import torch
 
 import train
-from config import UserError, make, program_name
+from config import UserError, ended_by_signals, make, program_name
 from engine.machine import device_of, set_up
 from speed import card, ceilings, midtrain, pack, parity
 
@@ -61,9 +60,10 @@ class StageJob:
         return self.ends - time.monotonic()
 
     def write(self, stage, **row):
-        """Add a line to the results STAGE.jsonl, and print it."""
+        """Add a line to the results STAGE.jsonl, and print it. It says what it was measured on."""
+        place = {"device": self.torch_device().type, "tiny": self.tiny}
         with open(self.out / f"{stage}.jsonl", "a") as f:
-            f.write(json.dumps(row) + "\n")
+            f.write(json.dumps({**row, **place}) + "\n")
         print(f"{stage}: " + ", ".join(f"{key} {short(value)}" for key, value in row.items()))
         sys.stdout.flush()
 
@@ -137,7 +137,8 @@ def run_stage(stage, job):
         stage.run(job)
     except Exception:
         text = traceback.format_exc()
-        (job.out / f"{stage.name}.traceback").write_text(text)
+        with open(job.out / f"{stage.name}.traceback", "a") as f:
+            f.write(text)
         print(text, file=sys.stderr, flush=True)
         return False
     return True
@@ -205,7 +206,8 @@ def bring_home(work, out):
 def run_stages(args):
     """All stages that are asked for, one process after the other.
 
-    Raises UserError, in the end also where a stage failed. One that ran out of time did not.
+    Raises UserError, in the end also where a stage failed. One that ran out of time did not, if it
+    has results.
     """
     letters = asked_for(args)
     seconds = 60 * minutes_of(args.minutes)
@@ -226,7 +228,7 @@ def run_stages(args):
                     words = command_of(letter, args, folder, limit)
                     code = wait_for(words, log, limit + GRACE)
                 status = status_of(code)
-                if code:
+                if code or not list(out.glob(f"{STAGES[letter].name}.json*")):
                     failed.append(STAGES[letter].name)
             row = {"stage": STAGES[letter].name, "status": status, "limit_s": round(limit, 1)}
             row["seconds"] = round(time.monotonic() - began - start, 1)
@@ -301,27 +303,6 @@ def check_device(args):
             "--tiny --device cpu rehearses on a CPU"
         )
     device_of(make(device=args.device))
-
-
-@contextlib.contextmanager
-def ended_by_signals():
-    """Within: SIGTERM and SIGHUP leave by SystemExit, so that no stage outlives the command.
-
-    One that is ignored, as under nohup, stays so.
-    """
-
-    def leave(number, frame):
-        raise SystemExit(128 + number)
-
-    numbers = [signal.SIGTERM, signal.SIGHUP]
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 # ---------------------------------------------------------------- the command line

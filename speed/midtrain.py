@@ -171,6 +171,7 @@ class Round:
         self.cfg = cfg
         self.corpus = corpus
         self.runs = {}  # name -> Run of each model that is done
+        self.failed = 0  # steps
 
     def step(self, model, what, function):
         """Write the figures that a function returns, with the seconds that it took."""
@@ -179,6 +180,7 @@ class Round:
         try:
             figures = function()
         except Exception as e:
+            self.failed += 1
             figures = {"error": f"{type(e).__name__}: {e}"}
             with open(self.job.out / "midtrain.traceback", "a") as f:
                 f.write(f"{row}\n{traceback.format_exc()}\n")
@@ -217,15 +219,21 @@ class Round:
 
 
 def midtrain_stage(job):
-    """Rounds of new seeds, while there is time for one more."""
+    """Rounds of new seeds, while there is time for one more.
+
+    Raises RuntimeError in the end if a step failed.
+    """
     size = round_size(job)
     longest = 0.0
-    seed = 0
+    seed = failed = 0
     while seed == 0 or job.left() > longest and not job.tiny:
         began = time.monotonic()
         cfg, corpus = round_settings(job, seed, size)
         models = Round(job, cfg, corpus)
         models.run_all()
         models.drop_weights()
+        failed += models.failed
         longest = max(longest, time.monotonic() - began)
         seed += 1
+    if failed:
+        raise RuntimeError(f"{failed} steps failed (above, and the lines with an error)")

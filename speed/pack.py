@@ -29,6 +29,7 @@ import torch
 from benchmarks.suites import SUITES
 from config import UserError, make
 from corpus.prepare import arguments_of, prepare_corpus, tokenizer_of
+from corpus.store import split_heldout
 from speed import parity
 
 PART = 60_000_000  # bytes
@@ -70,6 +71,7 @@ def gather_corpus(folder, data, data_dir):
             raise
         print(f"pack: no corpus: {e}")
         return
+    split_heldout(corpus, cfg.seed)  # raises UserError where nothing is held out
     shutil.copytree(corpus.folder, folder / "corpus")
     tokens = int(corpus.sizes()[0].sum())
     print(f"pack: corpus {data}: {len(corpus):,} snippets, {tokens / 1e6:.2f} M tokens")

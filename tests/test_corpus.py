@@ -596,6 +596,9 @@ def test_held_out_code_is_never_trained_on(trained, tmp_path):
         and list(some) == list(heldout)[:5]
         and list(store.split_heldout(whole, 4, 10)[0]) != list(few)
     )
+    one_side = whole.take(np.flatnonzero(~whole.held()))
+    with pytest.raises(UserError, match="of which 0 fall to the held-out tenth"):
+        store.split_heldout(one_side, 3)
     other = prepared(
         spec, tokenizers.train_tokenizer([inspect.getsource(ast)], 500), tmp_path, 1000
     )  # a text's side is the same whatever the tokenizer

@@ -1,8 +1,13 @@
 """The runner of the tables: what it runs, what it leaves alone, and the table's figures."""
 
 import json
+import os
 import pathlib
 import shlex
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -10,6 +15,8 @@ import config
 import train
 from config import UserError
 from report import experiments
+
+HERE = pathlib.Path(__file__).resolve().parent.parent
 
 
 def arguments(name):
@@ -37,13 +44,13 @@ def test_seeds():
 
 
 def fake_train(calls, fails=()):
-    """A stand-in for subprocess.run: leaves a result in the folder, or fails."""
+    """A stand-in for Running.run: leaves a result in the folder, or fails."""
 
-    def run(argv, **options):
+    def run(self, argv, **options):
         calls.append(shlex.join(argv[2:]))
         name = argv[argv.index("--name") + 1] if "--name" in argv else "ra3"
         if name in fails:
-            return type("Done", (), {"returncode": 2})
+            return 2
         folder = pathlib.Path(argv[argv.index("--out") + 1])
         seed = int(argv[argv.index("--seed") + 1])
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +61,7 @@ def fake_train(calls, fails=()):
         rate = {"ra3": 0.9 + seed / 100, "best-of-20": 0.8}.get(name, 0.5)
         results[name] = {"pass@1": rate, "flops": 2e12}
         path.write_text(json.dumps(results))
-        return type("Done", (), {"returncode": 0})
+        return 0
 
     return run
 
@@ -63,10 +70,10 @@ def test_a_table_from_nothing(tmp_path, monkeypatch, capsys):
     """Stopped by a failure it names the log; given again it runs what is missing, no more."""
     calls = []
     argv = ["default", "--seeds", "0-2", "--out", str(tmp_path / "runs")]
-    monkeypatch.setattr(experiments.subprocess, "run", fake_train(calls, ["best-of-20-a-line"]))
+    monkeypatch.setattr(experiments.Running, "run", fake_train(calls, ["best-of-20-a-line"]))
     with pytest.raises(UserError, match=r"best-of-20-a-line.*exit status 2; see .*0-best-of-20-a"):
         experiments.main(argv)
-    monkeypatch.setattr(experiments.subprocess, "run", fake_train(calls))
+    monkeypatch.setattr(experiments.Running, "run", fake_train(calls))
     before = len(calls)
     experiments.main(argv)
     assert all("best-of-20-a-line" in call and "--resume" in call for call in calls[before:])
@@ -82,7 +89,7 @@ def test_a_table_from_nothing(tmp_path, monkeypatch, capsys):
 def test_lengths_share_a_base(tmp_path, monkeypatch):
     """The second length of a seed begins with the first one's base model."""
     calls = []
-    monkeypatch.setattr(experiments.subprocess, "run", fake_train(calls))
+    monkeypatch.setattr(experiments.Running, "run", fake_train(calls))
     argv = ["lengths", "--seeds", "4", "--rows", "ra3,best-of-20", "--out", str(tmp_path)]
     experiments.main([*argv, "--stages", "4,6"])
     assert len(calls) == 4
@@ -97,6 +104,35 @@ def test_lengths_share_a_base(tmp_path, monkeypatch):
     assert "4-stages" in table and "8-stages" not in table and "group" not in table
 
 
+STOPPED = """
+import sys, train
+from config import command
+from report import experiments
+def commands_of(row, folder, options):
+    print(folder, flush=True)
+    yield [sys.executable, "-c", "import time; time.sleep(60)"]
+experiments.commands_of = commands_of
+command(experiments.main, "stopped")
+"""
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_it_ends_what_it_runs(tmp_path, number, status):
+    """At once, whether the terminal tells all processes or only this one; no seed follows."""
+    argv = ["default", "--seeds", "0-3", "--jobs", "2", "--out", str(tmp_path)]
+    words = [sys.executable, "-c", STOPPED, *argv]
+    options = dict(stdout=subprocess.PIPE, text=True, cwd=HERE, start_new_session=True)
+    with subprocess.Popen(words, **options) as process:
+        begun = {process.stdout.readline().strip() for _ in range(2)}
+        time.sleep(0.5)  # both children are there
+        process.send_signal(number)
+        rest, _ = process.communicate(timeout=20)
+    assert process.returncode == status and not rest
+    assert begun == {str(tmp_path / seed) for seed in "01"}
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
 def test_rows_and_stages_that_are_not_there():
     with pytest.raises(UserError, match="--rows ra4: expected some of best-of-20,"):
         experiments.main(["lengths", "--rows", "ra3,ra4"])
@@ -104,3 +140,7 @@ def test_rows_and_stages_that_are_not_there():
         experiments.main(["lengths", "--stages", "5"])
     with pytest.raises(UserError, match="--stages 2: .*for the experiment lengths"):
         experiments.main(["default", "--stages", "2"])
+    with pytest.raises(UserError, match="--rows : expected some of"):
+        experiments.main(["default", "--rows", ""])
+    with pytest.raises(UserError, match="--seeds 3-1: expected numbers"):
+        experiments.main(["default", "--seeds", "3-1"])

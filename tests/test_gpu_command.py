@@ -16,7 +16,7 @@ import pretended_cuda
 from config import UserError
 from engine import machine
 from speed import __main__ as speed_command
-from speed import ceilings, gpu, pack, parity
+from speed import ceilings, gpu, midtrain, pack, parity
 
 torch.set_num_threads(1)
 
@@ -133,6 +133,22 @@ def test_a_failed_stage_leaves_its_traceback(tmp_path, monkeypatch):
     assert not ended and "ZeroDivisionError: so" in (out / "ceilings.traceback").read_text()
 
 
+def test_a_step_that_fails_is_told_in_the_end(tmp_path, monkeypatch):
+    """The others go on; then the stage has failed, and both tracebacks are there."""
+
+    def run_all(self):
+        self.step("ra3", "training", lambda: 1 / 0)
+        self.step("ntp", "training", lambda: {"tflop": 1.0})
+
+    monkeypatch.setattr(midtrain.Round, "run_all", run_all)
+    ended, out = run_stage(tmp_path, "e")
+    first, second = rows(out, "midtrain")
+    assert not ended and "ZeroDivisionError" in first["error"] and second["tflop"] == 1.0
+    assert second["device"] == "cpu" and second["tiny"]  # what it was measured on
+    text = (out / "midtrain.traceback").read_text()
+    assert "ZeroDivisionError" in text and "1 steps failed" in text
+
+
 # ---------------------------------------------------------------- on a GPU that is not there
 
 
@@ -184,21 +200,25 @@ def test_time_that_is_left_goes_on():
 
 
 def test_the_next_stage_follows_a_late_and_a_failed_one(tmp_path, monkeypatch):
+    """A late one has failed if it has no result."""
+    late = "import time; print('begun', flush=True); time.sleep(60)"
+    result = f"open('{tmp_path}/NAME.jsonl', 'w').write('{{}}'); "
     scripts = {
-        "a": "import time; print('begun', flush=True); time.sleep(60)",
+        "a": result.replace("NAME", "ceilings") + late,
         "b": "raise SystemExit(3)",
-        "c": "print('well')",
+        "c": result.replace("NAME", "rates") + "print('well')",
+        "d": late,
     }
     monkeypatch.setattr(gpu, "GRACE", 0.2)
     monkeypatch.setattr(gpu, "LEAST", 0.1)
-    monkeypatch.setattr(gpu, "shares", lambda letters, seconds: {"a": 1.0, "b": 20.0, "c": 40.0})
+    monkeypatch.setattr(gpu, "shares", lambda letters, seconds: {"a": 1, "b": 20, "c": 40, "d": 3})
     monkeypatch.setattr(
         gpu, "command_of", lambda letter, *_: [sys.executable, "-c", scripts[letter]]
     )
-    with pytest.raises(SystemExit, match="gpu: parity failed: see the logs"):
-        gpu.main(["--only", "a,b,c", "--device", "cpu", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="gpu: parity, domain failed: see the logs"):
+        gpu.main(["--only", "a,b,c,d", "--device", "cpu", "--out", str(tmp_path)])
     statuses = [row["status"] for row in rows(tmp_path, "stages")]
-    assert statuses == ["ended late", "failed (3)", "ok"]
+    assert statuses == ["ended late", "failed (3)", "ok", "ended late"]
     assert (tmp_path / "ceilings.log").read_text() == "begun\n"
     assert (tmp_path / "rates.log").read_text() == "well\n"
 

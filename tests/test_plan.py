@@ -346,6 +346,30 @@ def test_hours_are_those_of_the_card(monkeypatch, capsys):
     assert hours["h200"] < hours["h100"] < hours["a100"] < hours["4090"]
 
 
+def test_no_gradient_no_update():
+    """Where no iteration takes a gradient, its update takes no memory."""
+    net = plan.SHAPES["qwen2.5-1.5b"]
+    for estep, there in (("reinforce", 1), ("auto,none", 1), ("best-of-n", 0), ("hindsight", 0)):
+        phases = plan.memory_plan(config.make("qwen2.5-1.5b", estep=estep), net)
+        assert ("E-step, update" in phases) == there
+
+
+def test_a_narrow_model_on_a_cpu_is_slow():
+    rates = Rates(8e11, 4e11, 1e10, True, torch.device("cpu"))
+    slowed = plan.slowed(plan.shape(config.make())[0], rates)
+    assert slowed == rates._replace(flops=2e11, flops32=1e11)
+    assert "25% of a large bfloat16 product" in plan.speed_words(
+        slowed, torch.device("cpu"), plan.shape(config.make())[0]
+    )
+    assert plan.slowed(plan.SHAPES["smollm2"], rates) == rates
+    assert [plan.hour_cell(h) for h in (25, 0.1, 0.05, 0.001)] == [
+        "25.00 h",
+        "0.10 h",
+        "3.0 min",
+        "4 s",
+    ]
+
+
 def test_hours_of_evaluation():
     """The bound of base, NTP, RA3 and after each iteration; a tenth of the draws, about that."""
     net, slow = plan.SHAPES["qwen2.5-1.5b"], H200._replace(flops32=H200.flops / 10)
