@@ -293,7 +293,7 @@ def test_no_stage_outlives_the_command(tmp_path, monkeypatch, number):
 @pytest.mark.slow
 def test_the_command_as_a_rehearsal(tmp_path):
     """All stages, each in its process."""
-    gpu.main(["--tiny", "--device", "cpu", "--minutes", "3", "--out", str(tmp_path)])
+    gpu.main(["--tiny", "--device", "cpu", "--minutes", "9", "--out", str(tmp_path)])
     assert [row["status"] for row in rows(tmp_path, "stages")] == ["ok"] * 5
     assert all(row["agrees"] for row in rows(tmp_path, "parity") if "agrees" in row)
     assert (tmp_path / "runs" / "domain-em" / "metrics.jsonl").exists()
