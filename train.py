@@ -381,9 +381,8 @@ def closing_words(run, results):
             for other in ("ntp", "base")
             if other in results
         ]
-        lines.append(
-            f"{name} solves {result['pass@1']:.1%} of the held-out tasks: {', '.join(others)}"
-        )
+        beside = f": {', '.join(others)}" if others else ""
+        lines.append(f"{name} solves {result['pass@1']:.1%} of the held-out tasks{beside}")
     if result["think_share"] < DEAD:
         lines.append(epitaph(run, name))
     elif "think_hard" in result:
