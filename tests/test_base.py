@@ -174,6 +174,8 @@ def test_the_verdict():
         "+85.0 points against base; "
         "it thinks before 98% of the hard lines and 1% of the others"
     )
+    alone = train.closing_words(Finished(), {"ra3": good})
+    assert alone.startswith("ra3 solves 95.0% of the held-out tasks; it thinks before 98%")
 
 
 def test_the_verdict_where_thinking_died():
