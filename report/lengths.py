@@ -8,7 +8,7 @@ GRPO from RA3 ends.
 import numpy as np
 
 from report.curves import column, markdown_table, spread
-from report.figures import draw, new_figure, png_of
+from report.figures import new_figure, png_of
 
 LAST = "ra3"  # the start whose end is the compute that all are compared at
 RATE = 0.9
@@ -80,37 +80,57 @@ def lengths_figure(rates, curves):
     figure = new_figure(13, 4)
     axes = figure.subplots(1, 3)
     pairs = measures(curves)
-    draw_panel(axes[0], rates, "pass@1 after mid-training")
-    for axis, n, title in (
-        (axes[1], 0, "pass@1 at the compute of GRPO from RA3"),
-        (axes[2], 1, f"TFLOP to a pass@1 of {RATE}"),
-    ):
-        values = {
-            f"GRPO from {start}": {key: pair[n] for key, pair in of_start.items()}
+    reached, compute = (
+        {
+            start: {key: pair[n] for key, pair in of_start.items()}
             for start, of_start in pairs.items()
         }
-        draw_panel(axis, values, title)
-    axes[2].set_yscale("log")
+        for n in (0, 1)
+    )
+    draw_panel(axes[0], rates, "", "pass@1 after mid-training")
+    draw_panel(axes[1], reached, "GRPO from ", "pass@1 at the compute of GRPO from RA3")
+    draw_panel(axes[2], compute, "GRPO from ", f"TFLOP to a pass@1 of {RATE} (triangles: more)")
+    for start, of_start in compute.items():
+        ends = [
+            (stages, curves[start][stages, seed][-1]["flops"] / 1e12)
+            for (stages, seed), tflop in of_start.items()
+            if not np.isfinite(tflop)
+        ]
+        if ends:
+            axes[2].plot(*zip(*ends, strict=True), "^", color=COLOURS.get(start), fillstyle="none")
+    axes[2].set_ylim(bottom=0)
     return png_of(figure)
 
 
-def draw_panel(axis, values, title):
-    """Lines of {label: {(stages, seed): number}}, one a label."""
-    for i, (label, numbers) in enumerate(values.items()):
-        seeds = points_of_seeds(numbers)
-        if seeds:
-            draw(axis, seeds, f"C{i}", label, marker="o")
+COLOURS = {
+    "base": "C0",
+    "ntp": "C1",
+    "best-of-20": "C2",
+    "best-of-20-a-line": "C4",
+    "group": "C5",
+    "ra3": "C3",
+}
+
+
+def draw_panel(axis, values, prefix, title):
+    """A point a seed of {model: {(stages, seed): number}}, and lines of means with deviations."""
+    for model, numbers in values.items():
+        by_length = {}  # numbers of each length, those that are there
+        for (stages, _), number in sorted(numbers.items()):
+            if np.isfinite(number):
+                by_length.setdefault(stages, []).append(number)
+        means = [np.mean(rates) for rates in by_length.values()]
+        deviations = [np.std(rates, ddof=len(rates) > 1) for rates in by_length.values()]
+        style = dict(
+            color=COLOURS.get(model),
+            linewidth=2,
+            capsize=3,
+            label=prefix + model.replace("ra3", "RA3"),
+        )
+        axis.errorbar(list(by_length), means, deviations, **style)
+        for stages, rates in by_length.items():
+            axis.plot([stages] * len(rates), rates, ".", color=COLOURS.get(model), alpha=0.5)
     axis.set(title=title, xlabel="hard lines a program")
+    axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.2)
     axis.legend(frameon=False)
-
-
-def points_of_seeds(numbers):
-    """[(stages, numbers)] of each seed, without those that are not there."""
-    seeds = []
-    for seed in sorted({seed for _, seed in numbers}):
-        points = sorted((stages, number) for (stages, s), number in numbers.items() if s == seed)
-        points = [point for point in points if np.isfinite(point[1])]
-        if points:
-            seeds.append(tuple(np.array(points).T))
-    return seeds
