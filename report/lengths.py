@@ -2,8 +2,10 @@
 
 A curve is GRPO from one start in one folder: rows of phase rlvr-heldout, whose `flops` are those of
 mid-training and of GRPO together. Of every folder all starts are compared at the FLOPs at which
-GRPO from RA3 ends.
+GRPO from RA3 begins, and at those at which it ends.
 """
+
+import typing
 
 import numpy as np
 
@@ -38,17 +40,24 @@ def flops_to(rows, rate=RATE):
     return float(flops[last - 1] + part * (flops[last] - flops[last - 1]))
 
 
-def measures(curves):
-    """What is drawn, of curves {start: {(stages, seed): rows}} -> the same with pairs of numbers.
+class Measures(typing.NamedTuple):
+    """A curve in three numbers."""
 
-    (pass@1 at the FLOPs of GRPO from RA3, TFLOP to a pass rate of RATE)
-    """
-    ends = {key: rows[-1]["flops"] for key, rows in curves.get(LAST, {}).items()}
+    begins: float  # pass@1 at the FLOPs at which GRPO from RA3 begins: all for mid-training
+    ends: float  # the same where it ends
+    tflop: float  # to a pass rate of RATE; NaN: not reached
+
+
+def measures(curves):
+    """What is drawn, of curves {start: {(stages, seed): rows}} -> the same with Measures."""
+    compared = {
+        key: (rows[0]["flops"], rows[-1]["flops"]) for key, rows in curves.get(LAST, {}).items()
+    }
     return {
         start: {
-            key: (pass_rate_at(rows, ends[key]), flops_to(rows) / 1e12)
+            key: Measures(*(pass_rate_at(rows, x) for x in compared[key]), flops_to(rows) / 1e12)
             for key, rows in of_start.items()
-            if key in ends
+            if key in compared
         }
         for start, of_start in curves.items()
     }
@@ -56,19 +65,20 @@ def measures(curves):
 
 def lengths_table(curves):
     """One row a number of stages and start, in Markdown."""
-    lines = [
-        ["hard lines", "GRPO from", "seeds", "pass@1", f"TFLOP to {RATE}", "seeds that get it"]
-    ]
+    title = [f"pass@1 where GRPO from RA3 {word}" for word in ("begins", "ends")]
+    lines = [["hard lines", "GRPO from", "seeds", *title, f"TFLOP to {RATE}", "seeds that get it"]]
     values = measures(curves)
     for stages in sorted({stages for of_start in values.values() for stages, _ in of_start}):
         for start, of_start in values.items():
-            pairs = [pair for key, pair in of_start.items() if key[0] == stages]
-            if not pairs:
+            found = [measured for key, measured in of_start.items() if key[0] == stages]
+            if not found:
                 continue
-            rates, tflop = ([x for x in xs if np.isfinite(x)] for xs in zip(*pairs, strict=True))
-            cells = [str(stages), start, str(len(pairs))]
-            cells += [spread(rates) if rates else "-", spread(tflop, "{:.1f}") if tflop else "-"]
-            lines.append([*cells, str(len(tflop))])
+            columns = [[x for x in xs if np.isfinite(x)] for xs in zip(*found, strict=True)]
+            forms = ("{:.3f}", "{:.3f}", "{:.1f}")
+            cells = [
+                spread(xs, form) if xs else "-" for xs, form in zip(columns, forms, strict=True)
+            ]
+            lines.append([str(stages), start, str(len(found)), *cells, str(len(columns[-1]))])
     return markdown_table(lines)
 
 
@@ -79,13 +89,12 @@ def lengths_figure(rates, curves):
     """
     figure = new_figure(13, 4)
     axes = figure.subplots(1, 3)
-    pairs = measures(curves)
     reached, compute = (
         {
-            start: {key: pair[n] for key, pair in of_start.items()}
-            for start, of_start in pairs.items()
+            start: {key: getattr(measured, name) for key, measured in of_start.items()}
+            for start, of_start in measures(curves).items()
         }
-        for n in (0, 1)
+        for name in ("ends", "tflop")
     )
     draw_panel(axes[0], rates, "", "pass@1 after mid-training")
     draw_panel(axes[1], reached, "GRPO from ", "pass@1 at the compute of GRPO from RA3")

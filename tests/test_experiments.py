@@ -105,11 +105,11 @@ def test_lengths_share_a_base(tmp_path, monkeypatch):
 
 
 STOPPED = """
-import sys, train
+import os, sys, train
 from config import command
 from report import experiments
 def commands_of(row, folder, options):
-    print(folder, flush=True)
+    os.write(1, f"{folder}\n".encode())  # in one piece, from several threads
     yield [sys.executable, "-c", "import time; time.sleep(60)"]
 experiments.commands_of = commands_of
 command(experiments.main, "stopped")

@@ -19,20 +19,20 @@ CURVES = {
 
 
 def test_the_numbers():
-    """At 6 TFLOP the base has .1 + .6 x .85 = .61; NTP's mid-training alone took 12."""
+    """At 4 and 6 TFLOP the base has .1 + .4 x .85 = .44 and .61; NTP's mid-training took 12."""
     values = lengths.measures(CURVES)
-    assert values["base"][1, 0] == pytest.approx((0.61, 10 * 0.8 / 0.85))
-    assert values["base"][8, 0] == pytest.approx((0.0, math.nan), nan_ok=True)
-    assert values["ntp"][1, 0] == pytest.approx((math.nan, math.nan), nan_ok=True)
-    assert values["ra3"][1, 0] == pytest.approx((0.99, 4.0))
-    assert values["ra3"][8, 0] == pytest.approx((1.0, 20.0))
+    assert values["base"][1, 0] == pytest.approx((0.44, 0.61, 10 * 0.8 / 0.85))
+    assert values["base"][8, 0] == pytest.approx((0.0, 0.0, math.nan), nan_ok=True)
+    assert values["ntp"][1, 0] == pytest.approx((math.nan,) * 3, nan_ok=True)
+    assert values["ra3"][1, 0] == pytest.approx((0.95, 0.99, 4.0))
+    assert values["ra3"][8, 0] == pytest.approx((0.5, 1.0, 20.0))
 
 
 def test_the_table_says_what_is_missing():
     text = lengths.lengths_table(CURVES)
-    assert "| 1 | ntp | 1 | - | - | 0 |" in text
-    assert "| 8 | base | 1 | 0.000 | - | 0 |" in text
-    assert "| 8 | ra3 | 1 | 1.000 | 20.0 | 1 |" in text
+    assert "| 1 | ntp | 1 | - | - | - | 0 |" in text
+    assert "| 8 | base | 1 | 0.000 | 0.000 | - | 0 |" in text
+    assert "| 8 | ra3 | 1 | 0.500 | 1.000 | 20.0 | 1 |" in text
     assert "| 8 | ntp" not in text
 
 
