@@ -12,7 +12,7 @@ import numpy as np
 from report.curves import column, markdown_table, spread
 from report.figures import new_figure, png_of
 
-LAST = "ra3"  # the start whose end is the compute that all are compared at
+LAST = "ra3"  # all are compared at the FLOPs at which GRPO from it begins and ends
 RATE = 0.9
 
 
