@@ -105,7 +105,8 @@ def test_lengths_share_a_base(tmp_path, monkeypatch):
 
 
 STOPPED = """
-import os, sys, train
+import os, signal, sys, train
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run behind a &
 from config import command
 from report import experiments
 def commands_of(row, folder, options):
