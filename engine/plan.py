@@ -453,9 +453,13 @@ def print_plan(cfg, stage, card=None, run=None):
     print_hours(cfg, net, stage, tokens, rates, card or device)
 
 
+def narrow_on_a_cpu(net, rates):
+    return rates.device.type == "cpu" and net.d_model < NARROW
+
+
 def slowed(net, rates):
     """The Rates of this machine for a model that may be small."""
-    if rates.device.type != "cpu" or net.d_model >= NARROW:
+    if not narrow_on_a_cpu(net, rates):
         return rates
     return rates._replace(flops=SLOWER * rates.flops, flops32=SLOWER * rates.flops32)
 
@@ -487,7 +491,7 @@ def hour_cell(time):
 def speed_words(rates, device, net):
     """A device with its rates, and where they are from. device: a Card, or torch's."""
     product = "a large bfloat16 product"
-    if rates.device.type == "cpu" and net.d_model < NARROW:
+    if narrow_on_a_cpu(net, rates):
         product = f"{SLOWER:.0%} of {product}, as the model is narrow"
     name = device.name if isinstance(device, Card) else str(device)
     source = "measured"

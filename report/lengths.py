@@ -14,6 +14,14 @@ from report.figures import new_figure, png_of
 
 LAST = "ra3"  # all are compared at the FLOPs at which GRPO from it begins and ends
 RATE = 0.9
+COLOURS = {
+    "base": "C0",
+    "ntp": "C1",
+    "best-of-20": "C2",
+    "best-of-20-a-line": "C4",
+    "group": "C5",
+    "ra3": "C3",
+}
 
 
 def pass_rate_at(rows, flops):
@@ -109,16 +117,6 @@ def lengths_figure(rates, curves):
             axes[2].plot(*zip(*ends, strict=True), "^", color=COLOURS.get(start), fillstyle="none")
     axes[2].set_ylim(bottom=0)
     return png_of(figure)
-
-
-COLOURS = {
-    "base": "C0",
-    "ntp": "C1",
-    "best-of-20": "C2",
-    "best-of-20-a-line": "C4",
-    "group": "C5",
-    "ra3": "C3",
-}
 
 
 def draw_panel(axis, values, prefix, title):
