@@ -58,10 +58,14 @@ def grpo(start, options=""):
     return TableRow(f"rlvr-{start}", f"--stage rlvr --init {start} {options}")
 
 
+def named_grpo(name, start, options):
+    """A row by GRPO from a start that has another row already."""
+    return TableRow(f"rlvr-{name}", f"--stage rlvr --init {start} --name rlvr-{name} {options}")
+
+
 def grpo_recipe(name, options=""):
     """GRPO from the base of `lengths` at six stages, which passes next to nothing."""
-    start = f"--stage rlvr --init base --name rlvr-{name} --rl-steps 240"
-    return TableRow(f"rlvr-{name}", f"{start} {SIX_STAGES} {options}")
+    return named_grpo(name, "base", f"--rl-steps 240 {SIX_STAGES} {options}")
 
 
 def weak_rows(option):
@@ -97,11 +101,17 @@ EXPERIMENTS = {
         em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
     ],
     "controls": CONTROLS,
-    "penalty": [em_row(f"c-{c}", f"{GRADIENT_FIRST} --c {c}") for c in (0.01, 0.05, 0.2, 1)],
+    # the default's c is .05
+    "penalty": [DEFAULT, *(em_row(f"c-{c}", f"{GRADIENT_FIRST} --c {c}") for c in (0.01, 0.2, 1))],
     # at 160 steps no note is right, at 300 four in five are
     "weak-steps": weak_rows("--pretrain-steps 220"),
     "weak-notes": weak_rows("--useful 0.1"),
-    "rlvr": [DEFAULT, *map(grpo, ("base", "ntp", "ra3"))],
+    "rlvr": [
+        DEFAULT,
+        *map(grpo, ("base", "ntp", "ra3")),
+        named_grpo("base-random", "base", "--rl-steps 40 --reward random"),
+        named_grpo("ra3-silent", "ra3", "--rl-steps 40 --thoughts false"),
+    ],
     "recipes": [
         TableRow(
             "base", f"--stage pretrain {SIX_STAGES} && --stage eval --models base {SIX_STAGES}"
