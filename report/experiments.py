@@ -31,6 +31,7 @@ from report.lengths import LAST, lengths_figure, lengths_table
 
 BEST_OF_20 = "--estep best-of-n --best-of 20 --choose-by snippet"
 BEST_OF_20_A_LINE = "--estep best-of-n --best-of 20 --choose-by line"
+BEST_OF_8_A_LINE = "--estep best-of-n --best-of 8 --choose-by line"  # at RA3's compute
 # half the snippets and steps: twenty rollouts a snippet are most of the time
 WEAK = "--base-check false --infuse 600 --mstep-steps 30"
 # hard lines a program -> steps of GRPO from the base: to the FLOPs at which that from ra3 ends, or
@@ -131,6 +132,7 @@ EXPERIMENTS = {
     "lengths": [
         em_row("best-of-20", BEST_OF_20),
         em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
+        em_row("best-of-8-a-line", BEST_OF_8_A_LINE),
         em_row("group", f"{GRADIENT_FIRST} --credit group"),
         em_row("ra3", ""),
         grpo("base"),  # as many steps as LENGTHS has

@@ -19,6 +19,7 @@ COLOURS = {
     "ntp": "C1",
     "best-of-20": "C2",
     "best-of-20-a-line": "C4",
+    "best-of-8-a-line": "C6",
     "group": "C5",
     "ra3": "C3",
 }
