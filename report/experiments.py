@@ -78,6 +78,7 @@ def weak_rows(option):
         em_row("ra3", options),
         em_row("best-of-8-a-line", f"{options} {BEST_OF_8_A_LINE}"),
         em_row("best-of-20-thrice", f"{options} {BEST_OF_20} --iters 3"),  # NTP grows too
+        em_row("best-of-8-a-line-thrice", f"{options} {BEST_OF_8_A_LINE} --iters 3"),
     ]
 
 
