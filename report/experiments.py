@@ -136,7 +136,6 @@ EXPERIMENTS = {
         em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
         em_row("best-of-8-a-line", BEST_OF_8_A_LINE),
         em_row("group", f"{GRADIENT_FIRST} --credit group"),
-        em_row("ra3-a-line", "--choose-by line --best-of 4"),  # chosen by line, as few rollouts
         em_row("ra3", ""),
         grpo("base"),  # as many steps as LENGTHS has
         *(grpo(start, "--rl-steps 20") for start in ("best-of-20", "group", "ra3")),
