@@ -122,7 +122,8 @@ def lengths_figure(rates, curves):
 
 def draw_panel(axis, values, prefix, title):
     """A point a seed of {model: {(stages, seed): number}}, and lines of means with deviations."""
-    for model, numbers in values.items():
+    for i, (model, numbers) in enumerate(values.items()):
+        aside = 0.1 * (i - (len(values) - 1) / 2)  # hard lines, so that bars stand side by side
         by_length = {}  # numbers of each length, those that are there
         for (stages, _), number in sorted(numbers.items()):
             if np.isfinite(number):
@@ -135,9 +136,9 @@ def draw_panel(axis, values, prefix, title):
             capsize=3,
             label=prefix + model.replace("ra3", "RA3"),
         )
-        axis.errorbar(list(by_length), means, deviations, **style)
+        axis.errorbar([stages + aside for stages in by_length], means, deviations, **style)
         for stages, rates in by_length.items():
-            axis.plot([stages] * len(rates), rates, ".", color=COLOURS.get(model), alpha=0.5)
+            axis.plot([stages + aside] * len(rates), rates, ".", color=COLOURS.get(model), alpha=0.5)
     axis.set(title=title, xlabel="hard lines a program")
     axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.2)
