@@ -138,7 +138,9 @@ def draw_panel(axis, values, prefix, title):
         )
         axis.errorbar([stages + aside for stages in by_length], means, deviations, **style)
         for stages, rates in by_length.items():
-            axis.plot([stages + aside] * len(rates), rates, ".", color=COLOURS.get(model), alpha=0.5)
+            axis.plot(
+                [stages + aside] * len(rates), rates, ".", color=COLOURS.get(model), alpha=0.5
+            )
     axis.set(title=title, xlabel="hard lines a program")
     axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.2)
