@@ -532,11 +532,12 @@ def step_metrics(said, rolls, stats, norm, began, sampled):
 
 
 def show_progress(bar, metrics):
-    measured = "gain" in metrics  # with credit by prefix
+    # measured with credit by prefix
+    gain = {"gain": f"{metrics['gain']:+.2f}"} if "gain" in metrics else {}
     bar.set_postfix(
         reward=f"{metrics['reward']:.2f}",
         think=f"{metrics['think_share']:.2f}",
-        **({"gain": f"{metrics['gain']:+.2f}"} if measured else {}),
+        **gain,
         tok_s=f"{metrics['tokens_per_s']:.0f}",
         **compile_postfix(),
     )

@@ -29,9 +29,6 @@ from report.curves import HELD, bounds_over_seeds, markdown_table, spread
 from report.files import json_lines
 from report.lengths import LAST, lengths_figure, lengths_table
 
-BEST_OF_20 = "--estep best-of-n --best-of 20 --choose-by snippet"
-BEST_OF_20_A_LINE = "--estep best-of-n --best-of 20 --choose-by line"
-BEST_OF_8_A_LINE = "--estep best-of-n --best-of 8 --choose-by line"  # at RA3's compute
 # half the snippets and steps: twenty rollouts a snippet are most of the time
 WEAK = "--base-check false --infuse 600 --mstep-steps 30"
 # hard lines a program -> steps of GRPO from the base: to the FLOPs at which that from ra3 ends, or
@@ -55,30 +52,34 @@ def em_row(name, options):
     return TableRow(name, f"--stage em --name {name} --models {name} --report false {options}")
 
 
-def grpo(start, options=""):
-    return TableRow(f"rlvr-{start}", f"--stage rlvr --init {start} {options}")
+def selection(n, by="snippet", options="", name=""):
+    """A row by the best of n rollouts without a gradient: whole ones, or line by line."""
+    name = name or f"best-of-{n}" + "-a-line" * (by == "line")
+    return em_row(name, f"{options} --estep best-of-n --best-of {n} --choose-by {by}")
 
 
-def named_grpo(name, start, options):
-    """A row by GRPO from a start that has another row already."""
-    return TableRow(f"rlvr-{name}", f"--stage rlvr --init {start} --name rlvr-{name} {options}")
+def grpo(start, options="", name=""):
+    """A row by GRPO. name: where the start has another row already."""
+    named = f"--name rlvr-{name} " if name else ""
+    return TableRow(f"rlvr-{name or start}", f"--stage rlvr --init {start} {named}{options}")
 
 
 def grpo_recipe(name, options=""):
     """GRPO from the base of `lengths` at six stages, which passes next to nothing."""
-    return named_grpo(name, "base", f"--rl-steps 240 {SIX_STAGES} {options}")
+    return grpo("base", f"--rl-steps 240 {SIX_STAGES} {options}", name)
 
 
 def weak_rows(option):
     """RA3 from a base that an option makes weak, and selection, also with more compute than RA3."""
     options = f"{WEAK} {option}"
+    thrice = f"{options} --iters 3"  # NTP grows too
     return [
-        em_row("best-of-20", f"{options} {BEST_OF_20}"),
+        selection(20, options=options),
         em_row("gradient-twice", f"{options} --estep auto"),
         em_row("ra3", options),
-        em_row("best-of-8-a-line", f"{options} {BEST_OF_8_A_LINE}"),
-        em_row("best-of-20-thrice", f"{options} {BEST_OF_20} --iters 3"),  # NTP grows too
-        em_row("best-of-8-a-line-thrice", f"{options} {BEST_OF_8_A_LINE} --iters 3"),
+        selection(8, "line", options),
+        selection(20, options=thrice, name="best-of-20-thrice"),
+        selection(8, "line", thrice, "best-of-8-a-line-thrice"),
     ]
 
 
@@ -100,8 +101,8 @@ EXPERIMENTS = {
     "default": [
         DEFAULT,
         em_row("gradient-twice", "--estep auto"),
-        em_row("best-of-20", BEST_OF_20),
-        em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
+        selection(20),
+        selection(20, "line"),
     ],
     "controls": CONTROLS,
     # the default's c is .05
@@ -112,8 +113,8 @@ EXPERIMENTS = {
     "rlvr": [
         DEFAULT,
         *map(grpo, ("base", "ntp", "ra3")),
-        named_grpo("base-random", "base", "--rl-steps 40 --reward random"),
-        named_grpo("ra3-silent", "ra3", "--rl-steps 40 --thoughts false"),
+        grpo("base", "--rl-steps 40 --reward random", "base-random"),
+        grpo("ra3", "--rl-steps 40 --thoughts false", "ra3-silent"),
     ],
     "recipes": [
         TableRow(
@@ -132,9 +133,9 @@ EXPERIMENTS = {
         ),
     ],
     "lengths": [
-        em_row("best-of-20", BEST_OF_20),
-        em_row("best-of-20-a-line", BEST_OF_20_A_LINE),
-        em_row("best-of-8-a-line", BEST_OF_8_A_LINE),
+        selection(20),
+        selection(20, "line"),
+        selection(8, "line"),  # at RA3's compute
         em_row("group", f"{GRADIENT_FIRST} --credit group"),
         em_row("ra3", ""),
         grpo("base"),  # as many steps as LENGTHS has
