@@ -108,9 +108,9 @@ def lengths_figure(rates, curves):
     draw_panel(axes[0], rates, "", "pass@1 after mid-training")
     draw_panel(axes[1], reached, "GRPO from ", "pass@1 at the compute of GRPO from RA3")
     draw_panel(axes[2], compute, "GRPO from ", f"TFLOP to a pass@1 of {RATE} (triangles: more)")
-    for start, of_start in compute.items():
+    for aside, (start, of_start) in side_by_side(compute):
         ends = [
-            (stages, curves[start][stages, seed][-1]["flops"] / 1e12)
+            (stages + aside, curves[start][stages, seed][-1]["flops"] / 1e12)
             for (stages, seed), tflop in of_start.items()
             if not np.isfinite(tflop)
         ]
@@ -120,10 +120,14 @@ def lengths_figure(rates, curves):
     return png_of(figure)
 
 
+def side_by_side(values):
+    """Items of a dict, each with how many hard lines it is drawn aside, so that none hides one."""
+    return [(0.1 * (i - (len(values) - 1) / 2), item) for i, item in enumerate(values.items())]
+
+
 def draw_panel(axis, values, prefix, title):
     """A point a seed of {model: {(stages, seed): number}}, and lines of means with deviations."""
-    for i, (model, numbers) in enumerate(values.items()):
-        aside = 0.1 * (i - (len(values) - 1) / 2)  # hard lines, so that bars stand side by side
+    for aside, (model, numbers) in side_by_side(values):
         by_length = {}  # numbers of each length, those that are there
         for (stages, _), number in sorted(numbers.items()):
             if np.isfinite(number):

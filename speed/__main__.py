@@ -29,7 +29,6 @@ grading     programs a second; how late an endless loop ends
 """
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -37,7 +36,7 @@ import sys
 
 import torch
 
-from config import UserError, cores, make, program_name
+from config import UserError, cores, make, program_name, read_object
 from engine.machine import device_of, machine_rates, settle_memory
 from grader import messages
 from speed import estep, gpu, grading, logprobs, rlvr, sampling, training
@@ -106,15 +105,10 @@ def read_results(name):
     """The results of a .json file; none for the name of a machine. Raises UserError."""
     if not name.endswith(".json"):
         return {"machine": {"name": name}, "rows": []}
-    try:
-        with open(name) as f:
-            results = json.load(f)
-        if {"machine", "rows"} <= set(results):
-            return results
-        reason = "it has no machine or no rows"
-    except (OSError, ValueError, TypeError) as e:
-        reason = getattr(e, "strerror", None) or "it is not JSON"
-    raise UserError(f"--markdown {name}: expected results that python -m speed wrote, but {reason}")
+    results = read_object(name)
+    if not {"machine", "rows"} <= results.keys():
+        raise UserError(f"--markdown {name}: expected a file of results that python -m speed wrote")
+    return results
 
 
 def result_cell(name, run):
