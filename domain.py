@@ -232,17 +232,18 @@ def unit_tests(rng, name, stages, constants, form):
     inputs = [rng.sample([*range(10), *rng.choices(range(10), k=6)], 16) for _ in range(3)]
     inputs.append([])
 
-    def results(constants):
-        scope = {}
-        exec(f"def {name}(xs):" + solution_text(body_lines(stages, constants, form)[0]), scope)
-        return [scope[name](x) for x in inputs]
+    variables = [f"k{i}" for i in range(len(stages))]
+    body, _ = body_lines(stages, variables, form)
+    scope = {}
+    exec(f"def {name}(xs, {', '.join(variables)}):" + solution_text(body), scope)
 
-    wanted = results(constants)
+    function = scope[name]
+    pairs = [(x, function(x, *constants)) for x in inputs]
     for i in range(len(constants)):
         for digit in set(range(10)) - {constants[i]}:
-            if results(constants[:i] + [digit] + constants[i + 1 :]) == wanted:
+            changed = constants[:i] + [digit] + constants[i + 1 :]
+            if all(function(x, *changed) == y for x, y in pairs):
                 return None
-    pairs = zip(inputs, wanted, strict=True)
     return "".join(f"assert {name}({x}) == {y!r}\n" for x, y in pairs)
 
 

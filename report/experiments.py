@@ -7,8 +7,9 @@
 
 A folder a seed (of `lengths`: one a number of stages and seed) and a log a command. What is
 finished is not run again, and what was stopped goes on, so the same command can be given until all
-of it is there. The table goes to OUT/table.md: means over the seeds, the lowest pass@1, and the
-interval of the last row's difference to each other row, paired by seed (Student's t).
+of it is there. The table goes to OUT/NAME.md: means over the seeds, the lowest pass@1, and the
+interval of the last row's difference to each other row, paired by seed (Student's t). Experiments
+that share rows, such as default, controls and penalty, can share a folder.
 """
 
 import argparse
@@ -23,7 +24,20 @@ import threading
 
 import numpy as np
 
-from config import Parser, UserError, command, ended_by_signals, stages_of, write_output
+from config import (
+    Config,
+    Parser,
+    UserError,
+    command,
+    deciding,
+    differences,
+    ended_by_signals,
+    parse,
+    read_object,
+    stages_of,
+    write_output,
+    writing,
+)
 from formats.results import read_entries
 from report.curves import HELD, bounds_over_seeds, markdown_table, spread
 from report.files import json_lines
@@ -37,6 +51,7 @@ LENGTHS = {1: 60, 2: 80, 3: 120, 4: 160, 6: 300, 8: 400}
 # a base of programs of all these lengths, which seldom thinks
 LONG_BASE = "--base-stages 1,2,3,4,6,8 --useful 0.1 --pretrain-steps 800"
 SIX_STAGES = f"--stages 6 {LONG_BASE}"
+STAGE = {"--stage": {}}  # the option of train.py that is no setting
 
 
 @dataclasses.dataclass
@@ -45,6 +60,7 @@ class TableRow:
 
     model: str  # its name in results.json, or rlvr-...: in metrics.jsonl
     command: str  # arguments of train.py, without --out and --seed
+    needs: str = ""  # the row whose model it begins with
 
 
 def em_row(name, options):
@@ -61,7 +77,10 @@ def selection(n, by="snippet", options="", name=""):
 def grpo(start, options="", name=""):
     """A row by GRPO. name: where the start has another row already."""
     named = f"--name rlvr-{name} " if name else ""
-    return TableRow(f"rlvr-{name or start}", f"--stage rlvr --init {start} {named}{options}")
+    makes = {"base": ("pretrain",), "ntp": ("pretrain", "ntp")}.get(start, ())  # if missing
+    stages = [f"--stage {stage} {options} && " for stage in makes]
+    training = f"--stage rlvr --init {start} {named}{options}"
+    return TableRow(f"rlvr-{name or start}", "".join(stages) + training, "" if makes else start)
 
 
 def grpo_recipe(name, options=""):
@@ -88,7 +107,7 @@ DEFAULT = TableRow("ra3", "--stage em")
 GRADIENT_FIRST = "--estep reinforce,best-of-n"
 CONTROLS = [
     DEFAULT,
-    TableRow("ntp-as-ra3", "--stage ntp --match ra3 && --stage eval --models ntp-as-ra3"),
+    TableRow("ntp-as-ra3", "--stage ntp --match ra3 && --stage eval --models ntp-as-ra3", "ra3"),
     em_row("none", "--estep none"),
     em_row("random", "--estep random"),
     em_row("oracle", "--estep oracle"),
@@ -128,6 +147,7 @@ EXPERIMENTS = {
         grpo_recipe("tests", "--reward tests"),  # partial credit
         TableRow(  # shorter programs first
             "rlvr-curriculum",
+            f"--stage pretrain {SIX_STAGES} && "
             f"--stage rlvr --init base --name rlvr-short --rl-steps 80 --stages 2 {LONG_BASE} && "
             f"--stage rlvr --init rlvr-short --name rlvr-curriculum --rl-steps 60 {SIX_STAGES}",
         ),
@@ -169,11 +189,15 @@ def commands_of(row, folder, options):
 
 def figures_of(folder, model):
     """What a folder's files say of a model: a dict, or None if it is not there yet."""
-    if not model.startswith("rlvr-"):
-        return read_entries(os.path.join(folder, "results.json")).get(model)
-    if not os.path.exists(os.path.join(folder, f"{model}.pt")):
-        return None
-    return curve_of(folder, model)[-1]
+    if by_grpo(model):
+        finished = os.path.exists(os.path.join(folder, f"{model}.pt"))
+        return curve_of(folder, model)[-1] if finished else None
+    figures = read_entries(os.path.join(folder, "results.json")).get(model)
+    return figures if figures and figures.get("pass@1") is not None else None
+
+
+def by_grpo(model):
+    return model.startswith("rlvr-")
 
 
 def curve_of(folder, model):
@@ -229,8 +253,29 @@ def run_seed(name, seed, out, rows, lengths, running):
     """Run what is missing of a seed, one command after the other. Raises UserError."""
     all_folders = folders_of(name, seed, out)
     for folder, options in folders_of(name, seed, out, lengths).items():
+        for row in EXPERIMENTS[name]:
+            check_settings(row, folder, options)
         share_base(folder, all_folders)
         run_folder(folder, rows, options, running)
+
+
+def check_settings(row, folder, options):
+    """Raises UserError if a model of the folder was made with other settings than its row's.
+
+    Longer training than the row's will do.
+    """
+    settings = read_object(os.path.join(folder, f"settings-{row.model}.json"))
+    if not settings:
+        return
+    made = [argv for argv in commands_of(row, folder, options) if "eval" not in argv][-1]
+    cfg, _ = parse([argument for argument in made[2:] if argument != "--resume"], STAGE, "")
+    result = "rlvr" if by_grpo(row.model) else "base" if row.model == "base" else "em"
+    decide = {*deciding("base"), *deciding(result)}
+    longer = {f.name for f in dataclasses.fields(Config) if f.metadata["grows"]}
+    if unlike := differences(settings, cfg, decide - longer):
+        raise UserError(
+            f"{folder}: {row.model} was made with {', '.join(unlike)}; give another --out"
+        )
 
 
 def run_folder(folder, rows, options, running):
@@ -238,14 +283,14 @@ def run_folder(folder, rows, options, running):
     for row in rows:
         if figures_of(folder, row.model) is not None:
             continue
-        os.makedirs(os.path.dirname(folder) or ".", exist_ok=True)
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
         log = f"{folder}-{row.model}.log"
         for argv in commands_of(row, folder, options):
             with open(log, "a") as f:
                 print(shlex.join(argv[1:]), file=f, flush=True)
                 status = running.run(argv, stdout=f, stderr=subprocess.STDOUT)
             if status:
-                raise UserError(f"{shlex.join(argv[1:])}: exit status {status}; see {log}")
+                raise UserError(f"{folder}: {row.model}: exit status {status}; see {log}")
 
 
 def share_base(folder, others):
@@ -258,6 +303,9 @@ def share_base(folder, others):
         shutil.copyfile(os.path.join(made[0], name), os.path.join(folder, name))
 
 
+OF_GRPO = """pass@1 of rlvr-...: the last held-out pass rate, `--eval-samples` programs a task; of
+the others: `--samples` programs a task.
+"""
 COLUMNS = (
     ("pass@1", "pass@1", "{:.3f}", 1),
     ("pass@5", "pass@5", "{:.3f}", 1),
@@ -271,7 +319,7 @@ COLUMNS = (
 
 
 def markdown_of(folders, models):
-    """The table over some folders, in Markdown: of the models that are there."""
+    """The table over some folders, in Markdown: of the models that are there, at least one."""
     lines = [["", "seeds", "lowest", *(title for _, title, _, _ in COLUMNS)]]
     rates = {}
     for model in models:
@@ -289,9 +337,14 @@ def markdown_of(folders, models):
 
 
 def differences_in_points(rates):
-    """Lines: the last model beside each other one, paired over the folders that have both."""
+    """Lines: the last model beside each other one, paired over the folders that have both.
+
+    GRPO's models are left out beside one that is not: their pass rates are of fewer programs.
+    """
     *others, last = rates
     for other in others:
+        if by_grpo(other) != by_grpo(last):
+            continue
         both = rates[last].keys() & rates[other].keys()
         points = [100 * (rates[last][folder] - rates[other][folder]) for folder in both]
         if len(points) > 1:
@@ -304,18 +357,20 @@ def differences_in_points(rates):
 
 
 def write_tables(name, seeds, out):
-    """Write OUT/table.md, and print it: a table, of `lengths` one a number of stages."""
+    """Write OUT/NAME.md, and print it: a table, of `lengths` one a number of stages."""
     by_setting = [list(folders_of(name, seed, out)) for seed in seeds]
-    tables = []
+    models, tables = models_of(EXPERIMENTS[name]), []
     for folders in zip(*by_setting, strict=True):
         title = os.path.basename(os.path.dirname(folders[0])) if len(by_setting[0]) > 1 else name
-        if any(map(os.path.isdir, folders)):
-            tables.append(f"## {title}\n\n{markdown_of(folders, models_of(EXPERIMENTS[name]))}\n")
+        if any(figures_of(folder, model) for folder in folders for model in models):
+            tables.append(f"## {title}\n\n{markdown_of(folders, models)}\n")
+    if any(map(by_grpo, models)):
+        tables.append(OF_GRPO)
     curves = curves_of_starts(seeds, out) if name == "lengths" else {}
     if curves:
         tables.append(f"## At equal total compute\n\n{lengths_table(curves)}\n")
     text = "\n".join(tables)
-    write_output(os.path.join(out, "table.md"), "--out", text.encode())
+    write_output(os.path.join(out, f"{name}.md"), "--out", text.encode())
     print(text)
     if curves:
         rates = rates_of_models(seeds, out)
@@ -357,23 +412,29 @@ def models_of(rows):
 
 
 def seeds_of(text):
-    """Example: "0-3,7" -> [0, 1, 2, 3, 7]. Raises UserError."""
+    """Example: "0-3,7" -> [0, 1, 2, 3, 7]; each once. Raises UserError."""
     try:
-        ranges = [part.split("-") for part in text.split(",")]
-        seeds = [n for ends in ranges for n in range(int(ends[0]), int(ends[-1]) + 1)]
+        seeds = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
         if not seeds:
             raise ValueError("an empty range")
-        return seeds
+        return list(dict.fromkeys(seeds))
     except ValueError:
         raise UserError(f"--seeds {text}: expected numbers and ranges, such as 0-3,7") from None
 
 
 def rows_of(name, text):
-    """The rows of an experiment that --rows names; all without it. Raises UserError."""
+    """The rows of an experiment that --rows names, and those they need; all without it.
+
+    Raises UserError.
+    """
     rows = {row.model: row for row in EXPERIMENTS[name]}
-    wanted = rows if text is None else text.split(",")
-    if unknown := [model for model in wanted if model not in rows]:
-        raise UserError(f"--rows {unknown[0]}: expected some of {', '.join(rows)}")
+    wanted = list(rows) if text is None else text.split(",")
+    if not rows.keys() >= set(wanted):
+        raise UserError(f"--rows {text}: expected some of {', '.join(rows)}")
+    wanted += [rows[model].needs for model in wanted]
     return [row for model, row in rows.items() if model in wanted]
 
 
@@ -388,9 +449,9 @@ def lengths_of(name, text):
     return lengths
 
 
-def describe():
-    """Every experiment with its commands."""
-    for name, rows in EXPERIMENTS.items():
+def describe(experiments):
+    """The commands of some experiments."""
+    for name, rows in experiments.items():
         common = "" if name != "lengths" else f", each with --stages and --rl-steps, {LONG_BASE}"
         print(f"{name}{common}:")
         for row in rows:
@@ -400,23 +461,26 @@ def describe():
 
 def main(argv):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help=f"one of {', '.join(EXPERIMENTS)}")
-    parser.add_argument("--list", action="store_true", help="print the experiments, run nothing")
+    names = ", ".join(EXPERIMENTS)
+    parser.add_argument("name", nargs="?", default="", help=f"one of {names}")
+    parser.add_argument("--list", action="store_true", help="print commands, run nothing")
     parser.add_argument("--seeds", default="0-4", help="numbers and ranges (default 0-4)")
-    parser.add_argument("--rows", help="only these rows, with commas between")
+    parser.add_argument("--rows", help="only these rows and those they need, with commas between")
     parser.add_argument("--stages", help="lengths: only these numbers of stages")
     parser.add_argument("--out", default="", help="folder of the runs (default runs/NAME)")
     parser.add_argument("--jobs", type=int, default=1, help="commands at once (default 1)")
     args = parser.parse_args(argv)
+    if args.name not in EXPERIMENTS and (args.name or not args.list):
+        raise UserError(f"{args.name or 'no experiment'}: expected one of {names}, or --list")
+    rows = rows_of(args.name, args.rows) if args.name else []
     if args.list:
-        return describe()
-    if args.name not in EXPERIMENTS:
-        raise UserError(f"{args.name}: expected one of {', '.join(EXPERIMENTS)}, or --list")
+        return describe({args.name: rows} if args.name else EXPERIMENTS)
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: expected a number of at least 1")
-    seeds = seeds_of(args.seeds)
-    rows, lengths = rows_of(args.name, args.rows), lengths_of(args.name, args.stages)
+    seeds, lengths = seeds_of(args.seeds), lengths_of(args.name, args.stages)
     out = args.out or os.path.join("runs", args.name)
+    with writing(out, "--out", "give another path"):
+        os.makedirs(out, exist_ok=True)
     run_seeds(args.name, seeds, out, rows, lengths, args.jobs)
     write_tables(args.name, seeds, out)
 
