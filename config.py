@@ -229,9 +229,9 @@ class Config:
     )
     stages: str = setting(
         "2,3",
-        "built-in domain: hard lines of a program, one a stage; several numbers with commas: one "
-        "of them, drawn for each program; above 3, block, rows, max_new, snippets and infuse "
-        "follow unless given",
+        "built-in domain: hard lines of a program, one a stage, 1 to 9; several numbers with "
+        "commas: one of them, drawn for each program; above 3, block, rows, max_new, snippets and "
+        "infuse follow unless given",
         of="ntp rlvr",
     )
     base_stages: str = setting(
@@ -995,9 +995,10 @@ def fit_stages(cfg, values):
     longest_row = max(longest, *stages_of(cfg.base_stages, "--base-stages"))
     if cfg.preset != "tiny" or longest_row <= 3:
         return
-    block = TOKENS_A_STAGE * longest_row
-    fitting = {"block": block, "rows": cfg.rows * cfg.block // block, "max_new": block}
-    for name in ("snippets", "infuse"):
+    room = TOKENS_A_STAGE * longest_row
+    rows = Config.rows * Config.block // values.get("block", room)
+    fitting = {"block": room, "rows": max(1, rows), "max_new": room}
+    for name in ("snippets", "infuse") * (cfg.data == "domain"):
         fitting[name] = 3 * getattr(cfg, name) // max(3, longest)
     for name, value in fitting.items():
         if name not in values:

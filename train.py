@@ -122,6 +122,7 @@ def pretrain(run):
         model = huggingface.open_pretrained(huggingface.find(cfg), getattr(torch, cfg.weights))
         run.save("base", model, flops=0.0, settings=run.settings_of(("model",)))
         return
+    check_base_block(run)
     parallel.rank0_only(tokenizers.save_tokenizer)(run.tok, run.path("tokenizer.txt"))
     model = Transformer(base_shape(run)).init_weights(cfg.seed)
     model = model.to(run.device, getattr(torch, cfg.weights))
@@ -146,6 +147,20 @@ def pretrain(run):
     run.save(
         "base", parallel.unwrap(model), flops=progress["flops"], settings=settings, skill=skill
     )
+
+
+def check_base_block(run):
+    """Raises UserError if a tenth of the base corpus' functions do not fit a row: none is cut."""
+    cfg, rng = run.cfg, random.Random("base block")
+    lengths = stages_of(cfg.base_stages)
+    texts = ["".join(domain.base_text(rng, 0.0, cfg.useful, lengths)) for _ in range(300)]
+    sizes = [len(run.tok.encode(text)) + 1 for text in texts]  # and the end of the text
+    if np.mean([size > cfg.block for size in sizes]) > 0.1:
+        raise UserError(
+            f"--block {cfg.block}: functions of the base corpus (--base-stages {cfg.base_stages}) "
+            f"have up to {max(sizes)} tokens, and those that do not fit would be left out; "
+            "expected at least that"
+        )
 
 
 def pretrain_lap(run, model, optimizer, progress):
@@ -340,6 +355,11 @@ def infused(run, name, q, pi, way, iteration, flops):
     documents.write_documents(path, docs)
     parallel.rank0_only(run.forget_batches)(name)
     work = 2 * work_size(pi) * counts["forward_tokens"]
+    if counts["cut"]:
+        tqdm.write(
+            f"{name}: {counts['cut']} of {counts['cut'] + counts['think']} thoughts did not fit "
+            f"--block {cfg.block} and are left out"
+        )
     run.log(
         name,
         phase="infuse",

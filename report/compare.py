@@ -19,7 +19,7 @@ from report.markup import (
     section,
 )
 from report.page import settings_table, whole_page
-from report.results import FIGURES, figure_of, title_of
+from report.results import FIGURES, figure_of, title_of, unlike_in_words
 from report.training import ESTEP_CHARTS, heldout_points
 
 UNLIMITED = (-np.inf, np.inf)
@@ -74,7 +74,8 @@ def results_over_seeds(folders):
         if any(cell != "-" for cell in cells):
             lines.append([escape(title) + element("small", escape(meaning)), *cells])
     words = [element("li", escape(line)) for line in differences_over_seeds(folders, models)]
-    warnings = [missing_in_words(folders, models), unlike_in_words(folders, models)]
+    entries = [entry for folder in folders for entry in folder.results.values()]
+    warnings = [missing_in_words(folders, models), unlike_in_words(entries, ["seed"])]
     return section(
         "results",
         "Results",
@@ -142,19 +143,6 @@ def missing_in_words(folders, models):
         if names:
             gaps.append(f"{folder.name} ({', '.join(names)})")
     return f"No results of: {'; '.join(gaps)}." if gaps else ""
-
-
-def unlike_in_words(folders, models):
-    """Which settings of measuring differ between the entries, besides the seed; "" for none."""
-    measured = [
-        folder.results[model]["measured"]
-        for folder in folders
-        for model in models
-        if "measured" in folder.results.get(model, {})
-    ]
-    keys = dict.fromkeys(key for entry in measured for key in entry if key != "seed")
-    unlike = [key for key in keys if len({str(entry.get(key)) for entry in measured}) > 1]
-    return f"Not measured alike: {', '.join(unlike)} differ." if unlike else ""
 
 
 # ---------------------------------------------------------------- curves

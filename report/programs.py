@@ -1,7 +1,7 @@
 """Programs side by side: prompts, verdicts, the failing test, and the place of the fault."""
 
 from benchmarks import suites
-from config import UserError
+from config import Config, UserError, stages_of
 from domain import domain_tasks
 from report.faults import Examiner
 from report.markup import disclosure, element, escape, paragraph, section
@@ -59,8 +59,9 @@ def problems_of(folder, suite, rows):
     if suite == "domain":
         measured = next(iter(folder.results.values()), {}).get("measured", folder.settings)
         try:
-            tasks = domain_tasks(*(measured[key] for key in ("seed", "eval_tasks", "eval_split")))
-        except KeyError:
+            asked = [measured[key] for key in ("seed", "eval_tasks", "eval_split")]
+            tasks = domain_tasks(*asked, stages_of(str(measured.get("stages", Config.stages))))
+        except (KeyError, UserError):
             return {}
     else:
         try:

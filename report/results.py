@@ -47,13 +47,23 @@ def results_section(folder):
         if any(cell != "-" for cell in cells):
             lines.append([escape(title) + element("small", escape(meaning)), *cells])
     words = [element("li", escape(line)) for line in differences_in_words(folder, models)]
+    unlike = unlike_in_words(folder.results.values())
     return section(
         "results",
         "Results",
         html_table(lines, "Figures of each model, with 95% intervals in brackets", "figures"),
         element("ul", *words) if words else "",
+        paragraph(unlike, "down") if unlike else "",
         paragraph(intervals_in_words(folder, models), "note"),
     )
+
+
+def unlike_in_words(entries, ignored=()):
+    """Which settings of measuring differ between entries of results.json; "" for none."""
+    measured = [entry["measured"] for entry in entries if "measured" in entry]
+    keys = dict.fromkeys(key for settings in measured for key in settings if key not in ignored)
+    unlike = [key for key in keys if len({str(settings.get(key)) for settings in measured}) > 1]
+    return f"Not measured alike: {', '.join(unlike)} differ." if unlike else ""
 
 
 def intervals_in_words(folder, models):
@@ -93,9 +103,14 @@ def figure_of(result, key):
 
 
 def differences_in_words(folder, models):
-    """Lines: the last model beside the ones before it, with paired intervals."""
+    """Lines: the last model beside the ones before it, with paired intervals.
+
+    Only beside those that were measured alike.
+    """
     lines = []
     for baseline in models[:-1]:
+        if unlike_in_words([folder.results[baseline], folder.results[models[-1]]]):
+            continue
         pair = f"{title_of(models[-1])} beside {title_of(baseline)}"
         for key, title, form in (("pass@1", "pass@1", "{:+.3f}"), ("elbo", "bound", "{:+.2f}")):
             if bounds := paired_bounds(folder, models[-1], baseline, key):

@@ -123,6 +123,14 @@ def test_a_base_that_falls_short_is_trained_on_and_then_refused(tmp_path, monkey
     assert not (tmp_path / "bad" / "base.pt").exists()
 
 
+def test_a_row_too_short_for_the_base_corpus_is_refused(tmp_path):
+    """The functions that do not fit would be left out, in silence."""
+    short = "--stage pretrain --pretrain-steps 1 --stages 2 --base-stages 8 --block 288".split()
+    with pytest.raises(config.UserError, match=r"--block 288: .*--base-stages 8.* up to \d+ tok"):
+        train.main([*TINY, "--out", str(tmp_path / "short"), *short])
+    assert not (tmp_path / "short" / "base.pt").exists()
+
+
 # ---------------------------------------------------------------- where a gradient is worth it
 
 

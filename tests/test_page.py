@@ -1,5 +1,6 @@
 """The page of a run: numbers by hand, faults of programs, and the page in a real browser."""
 
+import html
 import html.parser
 import json
 import re
@@ -233,6 +234,37 @@ def test_without_p_think(run_folder):
     text = run_page(open_folder(str(run_folder)))
     ra3 = text.split('aria-label="RA3, ')[1].split("</article>")[0]
     assert "--p:" not in ra3 and ra3.count('<td class="p"></td>') == ra3.count("▲") > 0
+
+
+def test_models_measured_unlike_are_not_compared(run_folder):
+    """As after an evaluation of ra3 alone on programs of another length."""
+    results = {model: result(model) for model in MODELS}
+    assert "ntp" in MODELS
+    text = run_page(open_folder(str(run_folder)))
+    assert "RA3 beside NTP: pass@1" in text and "Not measured alike" not in text
+    for model in ("base", "ntp"):
+        results[model]["measured"] = {**MEASURED, "stages": "8"}
+    results["ra3"]["measured"] = {**MEASURED, "stages": "3"}
+    (run_folder / "results.json").write_text(json.dumps(results))
+    text = run_page(open_folder(str(run_folder)))
+    assert "Not measured alike: stages differ." in text
+    assert "RA3 beside NTP" not in text
+
+
+def test_problems_of_long_programs_are_shown(run_folder):
+    """Problems are drawn again with the number of stages that the models were measured with."""
+    long = domain_tasks(0, 3, "test", (6,))
+    results = {model: result(model) for model in MODELS}
+    for model in MODELS:
+        results[model]["measured"] = {**MEASURED, "stages": "6"}
+        rows = [
+            {"task_id": task.name, "completion": task.solution, "verdict": "passed", "seconds": 0.1}
+            for task in long
+        ]
+        write_rows(run_folder / f"samples-{model}.jsonl", rows)
+    (run_folder / "results.json").write_text(json.dumps(results))
+    text = html.unescape(run_page(open_folder(str(run_folder))))
+    assert all(task.prompt in text for task in long)
 
 
 def test_frequent_thoughts_by_hand():

@@ -151,6 +151,11 @@ def test_long_programs_have_room():
             assert most - each < getattr(cfg, number) * each <= most
     cfg = make(stages="2", base_stages="2,8", rows=5, infuse=7)
     assert (cfg.block, cfg.rows, cfg.snippets, cfg.infuse) == (768, 5, usual["snippets"], 7)
+    for block in (480, 576, 700):  # a step keeps its tokens
+        tokens = make(stages="6", block=block).rows * block
+        assert usual["rows"] * usual["block"] - block < tokens <= usual["rows"] * usual["block"]
+    cfg = make(stages="6", data="stdlib")
+    assert (cfg.snippets, cfg.infuse) == (usual["snippets"], usual["infuse"])
 
 
 def test_a_setting_says_what_it_decides():
