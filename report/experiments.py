@@ -47,7 +47,7 @@ from report.lengths import LAST, lengths_figure, lengths_table
 WEAK = "--base-check false --infuse 600 --mstep-steps 30"
 # hard lines a program -> steps of GRPO from the base: to the FLOPs at which that from ra3 ends, or
 # to where its pass rate is level
-LENGTHS = {1: 60, 2: 80, 3: 120, 4: 160, 6: 300, 8: 400}
+LENGTHS = {1: 60, 2: 80, 3: 120, 4: 160, 6: 300, 8: 240}
 # a base of programs of all these lengths, which seldom thinks
 LONG_BASE = "--base-stages 1,2,3,4,6,8 --useful 0.1 --pretrain-steps 800"
 SIX_STAGES = f"--stages 6 {LONG_BASE}"
