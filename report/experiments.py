@@ -157,6 +157,7 @@ EXPERIMENTS = {
         selection(20, "line"),
         selection(8, "line"),  # at RA3's compute
         em_row("group", f"{GRADIENT_FIRST} --credit group"),
+        em_row("ra3-a-line", "--choose-by line"),
         em_row("ra3", ""),
         grpo("base"),  # as many steps as LENGTHS has
         *(grpo(start, "--rl-steps 20") for start in ("best-of-20", "group", "ra3")),

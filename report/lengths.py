@@ -21,6 +21,7 @@ COLOURS = {
     "best-of-20-a-line": "C4",
     "best-of-8-a-line": "C6",
     "group": "C5",
+    "ra3-a-line": "C8",
     "ra3": "C3",
 }
 
