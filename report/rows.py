@@ -10,8 +10,6 @@ LENGTHS = {1: 60, 2: 80, 3: 120, 4: 160, 6: 300, 8: 240}
 # a base of programs of all these lengths, which seldom thinks
 LONG_BASE = "--base-stages 1,2,3,4,6,8 --useful 0.1 --pretrain-steps 800"
 SIX_STAGES = f"--stages 6 {LONG_BASE}"
-# where two notes in five are wrong in programs of eight stages; here the base learns these alone
-EIGHT_STAGES = "--stages 8 --base-stages 8 --useful 0.1 --pretrain-steps 800"
 
 
 @dataclasses.dataclass
@@ -122,13 +120,5 @@ EXPERIMENTS = {
         grpo("base"),  # as many steps as LENGTHS has
         *(grpo(start, "--rl-steps 20") for start in ("best-of-20", "group", "ra3")),
         grpo("ntp", "--rl-steps 80"),
-    ],
-    "eight": [
-        selection(20, options=EIGHT_STAGES),
-        selection(8, "line", EIGHT_STAGES),
-        em_row("ra3-a-line", f"{EIGHT_STAGES} --choose-by line"),
-        em_row("ra3", EIGHT_STAGES),
-        grpo("base", f"{EIGHT_STAGES} --rl-steps 240"),
-        grpo("ra3", f"{EIGHT_STAGES} --rl-steps 20"),
     ],
 }
