@@ -996,7 +996,7 @@ def fit_stages(cfg, values):
     if cfg.preset != "tiny" or longest_row <= 3:
         return
     room = TOKENS_A_STAGE * longest_row
-    rows = Config.rows * Config.block // values.get("block", room)
+    rows = Config.rows * Config.block // max(1, values.get("block", room))
     fitting = {"block": room, "rows": max(1, rows), "max_new": room}
     for name in ("snippets", "infuse") * (cfg.data == "domain"):
         fitting[name] = 3 * getattr(cfg, name) // max(3, longest)

@@ -232,11 +232,10 @@ def unit_tests(rng, name, stages, constants, form):
     inputs = [rng.sample([*range(10), *rng.choices(range(10), k=6)], 16) for _ in range(3)]
     inputs.append([])
 
-    variables = [f"k{i}" for i in range(len(stages))]
+    variables = [f"k{i}" for i in range(len(stages))]  # in the place of the constants
     body, _ = body_lines(stages, variables, form)
     scope = {}
     exec(f"def {name}(xs, {', '.join(variables)}):" + solution_text(body), scope)
-
     function = scope[name]
     pairs = [(x, function(x, *constants)) for x in inputs]
     for i in range(len(constants)):

@@ -273,7 +273,7 @@ def rates_of_models(seeds, out):
     """{model: {(stages, seed): pass@1}} of what `lengths` has mid-trained."""
     rates = {}
     for model, key, _, figures in finished_at_lengths(seeds, out):
-        if not model.startswith("rlvr-"):
+        if not by_grpo(model):
             rates.setdefault(model, {})[key] = figures["pass@1"]
     return rates
 
@@ -282,7 +282,7 @@ def curves_of_starts(seeds, out):
     """{start: {(stages, seed): rows}} of the GRPO runs of `lengths` that are finished."""
     curves = {}
     for model, key, folder, _ in finished_at_lengths(seeds, out):
-        if model.startswith("rlvr-"):
+        if by_grpo(model):
             curves.setdefault(model.removeprefix("rlvr-"), {})[key] = curve_of(folder, model)
     return curves if LAST in curves else {}
 
