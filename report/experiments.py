@@ -136,12 +136,12 @@ def run_seed(name, seed, out, rows, lengths, running):
     all_folders = folders_of(name, seed, out)
     for folder, options in folders_of(name, seed, out, lengths).items():
         for row in EXPERIMENTS[name]:
-            check_settings(row, folder, options)
+            check_made_by(row, folder, options)
         share_base(folder, all_folders)
         run_folder(folder, rows, options, running)
 
 
-def check_settings(row, folder, options):
+def check_made_by(row, folder, options):
     """Raises UserError if a model of the folder was made with other settings than its row's.
 
     Longer training than the row's will do.
@@ -150,10 +150,14 @@ def check_settings(row, folder, options):
     if not settings:
         return
     made = [argv for argv in commands_of(row, folder, options) if "eval" not in argv][-1]
-    cfg, _ = parse([argument for argument in made[2:] if argument != "--resume"], STAGE, "")
+    cfg, _ = parse(made[2:], STAGE, "")
     result = "rlvr" if by_grpo(row.model) else "base" if row.model == "base" else "em"
     decide = {*deciding("base"), *deciding(result)}
-    longer = {f.name for f in dataclasses.fields(Config) if f.metadata["grows"]}
+    longer = {
+        f.name
+        for f in dataclasses.fields(Config)
+        if f.metadata["grows"] and settings.get(f.name, f.default) > getattr(cfg, f.name)
+    }
     if unlike := differences(settings, cfg, decide - longer):
         raise UserError(
             f"{folder}: {row.model} was made with {', '.join(unlike)}; give another --out"
@@ -201,7 +205,7 @@ COLUMNS = (
 
 
 def markdown_of(folders, models):
-    """The table over some folders, in Markdown: of the models that are there, at least one."""
+    """The table over some folders, in Markdown: of the models that are there; "" without any."""
     lines = [["", "seeds", "lowest", *(title for _, title, _, _ in COLUMNS)]]
     rates = {}
     for model in models:
@@ -215,6 +219,8 @@ def markdown_of(folders, models):
             values = [entry[key] / unit for entry in entries.values() if entry.get(key) is not None]
             cells.append(spread(values, form) if values else "-")
         lines.append(cells)
+    if not rates:
+        return ""
     return "\n".join([markdown_table(lines), "", *differences_in_points(rates)])
 
 
@@ -244,8 +250,8 @@ def write_tables(name, seeds, out):
     models, tables = models_of(EXPERIMENTS[name]), []
     for folders in zip(*by_setting, strict=True):
         title = os.path.basename(os.path.dirname(folders[0])) if len(by_setting[0]) > 1 else name
-        if any(figures_of(folder, model) for folder in folders for model in models):
-            tables.append(f"## {title}\n\n{markdown_of(folders, models)}\n")
+        if table := markdown_of(folders, models):
+            tables.append(f"## {title}\n\n{table}\n")
     if any(map(by_grpo, models)):
         tables.append(OF_GRPO)
     curves = curves_of_starts(seeds, out) if name == "lengths" else {}

@@ -80,6 +80,9 @@ def test_models_of_other_settings_are_refused(tmp_path, monkeypatch):
     longer = dict(json.loads(settings.read_text()), iters=5)
     settings.write_text(json.dumps(longer))
     experiments.main(["default", "--rows", "ra3", "--seeds", "0", "--out", str(tmp_path)])
+    settings.write_text(json.dumps(dict(longer, iters=1)))
+    with pytest.raises(UserError, match=r"0: ra3 was made with iters=1 and not 2"):
+        experiments.main(["default", "--rows", "ra3", "--seeds", "0", "--out", str(tmp_path)])
 
 
 def test_a_result_without_its_figure_is_made_again(tmp_path, monkeypatch):
